@@ -1,0 +1,46 @@
+# Two targets do everything on a machine with Python and make; each sets up .venv if it is not there.
+#   make sweep [SWEEP=jobs/demo.yaml] [TASK=folder] [METRIC=macro_f1] [SEEDS=0,1,2] [STORE=results]
+#   make test
+#   make test-gpu: what needs a GPU
+PYTHON ?= python3
+SWEEP ?= jobs/demo.yaml
+STORE ?= results
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+SOURCES := aang_ray jobs benchmarks
+ALL := $(SOURCES) tests
+
+# Empty variables leave the sweep file's own values.
+ARGUMENTS = $(if $(TASK),--task "$(TASK)") $(if $(METRIC),--metric "$(METRIC)") $(if $(SEEDS),--seeds "$(SEEDS)")
+
+.PHONY: sweep test test-gpu
+
+sweep: .venv/.demo
+	@.venv/bin/aang sweep "$(SWEEP)" --store "$(STORE)" $(ARGUMENTS)
+
+test: .venv/.dev
+	.venv/bin/ruff format --check $(ALL)
+	.venv/bin/ruff check $(ALL)
+	.venv/bin/mypy --strict $(SOURCES)
+	.venv/bin/lint-imports
+	$(PY) -m pytest
+
+test-gpu: .venv/.dev
+	@$(PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no GPU on this machine")'
+	$(PY) -m pytest -m gpu
+
+# A stamp each: newer than what it was installed from means there is nothing to do.
+.venv/.demo: pyproject.toml constraints.txt | $(PY)
+	@echo "installing aang-ray[demo] into .venv (some minutes the first time)"
+	@$(PIP) install -c constraints.txt -e '.[demo]'
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | $(PY)
+	@echo "installing aang-ray[demo,dev] into .venv (some minutes the first time)"
+	@$(PIP) install -c constraints.txt -e '.[demo,dev]'
+	@touch $@ .venv/.demo
+
+$(PY):
+	@echo "making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv .venv

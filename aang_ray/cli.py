@@ -1,0 +1,214 @@
+"""`aang ...`: the verbs a person types. Each imports what it needs itself, so that `aang --help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from typer.exceptions import TyperException
+
+from aang_ray import __version__
+from aang_ray.errors import RunFailure, UserError
+from aang_ray.train.checkpoint_signals import Interrupted
+
+if TYPE_CHECKING:
+    from aang_ray.store import Store
+
+STORE_VARIABLE = "AANG_STORE"
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT."""
+
+app = typer.Typer(
+    help="Does an automatically generated auxiliary objective beat plain fine-tuning on your data, and by how much?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="End tasks.", no_args_is_help=True)
+space_app = typer.Typer(help="Search spaces of auxiliary objectives.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(space_app, name="space")
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting, for example optim.body_lr=1e-4; may be repeated."),
+]
+StoreUri = Annotated[
+    str,
+    typer.Option("--store", envvar=STORE_VARIABLE, metavar="URI", help="Folder or URI of the Parquet store."),
+]
+Format = Literal["markdown", "json", "csv", "latex"]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help="YAML file of a run; none: all defaults.")] = None,
+    settings: Settings = None,
+    store: StoreUri = "results",
+    export: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep the trained classifier there.")] = None,
+) -> None:
+    """Run one configuration, print its scores and keep them in the store. Interrupted and typed again, it goes on."""
+    from rich.console import Console
+
+    from aang_ray.config import load_config
+    from aang_ray.sweep.single import train_once
+
+    run = load_config(config, settings or [])
+    result = train_once(run, _open_store(store), Console(), export).result
+    if result.status == "failed":
+        raise RunFailure(result.error or "the run failed")
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="Sweep file, for example jobs/demo.yaml.")],
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="Instead of the file's tasks; may be repeated.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="accuracy or macro_f1.")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="Instead of the file's: 0,1,2 or 0-4.")] = None,
+    settings: Settings = None,
+    store: StoreUri = "results",
+    max_hours: Annotated[float | None, typer.Option(help="End after so many hours; run again to go on.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the cells and an estimate of the time only.")
+    ] = False,
+    keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Do not run failed cells again.")] = False,
+) -> None:
+    """Run a grid of configurations, side by side, and print the table. Run again, it goes on where it ended.
+
+    Exit code 1 when a cell failed or remains.
+    """
+    from rich.console import Console
+
+    from aang_ray.sweep.command import sweep_file
+    from aang_ray.sweep.spec import SweepOverrides, parse_seeds
+
+    if max_hours is not None and max_hours <= 0:
+        raise UserError(f"--max-hours {max_hours:g}: must be above 0")
+    opened = _open_store(store)
+    overrides = SweepOverrides(tuple(task or ()), metric, parse_seeds(seeds) if seeds else (), tuple(settings or ()))
+    outcome = sweep_file(
+        file, overrides, opened, Console(), dry_run=dry_run, keep_failed=keep_failed, max_hours=max_hours
+    )
+    if outcome is None:
+        return
+    if outcome.done:
+        typer.echo("")
+        _print_table(store, "markdown", oracle=False)
+        typer.echo(f"\nresults: {opened.uri}")
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def status(
+    file: Annotated[Path | None, typer.Argument(help="A sweep file's name; none: the sweep last started.")] = None,
+    store: StoreUri = "results",
+) -> None:
+    """How far a sweep is: cells done, running, waiting, failed, and the time left. Reads the store alone."""
+    from rich.console import Console
+
+    from aang_ray.store import Store
+    from aang_ray.sweep.status import read_status, show_status
+
+    show_status(read_status(Store(store), file), Console())
+
+
+@app.command()
+def table(
+    store: StoreUri = "results",
+    output: Annotated[Format, typer.Option("--format", help="How to print it.")] = "markdown",
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Add the column of configurations chosen on test, as in the papers.")
+    ] = False,
+) -> None:
+    """Mean and standard deviation over the seeds, methods by tasks, from the store alone."""
+    _print_table(store, output, oracle=oracle)
+
+
+@data_app.command("show")
+def data_show(
+    task: Annotated[str, typer.Argument(help="A card, a folder, a labelled file or a Hugging Face dataset id.")],
+    settings: Settings = None,
+) -> None:
+    """Sizes, labels, token lengths and duplicates of an end task."""
+    from rich.console import Console
+
+    from aang_ray.config import load_config
+    from aang_ray.data import describe, load_end_task, render
+
+    config = load_config(None, [*(settings or ()), f"data.task={task}"])
+    render(describe(load_end_task(config.data, config.encoder)), Console())
+
+
+@space_app.command("show")
+def space_show(
+    name: Annotated[str, typer.Argument(help="A file of search_spaces/ by name, or a path to one.")],
+    published: Annotated[bool, typer.Option("--published", help="The legality of the research code.")] = False,
+) -> None:
+    """The objectives of a space, and what was ruled out and why."""
+    from rich.console import Console
+
+    from aang_ray.objectives.describe import render_space
+
+    render_space(name, "published" if published else "sound", Console())
+
+
+def _open_store(uri: str) -> Store:
+    from aang_ray.store import Store
+    from aang_ray.sweep.cluster import in_ray_job
+
+    if in_ray_job() and not ("://" in uri or Path(uri).is_absolute()):
+        raise UserError(f"--store {uri}: the folder of a Ray job goes away; give an absolute path or a URI")
+    return Store(uri)
+
+
+def _print_table(store: str, output: Format, *, oracle: bool) -> None:
+    from aang_ray.report import render, table_from
+    from aang_ray.store import Store
+
+    typer.echo(render(table_from(Store(store), oracle=oracle), output))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, 1 (a run failed), 2 (a wrong input) or 130 (interrupted).
+
+    Errors that a person can mend are one line on stderr, without a traceback.
+    """
+    try:
+        code = typer.main.get_command(app).main(
+            list(sys.argv[1:] if arguments is None else arguments), prog_name="aang", standalone_mode=False
+        )
+    except TyperException as error:
+        # A verb group without a verb has printed its help already, and has nothing to add.
+        return _complain(error.format_message(), 2) if error.format_message() else 2
+    except UserError as error:
+        return _complain(str(error), 2)
+    except RunFailure as error:
+        return _complain(str(error), 1)
+    except Interrupted as stop:
+        return _complain(stop.message, 143)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if code == INTERRUPTED:
+        return _complain("interrupted; what has finished is in the store, the same command goes on from there", code)
+    return code if isinstance(code, int) else 0
+
+
+def _complain(line: str, code: int) -> int:
+    typer.echo(f"error: {' '.join(line.split())}", err=True)
+    return code

@@ -1,0 +1,35 @@
+"""What a run is: one validated, hashable description."""
+
+from aang_ray.config.load import load_config, parse_config
+from aang_ray.config.methods import AangConfig, FinetuneConfig, MethodConfig, StaticConfig
+from aang_ray.config.run import (
+    BatchConfig,
+    DataConfig,
+    EncoderConfig,
+    Fingerprints,
+    GradientsConfig,
+    ObjectivesConfig,
+    OptimConfig,
+    ResourcesConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+
+__all__ = [
+    "AangConfig",
+    "BatchConfig",
+    "DataConfig",
+    "EncoderConfig",
+    "FinetuneConfig",
+    "Fingerprints",
+    "GradientsConfig",
+    "MethodConfig",
+    "ObjectivesConfig",
+    "OptimConfig",
+    "ResourcesConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "StaticConfig",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,184 @@
+"""From YAML and `--set a.b=c` to a validated RunConfig; bad input becomes one clear line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from aang_ray.config.run import RunConfig
+from aang_ray.errors import UserError
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a YAML file (None: all defaults) with `key.path=value` overrides applied.
+
+    Raises:
+        UserError: for a file that cannot be read, or anything that is not a valid configuration.
+    """
+    mapping = read_yaml(path) if path is not None else {}
+    return parse_config(override(mapping, overrides), str(path) if path is not None else "configuration")
+
+
+def parse_config(mapping: Mapping[str, Any], where: str) -> RunConfig:
+    """Validate a mapping; `where` names its source in the message.
+
+    Raises:
+        UserError: one line that names the key, what is allowed and the nearest valid name.
+    """
+    try:
+        return RunConfig.model_validate(mapping)
+    except ValidationError as error:
+        raise UserError(f"{where}: {describe_error(error, RunConfig)}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8 at byte {error.start}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a mapping of settings, found {type(value).__name__}")
+    return value
+
+
+def override(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `mapping` with each `a.b=value` applied; values are read as YAML."""
+    result = dict(mapping)
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key.strip():
+            raise UserError(f"--set {text}: expected key.path=value, for example --set optim.body_lr=1e-4")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {text}: the value is not valid YAML") from None
+        result = set_path(result, key.strip(), _number(parsed))
+    return result
+
+
+def set_path(mapping: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy of `mapping` in which the dotted `path` holds `value`."""
+    head, _, rest = path.partition(".")
+    result = dict(mapping)
+    if rest:
+        inner = result.get(head) or {}
+        if not isinstance(inner, Mapping):
+            raise UserError(f"{path}: {head} is a value, not a section")
+        result[head] = set_path(inner, rest, value)
+    else:
+        result[head] = value
+    return result
+
+
+def _number(value: object) -> object:
+    """YAML 1.1 reads `1e-4` as text; a person means the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem of a validation error in one line, and how many more there are."""
+    # A misspelt key also leaves its right name missing: the misspelling explains more.
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
+    keys = _key_path(first["loc"], model)
+    key = ".".join(keys)
+    match first["type"]:
+        case "extra_forbidden":
+            names = _names_at(model, keys[:-1])
+            close = difflib.get_close_matches(keys[-1], names, n=1, cutoff=0.5)
+            hint = f"did you mean {'.'.join([*keys[:-1], close[0]])}?" if close else f"allowed: {', '.join(names)}"
+            line = f"unknown key {key}; {hint}"
+        case "missing":
+            line = f"{key} is missing"
+        case "union_tag_invalid" | "union_tag_not_found":
+            context = first.get("ctx", {})
+            allowed = [
+                tag.strip().strip("'") for tag in str(context.get("expected_tags", "")).split(",") if tag.strip()
+            ]
+            allowed = allowed or sorted(_method_names())
+            tag = str(context.get("tag", ""))
+            close = difflib.get_close_matches(tag, allowed, n=1, cutoff=0.4)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            line = f"{key}.name: {tag!r} is not one of {', '.join(allowed)}{hint}"
+        case "literal_error":
+            allowed_text = str(first["ctx"]["expected"])
+            choices = [c.strip().strip("'") for c in allowed_text.replace(" or ", ",").split(",")]
+            close = difflib.get_close_matches(str(first["input"]), choices, n=1, cutoff=0.4)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            line = f"{key}: {first['input']!r} is not allowed, use {allowed_text}{hint}"
+        case _:
+            same = [p["msg"] for p in problems if _key_path(p["loc"], model) == keys]
+            message = " or ".join(m.removeprefix("Input should be ").split(", unable")[0] for m in same)
+            message = f"must be {message}" if same[0].startswith("Input should be ") else message
+            message = message.removeprefix("Value error, ")
+            stated = first["type"] == "value_error"
+            line = ": ".join(
+                part for part in (key, message if stated else f"{message}, got {first['input']!r}") if part
+            )
+    extra = len({tuple(_key_path(p["loc"], model)) for p in problems} - {tuple(keys)})
+    return f"{line} (and {extra} more)" if extra else line
+
+
+def _key_path(location: Sequence[int | str], model: type[BaseModel]) -> list[str]:
+    """The keys of an error's location, without the tags that unions put between them."""
+    keys: list[str] = []
+    options: list[type[BaseModel]] = [model]
+    for part in location:
+        name = str(part)
+        fields = [option.model_fields for option in options]
+        if keys and not any(name in f for f in fields) and _is_tag(name):
+            continue
+        keys.append(name)
+        options = [inner for f in fields if name in f for inner in _models_in(f[name].annotation)]
+    return keys
+
+
+def _is_tag(name: str) -> bool:
+    return (
+        name in _method_names()
+        or name.startswith(("literal[", "constrained-", "function-"))
+        or name in {"int", "float"}
+    )
+
+
+def _method_names() -> set[str]:
+    return {
+        str(option.model_fields["name"].default) for option in _models_in(RunConfig.model_fields["method"].annotation)
+    }
+
+
+def _names_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Valid key names of the section that `path` leads to."""
+    options: list[type[BaseModel]] = [model]
+    for part in path:
+        options = [
+            inner
+            for option in options
+            if part in option.model_fields
+            for inner in _models_in(option.model_fields[part].annotation)
+        ]
+    return sorted({name for option in options for name in option.model_fields})
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)

@@ -1,0 +1,31 @@
+"""End tasks and unlabelled text: found, checked, split, tokenised once, memory-mapped."""
+
+from aang_ray.data.cards import CARDS, Card, card_named, card_of
+from aang_ray.data.describe import describe, render
+from aang_ray.data.load import data_fingerprint, load_end_task
+from aang_ray.data.pretrained import Located, encoder_fingerprint, locate, tokenizer_fingerprint
+from aang_ray.data.task import Corpus, EndTask, Labelled, Metric, Ragged
+from aang_ray.data.tokenizer import TokenizerFacts, load_tokenizer, tokenizer_facts
+
+__all__ = [
+    "CARDS",
+    "Card",
+    "Corpus",
+    "EndTask",
+    "Labelled",
+    "Located",
+    "Metric",
+    "Ragged",
+    "TokenizerFacts",
+    "card_named",
+    "card_of",
+    "data_fingerprint",
+    "describe",
+    "encoder_fingerprint",
+    "load_end_task",
+    "load_tokenizer",
+    "locate",
+    "render",
+    "tokenizer_facts",
+    "tokenizer_fingerprint",
+]

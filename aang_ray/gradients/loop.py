@@ -1,0 +1,125 @@
+"""The reference: a forward and a backward pass for every segment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from aang_ray.gradients.engine import P, Request, StepGradients
+from aang_ray.gradients.memory import check_memory
+from aang_ray.gradients.weighted import weighted_pass
+from aang_ray.model.heads import TiedDecoder
+
+
+class LoopEngine:
+    """g_s by automatic differentiation of L_s alone, for one segment s after the other: O(S) passes.
+
+    The single pass is compared with it. Pieces hold one segment each; g_s is the sum over its pieces.
+    """
+
+    per_segment = True
+
+    def __init__(self, body: nn.Module, heads: nn.Module, tied_in_scores: bool) -> None:
+        self._body, self._heads, self._tied_in_scores = body, heads, tied_in_scores
+
+    def __call__(self, pieces: Sequence[P], losses: Callable[[P], Tensor], request: Request) -> StepGradients:
+        if not (request.scores or request.gram or request.separate):
+            return weighted_pass(pieces, losses, request)
+        body = [p for p in self._body.parameters() if p.requires_grad]
+        segments = len(request.coefficients_S)
+        if request.gram or request.separate:
+            check_memory(body, segments)
+        losses_S = torch.zeros(segments, dtype=_wide(body[0]), device=body[0].device)
+        norms2_S, dots_S = torch.zeros_like(losses_S), torch.zeros_like(losses_S)
+        rows: list[Tensor] = []
+        v_P: Tensor | None = None
+        joint_P = torch.zeros(sum(p.numel() for p in body), dtype=losses_S.dtype, device=losses_S.device)
+        for segment in range(segments):
+            g_P = torch.zeros(sum(p.numel() for p in body), dtype=losses_S.dtype, device=losses_S.device)
+            for piece in _holding(pieces, segment):
+                losses_S[segment] += self._add(piece, losses, segment, request.coefficients_S[segment], g_P)
+            v_P = g_P if v_P is None else v_P
+            norms2_S[segment], dots_S[segment] = g_P @ g_P, g_P @ v_P
+            if request.joint_from is not None and segment >= request.joint_from:
+                joint_P += request.coefficients_S[segment].to(g_P.dtype) * g_P
+            if request.gram or request.separate:
+                rows.append(g_P)
+        rows_SP = torch.stack(rows) if rows else None
+        return StepGradients(
+            losses_S=losses_S,
+            dots_S=dots_S if request.scores else None,
+            norms2_S=norms2_S if request.scores else None,
+            joint_norm2=joint_P @ joint_P if request.scores and request.joint_from is not None else None,
+            gram_SS=rows_SP @ rows_SP.t() if request.gram and rows_SP is not None else None,
+            separate_SP=rows_SP if request.separate else None,
+        )
+
+    def _add(self, piece: P, losses: Callable[[P], Tensor], segment: int, weight: Tensor, g_P: Tensor) -> Tensor:
+        """Add one piece's part of g_s to `g_P`, and c_s times it to `.grad`; returns its loss."""
+        body = [p for p in self._body.parameters() if p.requires_grad]
+        heads = [p for p in self._heads.parameters() if p.requires_grad]
+        with self._decoders_apart(body) as decoders:
+            loss = losses(piece)[segment]
+            if not loss.requires_grad:
+                return loss
+            decoder = list(decoders.values())
+            found = torch.autograd.grad(loss, [*body, *heads, *decoder], allow_unused=True)
+        parts = dict(zip(map(id, [*body, *heads, *decoder]), found, strict=True))
+        start = 0
+        for parameter in body:
+            gradient = parts[id(parameter)]
+            of_decoder = parts[id(decoders[parameter])] if parameter in decoders else None
+            out = g_P[start : start + parameter.numel()].view(parameter.shape)
+            start += parameter.numel()
+            if gradient is not None:
+                out += gradient
+            if of_decoder is not None and self._tied_in_scores:
+                out += of_decoder
+            _accumulate(parameter, gradient, weight)
+            _accumulate(parameter, of_decoder, weight)
+        for parameter in heads:
+            _accumulate(parameter, parts[id(parameter)], weight)
+        return loss.detach()
+
+    @contextmanager
+    def _decoders_apart(self, body: Sequence[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
+        """A leaf of its own for each of the body's tables that decoders use, so that the two uses are told apart."""
+        decoders = [m for m in self._heads.modules() if isinstance(m, TiedDecoder)]
+        leaves = {p: p.detach().requires_grad_() for p in body if any(m.table.weight is p for m in decoders)}
+        try:
+            for table, leaf in leaves.items():
+                for module in decoders:
+                    if module.table.weight is table:
+                        module.alias = leaf
+            yield leaves
+        finally:
+            for module in decoders:
+                module.alias = None
+
+
+def _holding(pieces: Sequence[P], segment: int) -> list[P]:
+    """The pieces of one segment."""
+    holding = [piece for piece in pieces if _has(piece, segment)]
+    if any(_has(piece, other) for piece in holding for other in range(piece.tokens.count) if other != segment):
+        raise ValueError("the loop takes pieces of one segment each")
+    return holding
+
+
+def _has(piece: P, segment: int) -> bool:
+    part = piece.tokens.of(segment)
+    return bool(part.stop > part.start)
+
+
+def _accumulate(parameter: nn.Parameter, gradient: Tensor | None, weight: Tensor) -> None:
+    if gradient is None:
+        return
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    parameter.grad.addcmul_(gradient, weight.to(gradient.dtype))
+
+
+def _wide(parameter: Tensor) -> torch.dtype:
+    return torch.promote_types(parameter.dtype, torch.float32)

@@ -1,0 +1,257 @@
+"""Hooks on modules that make one forward and one backward pass yield every segment's gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.utils.hooks import RemovableHandle
+
+from aang_ray.gradients.contributions import Contribution
+from aang_ray.gradients.ledger import Ledger
+from aang_ray.gradients.rules import Rule, rule_for
+from aang_ray.gradients.settle import settle
+from aang_ray.gradients.tap import Call, Tap, is_tap, nodes_until_taps
+from aang_ray.gradients.unsupported import UnsupportedModule
+from aang_ray.model.segments import SegmentRows, current_segment_rows
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What is trained."""
+
+    body: tuple[nn.Parameter, ...]
+    all: frozenset[nn.Parameter]
+    """Body and heads."""
+
+    @classmethod
+    def of(cls, body: nn.Module, heads: nn.Module) -> Self:
+        """The parameters that require a gradient."""
+        of_body = tuple(p for p in body.parameters() if p.requires_grad)
+        return cls(of_body, frozenset((*of_body, *(p for p in heads.parameters() if p.requires_grad))))
+
+
+@dataclass
+class Site:
+    """A module that owns parameters."""
+
+    name: str
+    module: nn.Module
+    rule: Rule | None
+    head: bool
+    taken: list[list[nn.Parameter] | None] = field(default_factory=list)
+    """For each call that is running: the parameters out of autograd's hands; None if it is not tapped."""
+
+
+def find_sites(body: nn.Module, heads: nn.Module) -> list[Site]:
+    """Every module of body and heads that owns parameters, with its rule.
+
+    Raises:
+        UnsupportedModule: for a module whose gradient is not a sum over its rows.
+    """
+    return [
+        Site(name, module, rule_for(module, name), head)
+        for root, head in ((body, False), (heads, True))
+        for name, module in root.named_modules()
+        if module._parameters
+    ]
+
+
+class Recorder:
+    """Listens to one step's passes.
+
+    Parameters that a rule knows take no part in autograd during the module's call; activations do. A
+    parameter's contributions are counted in the forward pass and settled when the last one has arrived in
+    the backward pass, so that a parameter used twice is scored once.
+    """
+
+    def __init__(self, sites: Iterable[Site], ledger: Ledger, parameters: Parameters, tied_in_scores: bool) -> None:
+        self.ledger = ledger
+        self._cutting = False
+        self.calls: list[Call] = []
+        self._sites = list(sites)
+        self._parameters = parameters
+        self._of_body = frozenset(parameters.body)
+        self._tied_in_scores = tied_in_scores
+        self._tokens: SegmentRows | None = None
+        self._expected: dict[nn.Parameter, int] = {}
+        self._arrived: dict[nn.Parameter, list[Contribution]] = {}
+        self._deferred: frozenset[nn.Parameter] = frozenset()
+        self._forward = False
+        self._given: dict[int, Tensor] = {}
+        self._cast: tuple[Tensor, int, Tensor] | None = None
+        self._anchor = torch.zeros((), device=ledger.device, requires_grad=True)
+
+    @contextmanager
+    def hooked(self, *roots: nn.Module) -> Iterator[None]:
+        """Hooks in place; afterwards they are gone and every parameter requires its gradient again."""
+        handles: list[RemovableHandle] = []
+        try:
+            for site in self._sites:
+                handles.append(site.module.register_forward_pre_hook(partial(self._before, site), with_kwargs=True))
+                handles.append(site.module.register_forward_hook(partial(self._after, site), with_kwargs=True))
+            for module in {module for root in roots for module in root.modules()}:
+                if next(module.children(), None) is not None:
+                    handles.append(module.register_forward_pre_hook(self._give, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for site in self._sites:
+                site.taken.clear()
+            for parameter in self._parameters.all:
+                parameter.requires_grad_(True)
+            self._forget()
+
+    def _forget(self) -> None:
+        """Let go of the graph. Its nodes hold calls that lead back here: a circle that only C++ could see."""
+        self.calls.clear()
+        self._expected.clear()
+        self._given.clear()
+        self._arrived.clear()
+        self._cast = None
+
+    def begin(self, tokens: SegmentRows) -> None:
+        """A piece's forward pass begins."""
+        self._forget()
+        self._tokens, self._forward = tokens, True
+
+    def backward(self, losses_S: Tensor, deferred: Iterable[nn.Parameter], retain_graph: bool) -> None:
+        """The backward pass of the unweighted losses; all but the deferred parameters are settled."""
+        self._forward = False
+        self._deferred = frozenset(deferred)
+        self._cast = None
+        torch.autograd.grad(losses_S.sum(), [self._anchor], retain_graph=retain_graph, allow_unused=True)
+        for parameter in [p for p in self._arrived if p not in self._deferred]:
+            settle(self.ledger, parameter, self._arrived.pop(parameter))
+
+    @contextmanager
+    def gradients_cut(self) -> Iterator[None]:
+        """Gradients do not pass through taps, and nothing arrives there."""
+        self._cutting = True
+        try:
+            yield
+        finally:
+            self._cutting = False
+
+    def take_deferred(self) -> Mapping[nn.Parameter, list[Contribution]]:
+        """What arrived for the deferred parameters."""
+        arrived, self._arrived = self._arrived, {}
+        return arrived
+
+    def _give(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._given.update({t.data_ptr(): t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)})
+
+    def _before(self, site: Site, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if isinstance(site.module, nn.modules.batchnorm._BatchNorm) and site.module.training:
+            raise UnsupportedModule(site.name, type(site.module).__name__, "mixes the examples of a batch")
+        taken: list[nn.Parameter] | None = None
+        inputs = _first(args, kwargs)
+        if torch.is_grad_enabled() and inputs is not None and self._carries_rows(site, inputs):
+            taken = [] if site.rule is None else [p for p in site.rule.parameters if p in self._parameters.all]
+            for parameter in taken:
+                parameter.requires_grad_(False)
+        site.taken.append(taken)
+
+    def _after(
+        self, site: Site, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Tensor | None:
+        taken = site.taken.pop()
+        if taken is None:
+            return None
+        for parameter in taken:
+            parameter.requires_grad_(True)
+        rows = self._rows(site)
+        inputs = _first(args, kwargs)
+        if not isinstance(output, Tensor) or inputs is None or _leading(output.shape, rows.rows) is None:
+            return None
+        call = Call(
+            rows=rows,
+            arrive=partial(self._arrive, site) if taken else None,
+            below=get_gradient_edge(output) if output.requires_grad else None,
+            cut=lambda: self._cutting,
+        )
+        if self._forward:
+            self.calls.append(call)
+            for parameter in taken:
+                if self._scored(site, parameter):
+                    self._expected[parameter] = self._expected.get(parameter, 0) + 1
+        kept = (self._keep(site.rule, inputs, output),) if site.rule is not None and taken else ()
+        tap: Callable[..., Tensor] = Tap.apply
+        return tap(call, self._anchor, output, *kept)
+
+    def _keep(self, rule: Rule, inputs: Tensor, output: Tensor) -> Tensor:
+        """What the rule keeps of an input; several calls in a row on one input share it."""
+        inputs = inputs.detach()
+        if self._cast is not None:
+            source, version, kept = self._cast
+            unchanged = source.data_ptr() == inputs.data_ptr() and source._version == version == inputs._version
+            if unchanged and kept.dtype == output.dtype and kept.shape == inputs.shape:
+                return kept
+        kept = rule.keep(inputs, output)
+        if kept is not inputs:
+            self._cast = (inputs, inputs._version, kept)
+        return kept
+
+    def _scored(self, site: Site, parameter: nn.Parameter) -> bool:
+        """Whether the site's part of the parameter's gradient counts in scores and norms."""
+        return parameter in self._of_body and (not site.head or self._tied_in_scores)
+
+    def _arrive(self, site: Site, call: Call, grads: Tensor, kept: Tensor) -> None:
+        assert site.rule is not None
+        for parameter, contribution in site.rule.contributions(kept, grads, call.rows):
+            if parameter not in self._parameters.all:
+                continue
+            if not self._scored(site, parameter):
+                contribution.add_total(self.ledger.coefficients_S, self.ledger.update(parameter))
+                continue
+            arrived = self._arrived.setdefault(parameter, [])
+            arrived.append(contribution)
+            if len(arrived) == self._expected[parameter] and parameter not in self._deferred:
+                settle(self.ledger, parameter, self._arrived.pop(parameter))
+
+    def _rows(self, site: Site) -> SegmentRows:
+        rows = current_segment_rows() if site.head else self._tokens
+        if rows is None:
+            raise UnsupportedModule(site.name, type(site.module).__name__, "was called outside `segment_rows`")
+        return rows
+
+    def _carries_rows(self, site: Site, inputs: Tensor) -> bool:
+        """Whether the input has one entry for every row, and not by coincidence.
+
+        A table of relative positions may be as long as the batch has tokens. So a computed input must come
+        from another such call, and a plain one must be given to a module that contains this one, or be
+        a matrix of ids that is not square (relative positions are).
+        """
+        rows = self._rows(site).rows
+        leading = _leading(inputs.shape, rows) if site.rule is None else site.rule.leading(inputs)
+        if leading is None or math.prod(inputs.shape[:leading]) != rows:
+            return False
+        if inputs.grad_fn is not None:
+            return any(is_tap(node) for node in nodes_until_taps(inputs.grad_fn))
+        if inputs.requires_grad:
+            return inputs not in self._parameters.all
+        ids = not inputs.is_floating_point() and inputs.ndim == 2 and inputs.shape[0] != inputs.shape[1]
+        return ids or inputs.data_ptr() in self._given
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    value = args[0] if args else next(iter(kwargs.values()), None)
+    return value if isinstance(value, Tensor) else None
+
+
+def _leading(shape: torch.Size, rows: int) -> int | None:
+    """How many leading axes have `rows` entries together."""
+    product = 1
+    for axes, size in enumerate(shape, start=1):
+        product *= size
+        if product == rows:
+            return axes
+    return None

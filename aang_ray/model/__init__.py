@@ -1,0 +1,1 @@
+"""The encoder under a chosen visibility, and the heads on it."""

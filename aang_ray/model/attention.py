@@ -1,0 +1,192 @@
+"""How an encoder family is told who sees whom: one adapter per attention-mask convention.
+
+Visibility is a boolean matrix [R, L, L], rows are queries (semantics section 2.5). Families take it as
+
+- an additive float mask [R, 1, L, L] given to the model's forward (a boolean one would be *added* by
+  eager attention, and leak): BERT, RoBERTa and its descendants, DistilBERT, ELECTRA, MPNet;
+- a boolean keep-mask [R, L, L] given to the layers, because the model's forward accepts padding
+  masks only: DeBERTa-v2;
+- two additive masks, for its full and its sliding-window layers: ModernBERT.
+
+Position and token-type ids are always given, [R, L]: without them a family looks up one row [1, L]
+for the whole batch, and the gradient of those embeddings is no longer a sum over tokens of one text.
+
+Shape suffixes: R rows, L columns, H hidden size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from aang_ray.errors import UserError
+from aang_ray.model.inputs import TokenInputs
+
+
+class Adapter(Protocol):
+    """Runs a body under a visibility matrix."""
+
+    positions_given: bool
+    """Whether a token's place is its position id alone, so that it can stand anywhere in its row."""
+
+    def __call__(self, body: nn.Module, inputs: TokenInputs) -> Tensor:
+        """The last hidden states, [R, L, H]."""
+        ...
+
+
+def additive(visible_RLL: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where visible, the lowest finite value of `dtype` elsewhere: [R, 1, L, L].
+
+    Finite, so that a row that sees nothing has a softmax without NaN; exp() of it is exactly 0 beside
+    any visible key.
+    """
+    mask_RLL = torch.zeros(visible_RLL.shape, dtype=dtype, device=visible_RLL.device)
+    return mask_RLL.masked_fill_(~visible_RLL, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def attention_dtype(body: nn.Module, device: torch.device) -> torch.dtype:
+    """The dtype of attention scores: autocast's where it is on, else the parameters'."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return next(body.parameters()).dtype
+
+
+def position_offset(body: nn.Module) -> int:
+    """Position id of a text's first token.
+
+    Families that descend from fairseq reserve the ids up to the padding id: their table of positions
+    has a padding row, and places start behind it.
+    """
+    for name, module in body.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
+
+
+class ExplicitIds:
+    """Position and token-type ids as a body takes them."""
+
+    def __init__(self, body: nn.Module, takes: Callable[..., Any]) -> None:
+        names = inspect.signature(takes).parameters
+        settings: Any = body.config
+        self.positions = "position_ids" in names
+        self.types = "token_type_ids" in names and getattr(settings, "type_vocab_size", 1) > 0
+        self.offset = position_offset(body)
+
+    def __call__(self, inputs: TokenInputs) -> dict[str, Tensor]:
+        """Keyword arguments, each [R, L]; texts of a row all have token type 0."""
+        ids: dict[str, Tensor] = {}
+        if self.positions:
+            ids["position_ids"] = inputs.positions_RL + self.offset
+        if self.types:
+            ids["token_type_ids"] = torch.zeros_like(inputs.ids_RL)
+        return ids
+
+
+class AdditiveMask:
+    """One additive mask for all layers, through the model's own forward."""
+
+    positions_given = False
+
+    def __init__(self, body: nn.Module) -> None:
+        takes = inspect.signature(body.forward).parameters
+        if "attention_mask" not in takes or "input_ids" not in takes:
+            settings: Any = body.config
+            raise UserError(
+                f"encoder of type {settings.model_type!r} takes no attention mask: visibility cannot be set"
+            )
+        self.ids = ExplicitIds(body, body.forward)
+
+    def __call__(self, body: nn.Module, inputs: TokenInputs) -> Tensor:
+        mask = additive(inputs.visibility_RLL(), attention_dtype(body, inputs.ids_RL.device))
+        output = body(input_ids=inputs.ids_RL, attention_mask=mask, **self.ids(inputs))
+        hidden_RLH: Tensor = output.last_hidden_state
+        return hidden_RLH
+
+
+class AdditiveMaskGivenPositions(AdditiveMask):
+    """The same for families whose only sense of place is the table of absolute positions."""
+
+    positions_given = True
+
+
+class KeepMask:
+    """A boolean mask through embeddings and layers, for families with relative places by column.
+
+    Differences of columns inside one text of a packed row are those of the text alone; a token out of
+    order would be misplaced.
+    """
+
+    positions_given = False
+
+    def __init__(self, body: nn.Module) -> None:
+        model: Any = body
+        if getattr(model.encoder, "conv", None) is not None:
+            raise UserError(
+                f"encoder of type {model.config.model_type!r} has a convolution over neighbouring tokens "
+                "(conv_kernel_size > 0), which no attention mask restrains: choose an encoder without one"
+            )
+        self.ids = ExplicitIds(body, model.embeddings.forward)
+
+    def __call__(self, body: nn.Module, inputs: TokenInputs) -> Tensor:
+        model: Any = body
+        embedded_RLH = model.embeddings(input_ids=inputs.ids_RL, **self.ids(inputs))
+        output = model.encoder(embedded_RLH, inputs.visibility_RLL(), output_hidden_states=False)
+        hidden_RLH: Tensor = output.last_hidden_state
+        return hidden_RLH
+
+
+class TwoMasks:
+    """ModernBERT: layers with full attention, and layers with a window of `sliding_window` places.
+
+    The window is a distance of position ids, not of columns, so that a token may stand out of order.
+    """
+
+    positions_given = True
+
+    def __init__(self, body: nn.Module) -> None:
+        settings: Any = body.config
+        self.window: int = settings.sliding_window
+        self.ids = ExplicitIds(body, body.forward)
+
+    def __call__(self, body: nn.Module, inputs: TokenInputs) -> Tensor:
+        dtype = attention_dtype(body, inputs.ids_RL.device)
+        visible_RLL = inputs.visibility_RLL()
+        distance_RLL = (inputs.positions_RL[:, :, None] - inputs.positions_RL[:, None, :]).abs()
+        masks = {
+            "full_attention": additive(visible_RLL, dtype),
+            "sliding_attention": additive(visible_RLL & (distance_RLL <= self.window), dtype),
+        }
+        output = body(input_ids=inputs.ids_RL, attention_mask=masks, **self.ids(inputs))
+        hidden_RLH: Tensor = output.last_hidden_state
+        return hidden_RLH
+
+
+ADAPTERS: Mapping[str, Callable[[nn.Module], Adapter]] = {
+    "bert": AdditiveMaskGivenPositions,
+    "camembert": AdditiveMaskGivenPositions,
+    "distilbert": AdditiveMaskGivenPositions,
+    "electra": AdditiveMaskGivenPositions,
+    "roberta": AdditiveMaskGivenPositions,
+    "xlm-roberta": AdditiveMaskGivenPositions,
+    "mpnet": AdditiveMask,
+    "deberta-v2": KeepMask,
+    "modernbert": TwoMasks,
+}
+"""By the configuration's `model_type`."""
+
+
+def adapter_for(body: nn.Module) -> Adapter:
+    """The adapter of a body's family; an unknown family is tried with an additive mask.
+
+    The leak test decides whether it obeys (`aang_ray.model.leak`).
+
+    Raises:
+        UserError: the family cannot be told who sees whom.
+    """
+    settings: Any = body.config
+    return ADAPTERS.get(settings.model_type, AdditiveMask)(body)

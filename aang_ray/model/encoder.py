@@ -1,0 +1,82 @@
+"""The body: a pretrained encoder under a visibility of our choice, and how a text's vector is read.
+
+Shape suffixes: R rows, L columns, E texts, H hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aang_ray.errors import UserError
+from aang_ray.model.attention import adapter_for, position_offset
+from aang_ray.model.inputs import TokenInputs
+
+Pooling = Literal["first", "mean"]
+
+
+class Encoder(nn.Module):
+    """A transformer encoder without heads (semantics section 1: theta).
+
+    `body` is a Hugging Face model that returns `last_hidden_state`; every parameter of it takes part
+    in `forward`.
+
+    Raises:
+        UserError: the family cannot be told who sees whom.
+    """
+
+    def __init__(self, body: nn.Module, pooling: Pooling) -> None:
+        super().__init__()
+        settings: Any = body.config
+        self.body = body
+        self.pooling = pooling
+        self.model_type: str = settings.model_type
+        self.hidden_size: int = settings.hidden_size
+        self.vocab_size: int = self.word_embeddings.num_embeddings
+        self.max_tokens: int = settings.max_position_embeddings - position_offset(body)
+        """Longest text in tokens, special tokens included."""
+        self.initializer_range: float = getattr(settings, "initializer_range", 0.02)
+        """Standard deviation of the family's fresh weights."""
+        self._adapter = adapter_for(body)
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The table that looks tokens up; its width may differ from the hidden size (ELECTRA)."""
+        body: Any = self.body
+        table = body.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        return table
+
+    @property
+    def positions_given(self) -> bool:
+        """Whether a token may stand out of order in its row, placed by its position id alone."""
+        return self._adapter.positions_given
+
+    def forward(self, inputs: TokenInputs) -> Tensor:
+        """The last hidden states, [R, L, H]."""
+        return self._adapter(self.body, inputs)
+
+    def pool(self, hidden_RLH: Tensor, inputs: TokenInputs) -> Tensor:
+        """Each text's vector, [E, H]: its first token, or the mean over its own tokens."""
+        flat_TH = hidden_RLH.flatten(0, 1)
+        if self.pooling == "first":
+            return flat_TH.index_select(0, inputs.first_E)
+        texts = inputs.lengths_E.shape[0]
+        # Padding goes to a row of its own, which is dropped; sums of half-precision numbers are made in fp32.
+        owner_T = torch.where(inputs.texts_RL < 0, texts, inputs.texts_RL).flatten().long()
+        flat_TH = flat_TH.to(torch.promote_types(flat_TH.dtype, torch.float32))
+        sums_EH = flat_TH.new_zeros(texts + 1, self.hidden_size).index_add(0, owner_T, flat_TH)[:texts]
+        return sums_EH / inputs.lengths_E.unsqueeze(1)
+
+    def enable_checkpointing(self) -> None:
+        """Recompute activations in the backward pass.
+
+        Raises:
+            UserError: the family does not offer it.
+        """
+        body: Any = self.body
+        if not body.supports_gradient_checkpointing:
+            raise UserError(f"gradients.checkpointing: encoders of type {self.model_type!r} do not support it")
+        body.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,0 +1,1 @@
+"""The taxonomy of auxiliary objectives: spaces, transforms, representations, outputs, batches."""

@@ -1,0 +1,47 @@
+"""The unweighted mean loss of every segment of a piece.
+
+L_s = (sum over the segment's labels of weight * cross-entropy) / (sum of its label weights at this
+step), so that shares of pieces add up to the step's mean whatever the accumulation. A segment
+without labels has L = 0. (semantics section 2.6)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aang_ray.model.encoder import Encoder
+from aang_ray.model.segments import segment_rows
+from aang_ray.objectives.batch import BatchPiece, Targets
+
+
+def segment_losses(encoder: Encoder, heads: Mapping[str, nn.Module], piece: BatchPiece) -> Tensor:
+    """[S] losses, differentiable; `heads` maps the names in the piece's targets to modules.
+
+    Vocabulary logits are computed at labelled positions only; cross-entropy in fp32 or wider.
+    """
+    hidden_RLH = encoder(piece.inputs)
+    losses_S = torch.zeros(piece.segments, device=hidden_RLH.device, dtype=_wide(hidden_RLH.dtype))
+    flat_TH = hidden_RLH.flatten(0, 1)
+    for targets in piece.vocabulary:
+        losses_S = losses_S + _shares(heads[targets.head], flat_TH, targets, piece.segments)
+    if piece.pooled:
+        pooled_EH = encoder.pool(hidden_RLH, piece.inputs)
+        for targets in piece.pooled:
+            losses_S = losses_S + _shares(heads[targets.head], pooled_EH, targets, piece.segments)
+    return losses_S
+
+
+def _shares(head: nn.Module, source: Tensor, targets: Targets, segments: int) -> Tensor:
+    with segment_rows(targets.rows):
+        logits_KC = head(source.index_select(0, targets.index_K))
+    loss_K = F.cross_entropy(logits_KC.to(_wide(logits_KC.dtype)), targets.label_K, reduction="none")
+    shares_S = torch.zeros(segments, device=loss_K.device, dtype=loss_K.dtype)
+    return shares_S.index_add(0, targets.segment_K, loss_K * targets.weight_K.to(loss_K.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

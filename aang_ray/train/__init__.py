@@ -1,0 +1,1 @@
+"""One run: the loop, its optimiser, evaluation, and what it leaves for the store."""

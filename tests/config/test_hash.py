@@ -1,0 +1,57 @@
+"""The hash names what determines the result, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from aang_ray.config import RunConfig, load_config
+
+
+def cell(*settings: str) -> str:
+    return load_config(None, settings).cell
+
+
+def test_the_hash_is_stable() -> None:
+    # Written down once: a change means that every store made before is not recognised any more.
+    assert RunConfig().cell == load_config(None, ["seed=0"]).cell == "990c808b9f4ffa81"
+
+
+@pytest.mark.parametrize("setting", ["seed=1", "n=3", "optim.body_lr=1e-5", "method.aux_lr=0.5", "encoder.layers=2"])
+def test_what_changes_the_result_changes_the_hash(setting: str) -> None:
+    assert cell(setting) != cell()
+
+
+@pytest.mark.parametrize("setting", ["resources.threads=2", "resources.device=cpu", "batch.micro=8"])
+def test_what_does_not_change_the_result_keeps_the_hash(setting: str) -> None:
+    assert cell(setting) == cell()
+
+
+def test_a_method_without_auxiliaries_ignores_their_settings() -> None:
+    assert cell("method=finetune", "n=3", "space=xyz") == cell("method=finetune")
+    assert cell("method=finetune", "batch.dev=8") == cell("method=finetune")
+    assert cell("method=static", "n=3") != cell("method=static", "n=6")
+    assert cell("method=static", "batch.dev=8") == cell("method=static")
+
+
+def test_content_replaces_names() -> None:
+    one = ["data.task=/somewhere/movie", "fingerprints.data=abc", "fingerprints.encoder=def", "encoder.name=x/y"]
+    two = ["data.task=elsewhere", "fingerprints.data=abc", "fingerprints.encoder=def", "encoder.name=z"]
+    assert cell(*one) == cell(*two)
+    assert cell(*one) != cell(*two[:1], "fingerprints.data=other", *two[2:])
+
+
+def test_seeds_of_one_configuration_share_a_group() -> None:
+    assert load_config(None, ["seed=1"]).group == load_config(None, ["seed=2"]).group
+    assert load_config(None, ["seed=1", "n=3"]).group != load_config(None, ["seed=1"]).group
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (["method=finetune"], "finetune"),
+        (["method=static", "n=all"], "static-td n=all"),
+        (["space=somewhere/mine.yaml"], "aang-mine n=6"),
+    ],
+)
+def test_row_names(settings: list[str], name: str) -> None:
+    assert load_config(None, settings).row_name == name

@@ -1,0 +1,72 @@
+"""Bad configurations get one clear line; good ones keep what was said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aang_ray.config import AangConfig, StaticConfig, load_config, parse_config
+from aang_ray.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("setting", "fragments"),
+    [
+        ("optim.bdy_lr=1", ["unknown key optim.bdy_lr", "did you mean optim.body_lr?"]),
+        ("optim.body_lr=-1", ["optim.body_lr", "greater than 0", "got -1"]),
+        ("method.name=aangg", ["method.name", "finetune, static, aang", "did you mean aang?"]),
+        ("method.aux_lrr=1", ["unknown key method.aux_lrr", "did you mean method.aux_lr?"]),
+        ("n=0", ["n: must be greater than 0 or 'all'"]),
+        ("n=some", ["n: must be a valid integer or 'all'", "'some'"]),
+        ("precision=bf17", ["precision", "'bf16'", "did you mean bf16?"]),
+        ("seed=1.5", ["seed", "valid integer"]),
+        ("data.task=null", ["data.task", "valid string"]),
+        ("colour=red", ["unknown key colour", "allowed: batch, data"]),
+        ("optim", ["--set optim", "key.path=value"]),
+        ("n.x.y=[", ["not valid YAML"]),
+        ("seed.x=1", ["seed"]),
+    ],
+)
+def test_bad_settings_are_one_line_that_names_the_key(setting: str, fragments: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, [setting])
+    message = str(caught.value)
+    assert "\n" not in message
+    for fragment in fragments:
+        assert fragment in message
+
+
+def test_several_problems_are_counted() -> None:
+    with pytest.raises(UserError, match="and 1 more"):
+        load_config(None, ["n=0", "seed=-1"])
+
+
+def test_file_and_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("method: static\nn: 3\noptim: {body_lr: 1e-5}\n")
+    config = load_config(path, ["optim.head_lr=2e-3", "data.task=tweets"])
+    assert isinstance(config.method, StaticConfig)
+    assert (config.n, config.optim.body_lr, config.optim.head_lr, config.data.task) == (3, 1e-5, 2e-3, "tweets")
+
+
+def test_unreadable_files_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        load_config(tmp_path / "missing.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1,\nb: 2")
+    with pytest.raises(UserError, match="not valid YAML") as caught:
+        load_config(bad)
+    assert "\n" not in str(caught.value)
+    bad.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match="UTF-8"):
+        load_config(bad)
+    bad.write_text("- 1\n")
+    with pytest.raises(UserError, match="mapping"):
+        load_config(bad)
+
+
+def test_settings_without_a_method_name_are_aangs() -> None:
+    config = parse_config({"method": {"aux_lr": 0.5}}, "test")
+    assert isinstance(config.method, AangConfig)
+    assert config.method.aux_lr == 0.5

@@ -1,0 +1,97 @@
+"""The cache holds whole things only, and several processes may build the same one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aang_ray.data.cache import building, cache_folder, content_key, file_digest, write_whole
+from aang_ray.errors import UserError
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "made" / "it"
+
+    def fail() -> None:
+        with building(target) as draft:
+            (draft / "half").write_text("x")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert list(target.parent.iterdir()) == []
+
+
+def test_the_second_of_two_builders_discards_its_own(tmp_path: Path) -> None:
+    target = tmp_path / "it"
+    with building(target) as first:
+        (first / "who").write_text("first")
+        with building(target) as second:
+            (second / "who").write_text("second")
+    assert (target / "who").read_text() == "second"
+    assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["it"]
+
+
+def test_a_rename_that_fails_for_another_reason_is_said(tmp_path: Path) -> None:
+    target = tmp_path / "it"
+    target.write_text("a file is in the way")
+    with pytest.raises(OSError, match="it"), building(target):
+        pass
+
+
+def test_concurrent_processes_build_the_same_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from aang_ray.data.cache import building\n"
+        "for i in range(50):\n"
+        "    with building(Path(sys.argv[1]) / str(i)) as draft:\n"
+        "        (draft / 'a').write_text('whole'); (draft / 'b').write_text('whole')\n"
+    )
+    target = tmp_path / "built"
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(target)]) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert sorted(int(p.name) for p in target.iterdir()) == list(range(50))
+    assert all((p / name).read_text() == "whole" for p in target.iterdir() for name in "ab")
+
+
+def test_the_digest_is_sha256_and_follows_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    for byte in (b"a", b"b"):
+        path.write_bytes(byte * (3 << 20))
+        expected = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert file_digest(path) == expected
+        assert file_digest(path) == expected
+        # The same size and modification time: only the time of the status change differs.
+        os.utime(path, ns=(10**18, 10**18))
+
+
+def test_the_digest_of_a_large_file_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(b"a" * (2 << 20))
+    first = file_digest(path)
+    monkeypatch.setattr("aang_ray.data.cache._sha256", lambda _: pytest.fail("read again"))
+    assert file_digest(path) == first
+
+
+def test_the_key_does_not_depend_on_order() -> None:
+    assert content_key({"a": 1, "b": [2]}) == content_key({"b": [2], "a": 1})
+    assert content_key({"a": 1}) != content_key({"a": 2})
+
+
+def test_writing_replaces_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "notes" / "x"
+    write_whole(path, b"one")
+    write_whole(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [p.name for p in path.parent.iterdir()] == ["x"]
+
+
+def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AANG_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match="AANG_CACHE"):
+        cache_folder()

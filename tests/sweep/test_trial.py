@@ -1,0 +1,103 @@
+"""One trial: its row is in the store before it says that it ended."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from aang_ray.config import RunConfig, parse_config
+from aang_ray.store import CellRecord, HistoryRow, Store
+from aang_ray.sweep.failure import failed_record
+from aang_ray.sweep.trial import run_and_store
+from tests.sweep.conftest import done_record, fake_resolve, history_row
+
+CONFIG = fake_resolve(parse_config({"method": "static"}, "test"))
+RunCell = Callable[..., CellRecord]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunCell], None]:
+    """Puts a function in the place of `run_cell`."""
+
+    def put(run_cell: RunCell) -> None:
+        module = ModuleType("aang_ray.train.run")
+        vars(module)["run_cell"] = run_cell
+        monkeypatch.setitem(sys.modules, "aang_ray.train.run", module)
+
+    return put
+
+
+def run(store: Store) -> list[dict[str, Any]]:
+    """The reports of one trial, each with the cell's state in the store at that moment."""
+    reports: list[dict[str, Any]] = []
+    run_and_store(CONFIG, store, lambda values: reports.append({**values, "row": store.done().get(CONFIG.cell)}))
+    return reports
+
+
+def test_evaluations_then_the_row_then_the_end(tmp_path: Path, install: Callable[[RunCell], None]) -> None:
+    def run_cell(config: RunConfig, *, on_evaluation: Callable[[HistoryRow], None], **_: object) -> CellRecord:
+        on_evaluation(history_row(30))
+        return done_record(config)
+
+    install(run_cell)
+    evaluation, end = run(Store(tmp_path))
+    assert (evaluation["step"], evaluation["steps"], evaluation["row"]) == (30, 60, None)
+    assert (end["status"], end["dev"], end["test"], end["row"]) == ("done", 0.75, 0.75, "done")
+
+
+def test_an_error_is_a_failed_row(tmp_path: Path, install: Callable[[RunCell], None]) -> None:
+    def run_cell(config: RunConfig, *, on_evaluation: object, **_: object) -> CellRecord:
+        raise ZeroDivisionError("by\nnothing")
+
+    install(run_cell)
+    store = Store(tmp_path)
+    (end,) = run(store)
+    row = store.record(CONFIG.cell).result
+    assert (end["status"], row.status, row.error) == ("failed", "failed", "ZeroDivisionError: by nothing")
+    assert row.log_tail is not None
+    assert "Traceback" in row.log_tail
+
+
+def test_a_failed_row_is_run_again(tmp_path: Path, install: Callable[[RunCell], None]) -> None:
+    store = Store(tmp_path)
+    store.write(failed_record(CONFIG, "out of memory"))
+    install(lambda config, **_: done_record(config))
+    assert run(store)[-1]["status"] == "done"
+    assert store.done() == {CONFIG.cell: "done"}
+
+
+def test_a_cell_that_another_has_done_is_not_run(tmp_path: Path, install: Callable[[RunCell], None]) -> None:
+    store = Store(tmp_path)
+    store.write(done_record(CONFIG))
+    install(lambda config, **_: pytest.fail("ran"))
+    assert [report["status"] for report in run(store)] == ["elsewhere"]
+
+
+def test_a_cell_that_another_does_meanwhile_keeps_the_first_row(
+    tmp_path: Path, install: Callable[[RunCell], None]
+) -> None:
+    store = Store(tmp_path)
+
+    def run_cell(config: RunConfig, *, on_evaluation: object, **_: object) -> CellRecord:
+        store.write(done_record(config, seconds=1.0))
+        return done_record(config, seconds=2.0)
+
+    install(run_cell)
+    assert [report["status"] for report in run(store)] == ["elsewhere"]
+    assert store.record(CONFIG.cell).result.seconds == 1.0
+
+
+def test_an_interruption_leaves_no_row(tmp_path: Path, install: Callable[[RunCell], None]) -> None:
+    def run_cell(config: RunConfig, *, on_evaluation: object, **_: object) -> CellRecord:
+        raise KeyboardInterrupt
+
+    install(run_cell)
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(store)
+    assert store.done() == {}

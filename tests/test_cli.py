@@ -1,0 +1,193 @@
+"""The command line: quick help, one line for what is wrong, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import aang_ray
+from aang_ray.cli import main
+from aang_ray.config import RunConfig
+from aang_ray.store import CellRecord, Store
+from tests.sweep.conftest import done_record, fake_resolve, history_row
+
+HEAVY = ("torch", "ray", "transformers", "datasets", "pandas", "pyarrow", "scipy", "sklearn", "numpy")
+JOBS = {"train.py": "train", "sweep.py": "sweep", "tables.py": "table"}
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"""
+import sys
+from aang_ray.cli import main
+for verb in ([], ["train"], ["sweep"], ["table"], ["data"], ["data", "show"], ["space", "show"]):
+    assert main([*verb, "--help"]) == 0
+found = [name for name in {HEAVY!r} if name in sys.modules]
+sys.exit(f"imported: {{found}}" if found else 0)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "--max-hours" in result.stdout
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == aang_ray.__version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["swep"], "No such command 'swep'"),
+        (["sweep"], "Missing argument 'file'"),
+        (["sweep", "x.yaml", "--bad"], "No such option"),
+        (["sweep", "missing.yaml"], "missing.yaml: No such file or directory"),
+        (["sweep", "jobs/demo.yaml", "--seeds", "x"], "--seeds x: expected whole numbers"),
+        (["sweep", "jobs/demo.yaml", "--max-hours", "0"], "--max-hours 0: must be above 0"),
+        (["sweep", "jobs/demo.yaml", "--set", "method.aux=1"], "unknown key method.aux"),
+        (["sweep", "jobs/demo.yaml", "--metric", "f1"], "data.metric: 'f1' is not allowed"),
+        (["train", "--set", "optim.body_l=1"], "unknown key optim.body_l; did you mean optim.body_lr?"),
+        (["train", "--set", "n"], "--set n: expected key.path=value"),
+        (["train", "missing.yaml"], "missing.yaml: No such file or directory"),
+        (["table", "--format", "xml"], "'xml' is not one of"),
+        (["space", "show", "nothing"], "nothing"),
+        (["data", "show", "./nothing"], "nothing"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    line: str,
+) -> None:
+    monkeypatch.setenv("AANG_STORE", str(tmp_path / "store"))
+    assert main(arguments) == 2
+    said = complaint(capsys)
+    assert said.startswith("error: ")
+    assert line in said
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_in_a_jobs_own_folder_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert main(["train", "--store", "results"]) == 2
+    assert "the folder of a Ray job goes away" in complaint(capsys)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
+    """Stand-ins for planning and training."""
+    for name, values in (("plan", {"resolve": fake_resolve}), ("run", functions)):
+        module = ModuleType(f"aang_ray.train.{name}")
+        vars(module).update(values)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def test_train_prints_scores_keeps_them_and_does_not_run_twice(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs: list[RunConfig] = []
+
+    def run_cell(config: RunConfig, *, on_evaluation: object, **_: object) -> CellRecord:
+        runs.append(config)
+        assert callable(on_evaluation)
+        on_evaluation(history_row(30))
+        return done_record(config)
+
+    install(monkeypatch, run_cell=run_cell)
+    arguments = ["train", "--set", "method=static", "--store", str(tmp_path)]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    assert "step 30/60 · dev accuracy 75.00" in first
+    assert "test: accuracy 75.00, macro-F1 70.00, 40 examples" in first
+    assert Store(tmp_path).done() == {runs[0].cell: "done"}
+    assert main(arguments) == 0
+    assert "is done already" in capsys.readouterr().out
+    assert len(runs) == 1
+
+
+def test_a_failed_run_is_one_line_a_row_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failed = {"status": "failed", "error": "loss is nan at step 3", "dev": None, "test": None, "test_clean": None}
+    install(monkeypatch, run_cell=lambda config, **_: done_record(config, **failed))
+    assert main(["train", "--store", str(tmp_path)]) == 1
+    assert complaint(capsys) == "error: loss is nan at step 3"
+    assert list(Store(tmp_path).done().values()) == ["failed"]
+
+
+def test_an_interruption_is_one_line_and_exit_code_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run_cell(config: RunConfig, *, on_evaluation: object, **_: object) -> CellRecord:
+        raise KeyboardInterrupt
+
+    install(monkeypatch, run_cell=run_cell)
+    assert main(["train", "--store", str(tmp_path)]) == 130
+    assert complaint(capsys).startswith("error: interrupted; what has finished is in the store")
+
+
+def test_a_dry_run_shows_the_cells_and_touches_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch)
+    store = tmp_path / "store"
+    assert main(["sweep", "jobs/demo.yaml", "--dry-run", "--seeds", "0-2", "--store", str(store)]) == 0
+    assert "9 cells, 9 to run" in capsys.readouterr().out
+    assert not store.exists()
+
+
+def test_a_sweep_with_everything_done_prints_the_table_without_ray(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from aang_ray.sweep import run
+    from aang_ray.sweep.expand import expand
+    from aang_ray.sweep.plan import plan
+    from aang_ray.sweep.spec import SweepOverrides, load_sweep
+
+    install(monkeypatch)
+    monkeypatch.setattr(run, "ray_cluster", lambda: pytest.fail("started Ray"))
+    spec = load_sweep(Path("jobs/demo.yaml"), SweepOverrides())
+    store = Store(tmp_path)
+    for cell in plan(expand(spec, SweepOverrides(), "demo"), spec.seeds, {}, fake_resolve):
+        store.write(done_record(cell.config))
+    assert main(["sweep", "jobs/demo.yaml", "--store", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "all 6 cells are done" in text
+    assert "75.00" in text
+    assert f"results: {tmp_path}" in text
+
+
+def test_table_formats(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from aang_ray.config import parse_config
+
+    Store(tmp_path).write(done_record(fake_resolve(parse_config({"method": "finetune"}, "test"))))
+    for form in ("markdown", "json", "csv", "latex"):
+        assert main(["table", "--store", str(tmp_path), "--format", form]) == 0
+        text = capsys.readouterr().out
+        assert "finetune" in text
+        if form == "json":
+            json.loads(text)
+
+
+@pytest.mark.parametrize("script", JOBS)
+def test_jobs_are_the_same_verbs(script: str, tmp_path: Path) -> None:
+    """The same arguments, the same one line, the same exit code."""
+    command = [sys.executable, f"jobs/{script}", "--nothing"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.strip()) == (2, "error: No such option: --nothing")
+    shown = subprocess.run([sys.executable, f"jobs/{script}", "--help"], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0
+    assert f"aang {JOBS[script]}" in shown.stdout

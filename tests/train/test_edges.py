@@ -1,0 +1,143 @@
+"""Small data, switches together, and memory that runs out while batches wait."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aang_ray.config import load_config
+from aang_ray.errors import UserError
+from aang_ray.train import step as step_module
+from aang_ray.train.prefetch import prefetched
+from aang_ray.train.run import run_cell
+from tests.train.running import parameters, run_steps, stepper, tiny_config
+
+NO_DROPOUT = ("encoder.dropout=0.0", "encoder.head_dropout=0.0")
+
+
+def test_batches_that_wait_are_cut_anew_when_memory_runs_out(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 48 texts 24 fit: one halving, not one for each batch that was prepared before."""
+    original = step_module.segment_losses
+
+    def limited(encoder: Any, heads: Any, piece: Any) -> Any:
+        if len(piece.inputs.lengths_E) > 24:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(encoder, heads, piece)
+
+    monkeypatch.setattr(step_module, "segment_losses", limited)
+    made = stepper(tiny_config(tiny))
+    assert made.micro.texts == 48
+    for prepared in prefetched(made.prepare, 0, 6):
+        made.step(prepared)
+    assert made.micro.texts == 24
+
+
+def test_published_clipping_below_the_bound_changes_nothing(tiny: dict[str, Any]) -> None:
+    """No objective has a gradient above 10 here: the body's is that of sound clipping, decoder part included."""
+    gradients = []
+    for clipping in ("sound", "published"):
+        made = stepper(tiny_config(tiny, *NO_DROPOUT, "method=static", f"optim.clipping={clipping}"), torch.float64)
+        made._gradients(made.prepare(0))
+        gradients.append(torch.cat([p.grad.flatten() for p in made.setup.encoder.parameters() if p.grad is not None]))
+    assert gradients[0].norm() > 0
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_published_visibility_is_the_objectives_alone(tiny: dict[str, Any]) -> None:
+    published = "objectives.visibility=published"
+    assert tiny_config(tiny, "method=finetune", published).cell == tiny_config(tiny, "method=finetune").cell
+    one = run_steps(tiny_config(tiny, *NO_DROPOUT, "method=finetune", published), 3, torch.float64)
+    other = run_steps(tiny_config(tiny, *NO_DROPOUT, "method=finetune"), 3, torch.float64)
+    torch.testing.assert_close(parameters(one), parameters(other))
+
+
+def test_published_visibility_does_not_depend_on_the_pieces(tiny: dict[str, Any]) -> None:
+    settings = (*NO_DROPOUT, "objectives.visibility=published", "method=static")
+    one = run_steps(tiny_config(tiny, *settings), 3, torch.float64)
+    other = run_steps(tiny_config(tiny, *settings, "batch.micro=4"), 3, torch.float64)
+    torch.testing.assert_close(parameters(one), parameters(other), rtol=1e-6, atol=1e-9)
+
+
+def test_queries_are_left_out_under_published_visibility(tiny: dict[str, Any]) -> None:
+    space = stepper(tiny_config(tiny, "objectives.visibility=published")).setup.space
+    assert space is not None
+    assert len(space) == 22
+    both = stepper(tiny_config(tiny, "objectives.visibility=published", "objectives.labels=published")).setup.space
+    assert both is not None
+    assert len(both) == 23
+
+
+def test_n_beyond_the_space_is_one_line(tiny: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"n: 99 exceeds the 23 objectives of space td"):
+        run_cell(tiny_config(tiny, "n=99"))
+
+
+def test_the_health_of_the_meta_signal_is_kept_for_every_step(tiny: dict[str, Any]) -> None:
+    record = run_cell(tiny_config(tiny))
+    steps = {int(name.split("/")[1]) for row in record.weights for name in row.health if "/" in name}
+    assert steps == set(range(1, 21))
+    assert [row.step for row in record.weights] == [row.step for row in record.history]
+
+
+def test_published_joint_score_counts_under_dot_too(tiny: dict[str, Any]) -> None:
+    runs = [
+        run_steps(tiny_config(tiny, f"method={{score: dot, auxiliary_score: {reading}, sopt_lr: 1.0}}"), 3)
+        for reading in ("sound", "published")
+    ]
+    lambdas = [float(vars(made.setup.method)["weighting"].lambda_) for made in runs]
+    assert lambdas[0] != lambdas[1]
+
+
+def small_task(folder: Path, dev: int, in_domain: list[str] | None = None) -> str:
+    folder.mkdir()
+    nouns = ["film", "plot", "scene", "music", "actor"]
+    for split, count in (("train", 6), ("dev", dev), ("test", 4)):
+        texts = []
+        for i in range(count):
+            word = ("great", "awful")[i % 2]
+            texts.append(json.dumps({"text": f"the {nouns[i % 5]} was {'very ' * (i // 5)}{word}", "label": word}))
+        (folder / f"{split}.jsonl").write_text("\n".join(texts) + "\n")
+    if in_domain is not None:
+        (folder / "in_domain.txt").write_text("\n".join(in_domain) + "\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize("dev", [2, 3, 10])
+@pytest.mark.parametrize("setting", ["n=all", "method.meta_dev_fraction=0.9", "method.dev_head=live"])
+def test_tiny_data(tiny: dict[str, Any], tmp_path: Path, dev: int, setting: str) -> None:
+    config = tiny_config(tiny, f"data.task={small_task(tmp_path / 'small', dev)}", "schedule.steps=4", setting)
+    if dev == 2 and "fraction" in setting:
+        with pytest.raises(UserError, match="too few"):
+            run_cell(config)
+        return
+    assert run_cell(config).result.status == "done"
+
+
+def test_a_dev_split_of_one_text_is_one_line(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config(tiny, f"data.task={small_task(tmp_path / 'small', 1)}", "schedule.steps=4")
+    with pytest.raises(UserError, match="dev has 1 text"):
+        run_cell(config)
+
+
+def test_a_space_whose_data_are_not_there_is_one_line(tiny: dict[str, Any], tmp_path: Path) -> None:
+    nothing = small_task(tmp_path / "none", 4)
+    only_dev = small_task(tmp_path / "dev", 4, ["the film was great"])
+    for task in (nothing, only_dev):
+        with pytest.raises(UserError, match=r"no in-domain text is given; set data.in_domain"):
+            run_cell(tiny_config(tiny, f"data.task={task}", "space=td_ed"))
+
+
+def test_truth_values_and_pairs_that_do_not_go_together() -> None:
+    for setting, fragment in (
+        ("schedule.steps=true", "steps must be a number"),
+        ("optim.betas=[1.0, 0.9]", "less than 1"),
+        ("objectives.allocation=published", "does not go with"),
+    ):
+        with pytest.raises(UserError, match=fragment):
+            load_config(None, ["method.jacobian=softmax", setting])
