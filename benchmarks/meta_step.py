@@ -38,6 +38,7 @@ from aang_ray.config import RunConfig, parse_config
 from aang_ray.gradients import recorder
 from aang_ray.gradients.scores import cosine
 from aang_ray.model.encoder import Encoder
+from aang_ray.objectives.batch import BatchPiece
 from aang_ray.train.plan import resolve
 from aang_ray.train.precision import choose_compute
 from aang_ray.train.setup import build
@@ -186,8 +187,9 @@ def floor_seconds(prepared: Prepared, options: argparse.Namespace) -> dict[str, 
     """
     compute = choose(options)
     dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
-    positions = sum(piece.inputs.ids_RL.numel() for piece in prepared.pieces)
-    labels = sum(len(t.label_K) for piece in prepared.pieces for t in piece.vocabulary)
+    pieces = [piece for piece in prepared.pieces if isinstance(piece, BatchPiece)]
+    positions = sum(piece.inputs.ids_RL.numel() for piece in pieces)
+    labels = sum(len(t.label_K) for piece in pieces for t in piece.vocabulary)
     layer = 4 * 384 * 384 + 2 * 384 * 1536
     flops = 6 * (6 * layer * positions + 384 * 30522 * labels)
     a = torch.randn(positions, 384, dtype=dtype, device=compute.device)

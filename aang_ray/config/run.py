@@ -219,7 +219,7 @@ class RunConfig(Section):
             for key in ("space", "n", "objectives", "gradients"):
                 value.pop(key, None)
             del value["batch"]["auxiliary"], prints["space"]
-        if not isinstance(self.method, AangConfig):
+        if not self.method.samples_dev:
             del value["batch"]["dev"], value["batch"]["dev_head"]
         return value
 

@@ -34,9 +34,11 @@ class Aang:
     With both learning rates 0 this is static multitask, and no meta work is done.
     """
 
+    whole_gradients = False
+
     def __init__(self, weighting: Weighting, config: AangConfig) -> None:
         self.weighting, self.config = weighting, config
-        self.uses_dev = config.aux_lr > 0 or config.sopt_lr > 0
+        self.uses_dev = config.uses_dev
         self._gradient_F = torch.zeros_like(weighting.flat_F)
         self._gradient_2 = torch.zeros_like(weighting.lambda_logits_2)
         self._averaged = 0
@@ -52,6 +54,9 @@ class Aang:
         if self.config.score == "dot":
             return Request(coefficients_S, scores=True)
         return Request(coefficients_S, scores=True, joint_from=FIRST)
+
+    def direction(self, sampled: Sampled, gradients: StepGradients) -> None:
+        return None
 
     def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
         if not self.uses_dev:

@@ -41,9 +41,18 @@ class Method(Protocol):
 
     uses_dev: bool
     """Whether a step needs the dev batch and the dev head."""
+    whole_gradients: bool
+    """Whether the statistics must count a tied decoder's part, because the update is made of them."""
 
     def request(self, sampled: Sampled) -> Request:
         """The weight of every segment in the update, and what else is wanted of the step's gradients."""
+        ...
+
+    def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor | None:
+        """The body's update direction, [P], where it is no sum that `request` could state; None: that sum stands.
+
+        Called before `observe`, and with `separate` gradients only.
+        """
         ...
 
     def observe(self, sampled: Sampled, gradients: StepGradients) -> None:

@@ -15,12 +15,16 @@ class Finetune:
     """L = L_E."""
 
     uses_dev = False
+    whole_gradients = False
 
     def __init__(self, device: torch.device) -> None:
         self._request = Request(coefficients_S=torch.tensor([0.0, 1.0], device=device))
 
     def request(self, sampled: Sampled) -> Request:
         return self._request
+
+    def direction(self, sampled: Sampled, gradients: StepGradients) -> None:
+        return None
 
     def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
         """Nothing is learned about weights."""

@@ -18,12 +18,16 @@ class Static:
     """L = 1/2 L_E + 1/2 (1/n) sum over S of L_k."""
 
     uses_dev = False
+    whole_gradients = False
 
     def __init__(self, weighting: Weighting) -> None:
         self.weighting = weighting
 
     def request(self, sampled: Sampled) -> Request:
         return Request(coefficients_S=self.weighting.coefficients(sampled))
+
+    def direction(self, sampled: Sampled, gradients: StepGradients) -> None:
+        return None
 
     def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
         """Nothing is learned about weights."""

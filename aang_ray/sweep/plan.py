@@ -34,7 +34,7 @@ class PlannedCell:
         texts = batch.end_task or 0
         if config.method.auxiliary:
             texts += batch.auxiliary or 0
-        if config.method.name == "aang":
+        if config.method.uses_dev:
             texts += batch.dev
         return self.steps * texts
 

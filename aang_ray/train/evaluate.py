@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -88,6 +89,14 @@ def bootstrap_interval(predictions: Predictions, metric: Metric, classes: int) -
 def score_of(scores: Scores, metric: Metric) -> float:
     """The number that the metric names."""
     return scores.accuracy if metric == "accuracy" else scores.macro_f1
+
+
+class Reader(Protocol):
+    """A split that a model can be scored on."""
+
+    def predict(self, encoder: Any, head: nn.Module, compute: Compute) -> Predictions:
+        """Logits of every example, in the split's order; eval mode for the time being."""
+        ...
 
 
 class SplitReader:

@@ -17,7 +17,7 @@ from aang_ray.objectives.source import END_TASK_HEAD
 from aang_ray.store.rows import HistoryRow, Scores
 from aang_ray.train.checkpoint import Keeper
 from aang_ray.train.checkpoint_state import restore_stepper, stepper_state
-from aang_ray.train.evaluate import SplitReader, bootstrap_interval, score_of
+from aang_ray.train.evaluate import Predictions, bootstrap_interval, score_of
 from aang_ray.train.losses import LossLog
 from aang_ray.train.prefetch import prefetched
 from aang_ray.train.progress import Progress
@@ -50,7 +50,7 @@ class Trainer:
         self._on_evaluation = on_evaluation
         self._keeper = keeper
         self._metric: Metric = setup.task.metric
-        self._dev = SplitReader(setup.task.dev, setup.source.score_dev, setup.facts.pad)
+        self._dev = setup.domain.reader("dev")
         self._losses = LossLog(1 if setup.compute.device.type == "cpu" else setup.config.schedule.eval_every)
         self._kept: dict[str, Tensor] = {}
         self._started = time.monotonic()
@@ -91,7 +91,7 @@ class Trainer:
     def _train(self) -> None:
         """Step after step, from the one after the last that was done."""
         first = self.progress.steps
-        depth = 0 if self.setup.source.settings.published_allocation else 2
+        depth = 0 if self.setup.domain.follows_factors else 2
         for prepared in prefetched(self.stepper.prepare, first, first if self._over else self._total, depth):
             gradients = self.stepper.step(prepared)
             self._losses.add(prepared.batch.step + 1, prepared.names, gradients.losses_S)
@@ -127,7 +127,7 @@ class Trainer:
         predictions = self._dev.predict(setup.encoder, setup.head_of[END_TASK_HEAD], setup.compute)
         scores = predictions.scores(setup.task.label_names)
         score = score_of(scores, self._metric)
-        if not self._at_majority(predictions.classes_E, scores):
+        if not self._at_majority(predictions, scores):
             progress.majority = False
         progress.since_best += 1
         if score > progress.best_score:
@@ -148,14 +148,13 @@ class Trainer:
         if self._on_evaluation is not None:
             self._on_evaluation(row)
 
-    def _at_majority(self, predicted_E: np.ndarray, scores: Scores) -> bool:
+    def _at_majority(self, predictions: Predictions, scores: Scores) -> bool:
         """One class for all, or no better than the majority class of train."""
         task = self.setup.task
-        labels = task.dev.labels[self.setup.source.score_dev]
-        share = float(np.mean(labels == majority_class(task)))
+        share = float(np.mean(predictions.labels_E == majority_class(task)))
         # F1 of the class that is always predicted is 2p / (p + 1), of all others 0.
         baseline = share if self._metric == "accuracy" else 2 * share / (share + 1) / len(task.label_names)
-        return len(np.unique(predicted_E)) < 2 or score_of(scores, self._metric) <= baseline
+        return len(np.unique(predictions.classes_E)) < 2 or score_of(scores, self._metric) <= baseline
 
     def _model_state(self) -> dict[str, Tensor]:
         setup = self.setup
@@ -172,8 +171,7 @@ class Trainer:
             parts[part][rest] = value
         setup.encoder.load_state_dict(parts["encoder"])
         head.load_state_dict(parts["head"])
-        reader = SplitReader(setup.task.test, np.arange(len(setup.task.test)), setup.facts.pad)
-        test = reader.predict(setup.encoder, head, setup.compute)
+        test = setup.domain.reader("test").predict(setup.encoder, head, setup.compute)
         best = next(row for row in self.progress.history if row.step == self.progress.best_step)
         names = setup.task.label_names
         if setup.compute.device.type == "cuda":

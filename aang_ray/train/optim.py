@@ -68,6 +68,14 @@ def clipped_sum(body: nn.Module, separate_SP: Tensor, coefficients_S: Tensor) ->
         start += parameter.numel()
 
 
+def set_gradient(body: nn.Module, direction_P: Tensor) -> None:
+    """Put a flattened update direction in the place of the body's gradients."""
+    start = 0
+    for parameter in (p for p in body.parameters() if p.requires_grad):
+        parameter.grad = direction_P[start : start + parameter.numel()].view_as(parameter).to(parameter.dtype)
+        start += parameter.numel()
+
+
 def wants_separate(config: RunConfig) -> bool:
     """Published clipping acts on each objective's gradient, so they are needed one by one."""
     return config.optim.clipping == "published" and config.method.auxiliary

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from aang_ray.config.methods import AangConfig
 from aang_ray.config.run import RunConfig
 from aang_ray.data import card_of, data_fingerprint, encoder_fingerprint, load_end_task, locate
 from aang_ray.objectives.space import read_space
@@ -54,8 +53,3 @@ def epoch_steps(config: RunConfig) -> int:
     task = load_end_task(config.data, config.encoder)
     texts = len(task.train) + sum(len(corpus) for corpus in task.corpora.values())
     return math.ceil(config.schedule.epochs * texts / (config.batch.auxiliary or PAPER_AUXILIARY))
-
-
-def uses_meta(config: RunConfig) -> bool:
-    """Whether the run computes meta-gradients at all."""
-    return isinstance(config.method, AangConfig) and (config.method.aux_lr > 0 or config.method.sopt_lr > 0)

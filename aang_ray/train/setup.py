@@ -27,7 +27,9 @@ from aang_ray.objectives.outputs import OutputSettings
 from aang_ray.objectives.source import END_TASK_HEAD, BatchSource, SourceSettings, head_names
 from aang_ray.objectives.space import Space, enumerate_space, read_space
 from aang_ray.objectives.transforms import Vocabulary
+from aang_ray.train.domain import Domain
 from aang_ray.train.precision import Compute
+from aang_ray.train.text import TextDomain
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Setup:
     head_of: dict[str, nn.Module]
     space: Space | None
     source: BatchSource
+    domain: Domain
     method: Method
 
     @property
@@ -72,10 +75,11 @@ def build(config: RunConfig, compute: Compute) -> Setup:
     head_of = make_heads(config, task, loaded, space, facts)
     heads = nn.ModuleDict({str(number): head for number, head in enumerate(head_of.values())}).to(compute.device)
     source = make_source(config, task, encoder, space, facts)
+    domain = TextDomain(task, encoder, source, facts.pad, config.seed, config.objectives.visibility == "published")
     method = make_method(config, space, compute.device)
     if method.uses_dev and len(task.dev) < 2:
         raise UserError(f"{task.name}: dev has {len(task.dev)} text; the dev head and the dev gradient need one each")
-    return Setup(config, compute, task, facts, encoder, heads, head_of, space, source, method)
+    return Setup(config, compute, task, facts, encoder, heads, head_of, space, source, domain, method)
 
 
 def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space:

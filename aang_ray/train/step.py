@@ -13,11 +13,10 @@ from aang_ray.gradients.dev_head import fit_dev_head
 from aang_ray.gradients.engine import StepGradients
 from aang_ray.methods.base import Sampled
 from aang_ray.objectives import randomness
-from aang_ray.objectives.batch import BatchPiece, PublishedVisibility, collate, cut
-from aang_ray.objectives.losses import segment_losses
-from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD, StepBatch
+from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD
+from aang_ray.train.domain import DomainBatch, DomainPiece
 from aang_ray.train.micro import MicroBatch, activation_bytes, free_memory, is_out_of_memory
-from aang_ray.train.optim import clip, clipped_sum, make_optimizer, make_schedule, wants_separate
+from aang_ray.train.optim import clip, clipped_sum, make_optimizer, make_schedule, set_gradient, wants_separate
 from aang_ray.train.setup import Setup
 
 
@@ -25,9 +24,9 @@ from aang_ray.train.setup import Setup
 class Prepared:
     """A step's batch in host memory, ready to be copied to the device."""
 
-    batch: StepBatch
-    pieces: tuple[BatchPiece, ...]
-    dev_head: BatchPiece | None
+    batch: DomainBatch
+    pieces: tuple[DomainPiece, ...]
+    dev_head: DomainPiece | None
     """The examples that phi* is fitted on, where this step fits it."""
     micro: int
     """Most texts in a piece when the pieces were cut."""
@@ -58,7 +57,10 @@ class Stepper:
         self.optimizer = make_optimizer(setup.encoder, setup.heads, config.optim)
         self.schedule = make_schedule(self.optimizer, config.schedule)
         self.engine = make_engine(
-            config.gradients.engine, setup.encoder, setup.heads, tied_in_scores=config.gradients.tied_in_scores
+            config.gradients.engine,
+            setup.encoder,
+            setup.heads,
+            tied_in_scores=config.gradients.tied_in_scores or setup.method.whole_gradients,
         )
         texts = (config.batch.end_task or 1) + (config.batch.auxiliary or 0) + config.batch.dev
         self.micro = MicroBatch(None if config.batch.micro == "auto" else config.batch.micro, texts)
@@ -70,12 +72,11 @@ class Stepper:
 
     def prepare(self, step: int) -> Prepared:
         """The batch of a step; safe on another thread unless the allocation follows the factors."""
-        setup = self.setup
-        factors = setup.method.factors() if setup.source.settings.published_allocation else None
-        batch = setup.source.step(step, setup.method.uses_dev, factors)
+        method, domain = self.setup.method, self.setup.domain
+        batch = domain.batch(step, method.uses_dev, method.factors() if domain.follows_factors else None)
         micro = self.micro.texts  # once: another thread may change it
-        refit = setup.method.uses_dev and not self._live_dev_head and step % setup.source.settings.head_refit_every == 0
-        dev_head = self._pinned(collate([setup.source.dev_head_examples(step)], setup.facts.pad)) if refit else None
+        refit = method.uses_dev and not self._live_dev_head and step % domain.head_refit_every == 0
+        dev_head = self._pinned(domain.dev_head_piece(step)) if refit else None
         return Prepared(batch, self._pieces(batch, micro), dev_head, micro)
 
     def estimate_memory(self, prepared: Prepared) -> None:
@@ -86,16 +87,13 @@ class Stepper:
         setup.encoder.train()
         self._fit_dev_head(prepared)
         sizes = (4, 16)
-        few, more = (self._probe(prepared.batch, texts) for texts in sizes)
+        few, more = (self._probe(prepared.batch, examples) for examples in sizes)
         # The slope: what is kept whatever the number of texts, such as weights, is no matter of the piece's size.
         self.micro.fit((more - few) / (sizes[1] - sizes[0]), free_memory(setup.compute.device))
 
-    def _probe(self, batch: StepBatch, texts: int) -> int:
-        """Bytes kept for the backward pass by so many texts, the longest of any segment taken again and again."""
-        longest = max(batch.segments, key=lambda segment: int(segment.lengths_E.max(initial=0)))
-        at = int(longest.lengths_E.argmax())
-        one = longest.part(at, at + 1)
-        piece = self._to_device(collate([one] * texts, self.setup.facts.pad))
+    def _probe(self, batch: DomainBatch, examples: int) -> int:
+        """Bytes kept for the backward pass by so many examples, the largest of any segment taken again and again."""
+        piece = self._to_device(self.setup.domain.probe(batch, examples))
 
         def forward() -> Tensor:
             with self.setup.compute.autocast():
@@ -112,7 +110,10 @@ class Stepper:
         setup = self.setup
         gradients = self._gradients_that_fit(prepared)
         sampled = prepared.sampled
+        direction_P = setup.method.direction(sampled, gradients)
         setup.method.observe(sampled, gradients)
+        if direction_P is not None:
+            set_gradient(setup.encoder, direction_P)
         clip(setup.encoder, setup.head_of, setup.config.optim)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -144,7 +145,7 @@ class Stepper:
         if wants_separate(setup.config):
             request = replace(request, separate=True)
 
-        def losses(piece: BatchPiece) -> Tensor:
+        def losses(piece: DomainPiece) -> Tensor:
             with setup.compute.autocast():
                 return self._losses(self._to_device(piece))
 
@@ -153,10 +154,10 @@ class Stepper:
             clipped_sum(setup.encoder, gradients.separate_SP, request.coefficients_S)
         return gradients
 
-    def _losses(self, piece: BatchPiece) -> Tensor:
+    def _losses(self, piece: DomainPiece) -> Tensor:
         heads = dict(self.setup.head_of)
         heads[DEV_HEAD] = heads[END_TASK_HEAD] if self.dev_head is None else self.dev_head
-        return segment_losses(self.setup.encoder, heads, piece)
+        return self.setup.domain.losses(piece, heads)
 
     def _fit_dev_head(self, prepared: Prepared) -> None:
         """Fit phi* on features that the body computes once, in eval mode and without gradient."""
@@ -166,25 +167,18 @@ class Stepper:
         piece = self._to_device(prepared.dev_head)
         setup.encoder.eval()
         with torch.no_grad(), setup.compute.autocast():
-            features_EH = setup.encoder.pool(setup.encoder(piece.inputs), piece.inputs)
+            features_EH, labels_E = setup.domain.features(piece)
         features_EH = features_EH.to(torch.promote_types(features_EH.dtype, torch.float32))
         setup.encoder.train()
         seed = int(randomness.keys(setup.config.seed, prepared.batch.step, randomness.DEV_HEAD)[0] >> 1)
-        labels_E = piece.pooled[0].label_K[: len(features_EH)]  # what follows is padding
         self.dev_head = fit_dev_head(features_EH, labels_E, setup.classes, seed, self._class_weights_C)
 
-    def _pieces(self, batch: StepBatch, micro: int) -> tuple[BatchPiece, ...]:
-        setup = self.setup
-        published = None
-        if setup.config.objectives.visibility == "published":
-            width = max(int(segment.lengths_E.max(initial=1)) for segment in batch.segments)
-            published = PublishedVisibility(setup.config.seed, batch.step, width)
-        cuts = cut(batch.segments, micro, self.engine.per_segment)
-        weights = setup.task.class_weights
-        return tuple(self._pinned(collate(part, setup.facts.pad, weights, published)) for part in cuts)
+    def _pieces(self, batch: DomainBatch, micro: int) -> tuple[DomainPiece, ...]:
+        cuts = self.setup.domain.pieces(batch, micro, self.engine.per_segment)
+        return tuple(self._pinned(piece) for piece in cuts)
 
-    def _pinned(self, piece: BatchPiece) -> BatchPiece:
+    def _pinned(self, piece: DomainPiece) -> DomainPiece:
         return piece.pin() if self.setup.compute.device.type == "cuda" else piece
 
-    def _to_device(self, piece: BatchPiece) -> BatchPiece:
+    def _to_device(self, piece: DomainPiece) -> DomainPiece:
         return piece.to(self.setup.compute.device)

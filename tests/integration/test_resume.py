@@ -66,7 +66,12 @@ def any_time(sweeps: Sweeps, running: Started, chance: random.Random) -> None:
 
 def while_renaming(sweeps: Sweeps, running: Started, chance: random.Random) -> None:
     """The instant in which a temporary file is there; failing that, with the last cells still to come."""
-    running.wait_for(lambda: sweeps.temporary() or len(sweeps.rows()) >= CELLS - 2, 90, pause=0.0)
+
+    def late() -> bool:
+        return len(sweeps.rows()) >= CELLS - 2
+
+    running.wait_for(lambda: len(running.look()) > 10 or late(), 60, pause=0.01)  # a killed sweep leaves one behind
+    running.wait_for(lambda: sweeps.temporary() or late(), 90, pause=0.0)
 
 
 def test_killed_three_times_then_finished(

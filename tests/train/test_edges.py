@@ -11,7 +11,7 @@ import torch
 
 from aang_ray.config import load_config
 from aang_ray.errors import UserError
-from aang_ray.train import step as step_module
+from aang_ray.train import text as text_module
 from aang_ray.train.prefetch import prefetched
 from aang_ray.train.run import run_cell
 from tests.train.running import parameters, run_steps, stepper, tiny_config
@@ -23,14 +23,14 @@ def test_batches_that_wait_are_cut_anew_when_memory_runs_out(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 48 texts 24 fit: one halving, not one for each batch that was prepared before."""
-    original = step_module.segment_losses
+    original = text_module.segment_losses
 
     def limited(encoder: Any, heads: Any, piece: Any) -> Any:
         if len(piece.inputs.lengths_E) > 24:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(encoder, heads, piece)
 
-    monkeypatch.setattr(step_module, "segment_losses", limited)
+    monkeypatch.setattr(text_module, "segment_losses", limited)
     made = stepper(tiny_config(tiny))
     assert made.micro.texts == 48
     for prepared in prefetched(made.prepare, 0, 6):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aang_ray.store.rows import CellRecord, HistoryRow
-from aang_ray.train import evaluate, loop
+from aang_ray.train import evaluate
 from aang_ray.train.run import run_cell
 from tests.train.running import tiny_config
 
@@ -54,7 +54,7 @@ def test_test_is_scored_once_from_the_kept_checkpoint(tiny: dict[str, Any], monk
         calls.append(len(predictions.labels_E))
         return predictions
 
-    monkeypatch.setattr(loop.SplitReader, "predict", counted)
+    monkeypatch.setattr(evaluate.SplitReader, "predict", counted)
     tiny = {**tiny, "schedule": {"steps": 40, "eval_every": 10}}
     record = run_cell(tiny_config(tiny, "method=finetune", "optim.body_lr=5e-3"))
     assert record.result.status == "done"
@@ -97,12 +97,12 @@ def test_a_loss_that_is_not_finite_is_a_failed_row(tiny: dict[str, Any]) -> None
 def test_memory_that_runs_out_with_a_stated_size_is_a_failed_row(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aang_ray.train import step
+    from aang_ray.train import text
 
     def exhausted(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(step, "segment_losses", exhausted)
+    monkeypatch.setattr(text, "segment_losses", exhausted)
     row = run_cell(tiny_config(tiny, "method=finetune", "batch.micro=8")).result
     assert row.status == "failed"
     assert "lower batch.micro" in str(row.error)

@@ -107,7 +107,7 @@ def test_steps_leave_nothing_behind(tiny: dict[str, Any], settings: tuple[str, .
 def test_out_of_memory_halves_the_piece_and_keeps_the_result(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aang_ray.train import step as module
+    from aang_ray.train import text as module
 
     config = tiny_config(tiny, *NO_DROPOUT)
     expected = run_steps(config, 3, torch.float64)

@@ -1,33 +1,21 @@
-"""The methods by name, and what each can be told."""
+"""AANG and META-TARTAN: learned weights."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 
-from aang_ray.config.section import HalfOpen, Section, Semantics
-
-
-class FinetuneConfig(Section):
-    """The end task alone."""
-
-    name: Literal["finetune"] = "finetune"
-    auxiliary: ClassVar[bool] = False
+from aang_ray.config.methods.base import MethodSection
+from aang_ray.config.section import HalfOpen, Semantics
 
 
-class StaticConfig(Section):
-    """Static multitask: lambda = 1/2, every sampled objective weighs 1/n."""
-
-    name: Literal["static"] = "static"
-    auxiliary: ClassVar[bool] = True
-
-
-class AangConfig(Section):
+class AangConfig(MethodSection):
     """AANG: factored weights and lambda learned by gradient agreement with the dev loss."""
 
     name: Literal["aang"] = "aang"
     auxiliary: ClassVar[bool] = True
+    samples_dev: ClassVar[bool] = True
     aux_lr: NonNegativeFloat = 0.1
     """Learning rate of the factors of the objectives' weights."""
     sopt_lr: NonNegativeFloat = 0.1
@@ -49,5 +37,6 @@ class AangConfig(Section):
     meta_dev_fraction: HalfOpen = 0.0
     """Part of dev set aside for the meta part alone; 0: all of dev serves both, as in the paper."""
 
-
-MethodConfig = Annotated[FinetuneConfig | StaticConfig | AangConfig, Field(discriminator="name")]
+    @property
+    def uses_dev(self) -> bool:
+        return self.aux_lr > 0 or self.sopt_lr > 0

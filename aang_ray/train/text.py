@@ -1,0 +1,59 @@
+"""Text: packed rows of tokens through an encoder with per-example visibility."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from aang_ray.data.task import EndTask
+from aang_ray.model.encoder import Encoder
+from aang_ray.objectives.batch import BatchPiece, PublishedVisibility, collate, cut
+from aang_ray.objectives.losses import segment_losses
+from aang_ray.objectives.source import BatchSource, StepBatch
+from aang_ray.train.evaluate import SplitReader
+
+
+class TextDomain:
+    """The domain of all tasks whose examples are texts."""
+
+    def __init__(
+        self, task: EndTask, encoder: Encoder, source: BatchSource, pad: int, seed: int, published_visibility: bool
+    ) -> None:
+        self._task, self._encoder, self.source, self._pad = task, encoder, source, pad
+        self._seed, self._published = seed, published_visibility
+        self.head_refit_every = source.settings.head_refit_every
+        self.follows_factors = source.settings.published_allocation
+
+    def batch(self, step: int, with_dev: bool, factors: Mapping[str, npt.NDArray[np.float64]] | None) -> StepBatch:
+        return self.source.step(step, with_dev, factors)
+
+    def pieces(self, batch: StepBatch, micro: int, per_segment: bool) -> tuple[BatchPiece, ...]:
+        published = None
+        if self._published:
+            width = max(int(segment.lengths_E.max(initial=1)) for segment in batch.segments)
+            published = PublishedVisibility(self._seed, batch.step, width)
+        cuts = cut(batch.segments, micro, per_segment)
+        return tuple(collate(part, self._pad, self._task.class_weights, published) for part in cuts)
+
+    def probe(self, batch: StepBatch, examples: int) -> BatchPiece:
+        longest = max(batch.segments, key=lambda segment: int(segment.lengths_E.max(initial=0)))
+        at = int(longest.lengths_E.argmax())
+        return collate([longest.part(at, at + 1)] * examples, self._pad)
+
+    def dev_head_piece(self, step: int) -> BatchPiece:
+        return collate([self.source.dev_head_examples(step)], self._pad)
+
+    def losses(self, piece: BatchPiece, heads: Mapping[str, nn.Module]) -> Tensor:
+        return segment_losses(self._encoder, heads, piece)
+
+    def features(self, piece: BatchPiece) -> tuple[Tensor, Tensor]:
+        features_EH = self._encoder.pool(self._encoder(piece.inputs), piece.inputs)
+        return features_EH, piece.pooled[0].label_K[: len(features_EH)]  # what follows is padding
+
+    def reader(self, split: str) -> SplitReader:
+        if split == "dev":
+            return SplitReader(self._task.dev, self.source.score_dev, self._pad)
+        return SplitReader(self._task.test, np.arange(len(self._task.test)), self._pad)
