@@ -1,0 +1,154 @@
+"""How far training with an auxiliary objective may generalise: Theorem E.5 of Dery et al. 2023 as functions.
+
+End task e and auxiliary objective a have losses in [0, 1] that are L-Lipschitz and beta_e-, beta_a-smooth, with
+||grad f_a - grad f_e|| <= Delta everywhere (Assumption A.1). SGD takes T steps with step sizes of at most c/t, each
+on an example of e with probability lambda_e, else of a. With N' = N_e + N_a and gamma = lambda_e N' / N_e it is
+uniformly stable, and so generalises (Theorem E.1), to within
+
+    (1 + 1/q) (2 gamma L^2 c / (N' - gamma) + rho L c)^(1/(q+1)) (gamma T / N')^(q/(q+1)),   q = c beta_bar,
+
+for (beta_bar, rho) = (lambda* beta*, (1 - lambda*)(Delta + 2L)), where beta* = min(beta_e, beta_a) and lambda* is the
+probability of the smoother one, and for (lambda_e beta_e + lambda_a beta_a, 0): the smaller of the two holds.
+A bound of 1 or more says nothing, because losses lie in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from aang_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Branch = Literal["dissimilarity", "smoothness"]
+"""(beta_bar, rho)_1, which knows Delta, and (beta_bar, rho)_2, which does not."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the theorem is told. Lengths are in units of the parameters, losses lie in [0, 1]."""
+
+    lipschitz: float = 1.0
+    """L."""
+    smooth_end: float = 10.0
+    """beta_e."""
+    smooth_auxiliary: float = 1.0
+    """beta_a."""
+    dissimilarity: float = 1.0
+    """Delta."""
+    examples_end: float = 500
+    """N_e."""
+    examples_auxiliary: float = 5_000
+    """N_a."""
+    end_task_weight: float = 0.5
+    """lambda_e, the probability that a step takes the end task."""
+    step_size: float = 0.1
+    """c: step t is at most c/t long."""
+    steps: float = 1_000
+    """T."""
+
+    def __post_init__(self) -> None:
+        positive = ("lipschitz", "smooth_end", "smooth_auxiliary", "examples_end", "step_size", "steps")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name}: must be above 0, not {getattr(self, name):g}")
+        for name in ("dissimilarity", "examples_auxiliary"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name}: must be 0 or more, not {getattr(self, name):g}")
+        if not 0 < self.end_task_weight <= 1:
+            raise UserError(f"end_task_weight: must lie in (0, 1], not {self.end_task_weight:g}")
+        if self.gamma >= self.examples:
+            raise UserError(
+                f"examples_end: {self.examples_end:g} is too few for the theorem, which needs more than "
+                f"end_task_weight = {self.end_task_weight:g} of them"
+            )
+
+    @property
+    def examples(self) -> float:
+        """N' = N_e + N_a."""
+        return self.examples_end + self.examples_auxiliary
+
+    @property
+    def gamma(self) -> float:
+        """lambda_e N' / N_e: how often an end-task example is taken, against a uniform draw from all."""
+        return self.end_task_weight * self.examples / self.examples_end
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The theorem's answer."""
+
+    value: float
+    branch: Branch
+    beta_bar: float
+    rho: float
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether it says no more than that losses lie in [0, 1]."""
+        return self.value >= 1
+
+
+def bound_of(problem: Problem, branch: Branch) -> Bound:
+    """Equation 12 of the paper with one of the two pairs (beta_bar, rho)."""
+    end, auxiliary = problem.end_task_weight, 1 - problem.end_task_weight
+    if branch == "smoothness":
+        beta_bar, rho = end * problem.smooth_end + auxiliary * problem.smooth_auxiliary, 0.0
+    else:
+        smoother = end if problem.smooth_end <= problem.smooth_auxiliary else auxiliary
+        beta_bar = smoother * min(problem.smooth_end, problem.smooth_auxiliary)
+        rho = (1 - smoother) * (problem.dissimilarity + 2 * problem.lipschitz)
+    if beta_bar == 0:  # the smoother function is never drawn
+        return Bound(float("inf"), branch, beta_bar, rho)
+    q = problem.step_size * beta_bar
+    spread = 2 * problem.gamma * problem.lipschitz / (problem.examples - problem.gamma) + rho
+    scale = (problem.lipschitz * problem.step_size * spread) ** (1 / (q + 1))
+    growth = (problem.gamma * problem.steps / problem.examples) ** (q / (q + 1))
+    return Bound((1 + 1 / q) * scale * growth, branch, beta_bar, rho)
+
+
+def generalisation_bound(problem: Problem) -> Bound:
+    """The tighter of the two branches. (Theorem E.5)"""
+    found = (bound_of(problem, "dissimilarity"), bound_of(problem, "smoothness"))
+    return min(found, key=lambda bound: bound.value)
+
+
+def plot_bound(problem: Problem, dissimilarities: Sequence[float], sizes: Sequence[float], path: Path) -> None:
+    """Draw the bound against Delta and against N', each with the other as stated in `problem`.
+
+    N' grows by auxiliary examples alone. Without lowering lambda_e the theorem gains nothing from them (appendix F.1,
+    point 2: gamma / N' = lambda_e / N_e stays), so a second curve lowers lambda_e to N_e / N'.
+
+    Raises:
+        UserError: for a path that cannot be written as a picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    by_delta = [replace(problem, dissimilarity=value) for value in dissimilarities]
+    _curves(left, dissimilarities, by_delta, "dissimilarity Δ")
+    grown = [replace(problem, examples_auxiliary=size - problem.examples_end) for size in sizes]
+    _curves(right, sizes, grown, "all examples N′")
+    shares = [replace(one, end_task_weight=one.examples_end / one.examples) for one in grown]
+    right.plot(sizes, [generalisation_bound(one).value for one in shares], "--", label="λₑ = Nₑ/N′")
+    right.set_xscale("log")
+    for axes in (left, right):
+        axes.axhline(1, color="grey", linewidth=0.8)
+        axes.set_ylabel("bound on the generalisation error")
+        axes.legend()
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be written as a picture ({str(error).splitlines()[0]})") from error
+
+
+def _curves(axes: Axes, values: Sequence[float], problems: Sequence[Problem], label: str) -> None:
+    branches: tuple[tuple[Branch, str], ...] = (("dissimilarity", "with Δ"), ("smoothness", "without Δ"))
+    for branch, name in branches:
+        axes.plot(values, [bound_of(problem, branch).value for problem in problems], label=name)
+    axes.set_xlabel(label)

@@ -1,0 +1,99 @@
+"""Theorem E.5 against its own proof: the closed form is the least value of equation 11."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+
+from aang_ray.errors import UserError
+from aang_ray.theory import Branch, Problem, bound_of, generalisation_bound, plot_bound
+
+problems = st.builds(
+    Problem,
+    lipschitz=st.floats(0.1, 10),
+    smooth_end=st.floats(0.1, 50),
+    smooth_auxiliary=st.floats(0.1, 50),
+    dissimilarity=st.floats(0, 20),
+    examples_end=st.floats(10, 1e4),
+    examples_auxiliary=st.floats(0, 1e6),
+    end_task_weight=st.floats(0.01, 0.99),
+    step_size=st.floats(0.01, 1),
+    steps=st.floats(1, 1e6),
+)
+branches = st.sampled_from(["dissimilarity", "smoothness"])
+
+
+@given(problems, branches)
+def test_it_is_the_least_value_of_equation_11(problem: Problem, branch: Branch) -> None:
+    found = bound_of(problem, branch)
+    size, gamma, lipschitz = problem.examples, problem.gamma, problem.lipschitz
+    rho_bar = 2 * gamma * lipschitz + (size - gamma) * found.rho
+
+    def equation_11(log_t0: float) -> float:
+        """Its logarithm."""
+        growth = problem.step_size * found.beta_bar * (math.log(problem.steps) - log_t0)
+        first = math.log(gamma / size) + log_t0
+        return float(np.logaddexp(first, math.log(lipschitz * rho_bar / (found.beta_bar * (size - gamma))) + growth))
+
+    least = minimize_scalar(equation_11, bounds=(-60, 60), method="bounded", options={"xatol": 1e-9})
+    assert math.log(found.value) == pytest.approx(least.fun, abs=1e-6)
+
+
+def test_a_worked_example() -> None:
+    # lambda_e = 1/2, N_e = 100, N_a = 300: N' = 400, gamma = 2. beta_a = 2 < beta_e = 4: lambda* = 1/2, beta_bar = 1,
+    # rho = (Delta + 2L)/2 = 3/2. c = 1: q = 1. 2 gamma L^2 c/(N' - gamma) = 4/398.
+    # (1 + 1) sqrt(4/398 + 3/2) sqrt(2 * 50 / 400)  =  sqrt(4/398 + 3/2).
+    problem = Problem(1.0, 4.0, 2.0, 1.0, 100, 300, 0.5, 1.0, 50)
+    found = bound_of(problem, "dissimilarity")
+    assert (found.beta_bar, found.rho) == (1.0, 1.5)
+    assert found.value == pytest.approx(math.sqrt(4 / 398 + 1.5))
+    # The other branch: beta_bar = 3, q = 3: (4/3) (4/398)^(1/4) (1/4)^(3/4).
+    other = bound_of(problem, "smoothness")
+    assert other.value == pytest.approx(4 / 3 * (4 / 398) ** 0.25 * 0.25**0.75)
+    assert generalisation_bound(problem) == min((found, other), key=lambda bound: bound.value)
+
+
+@given(problems, st.floats(0, 10))
+def test_a_closer_objective_is_never_worse(problem: Problem, more: float) -> None:
+    further = replace(problem, dissimilarity=problem.dissimilarity + more)
+    assert generalisation_bound(problem).value <= generalisation_bound(further).value * (1 + 1e-12)
+    assert bound_of(problem, "smoothness") == bound_of(further, "smoothness")
+
+
+def test_the_end_task_alone_is_theorem_e2() -> None:
+    # lambda_e = 1 and N_a = 0: gamma = 1, rho = 0, q = beta_e c, and the bound of Hardt et al. 2016, Theorem 3.12:
+    # (1 + 1/q) / (N - 1) (2 c L^2)^(1/(q+1)) T^(q/(q+1)), where their N - 1 is N here but for the first factor.
+    problem = Problem(2.0, 3.0, 3.0, 0.0, 1000, 0, 1.0, 0.5, 400)
+    q = 1.5
+    expected = (1 + 1 / q) * (2 * 0.5 * 4 / 999) ** (1 / (q + 1)) * (400 / 1000) ** (q / (q + 1))
+    assert generalisation_bound(problem).value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lipschitz": 0.0}, "lipschitz: must be above 0"),
+        ({"dissimilarity": -1.0}, "dissimilarity: must be 0 or more"),
+        ({"end_task_weight": 1.5}, "end_task_weight: must lie in"),
+        ({"examples_end": 0.5}, "examples_end: 0.5 is too few"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        replace(Problem(), **change)
+
+
+def test_it_can_be_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "bound.svg"
+    plot_bound(Problem(), [0.0, 1.0, 2.0], [600.0, 6000.0], path)
+    drawn = path.read_text()
+    assert drawn.lstrip().startswith("<?xml")
+    with pytest.raises(UserError, match="cannot be written as a picture"):
+        plot_bound(Problem(), [0.0, 1.0], [600.0], tmp_path / "bound.xyz")
