@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from aang_ray.config.final_finetune import FinalFinetuneConfig
 from aang_ray.config.methods import AangConfig, MethodConfig
+from aang_ray.config.row_name import row_name
 from aang_ray.config.section import Fraction, HalfOpen, OpenFraction, Section, Semantics
 
 
@@ -39,6 +42,12 @@ class DataConfig(Section):
     """File of unlabelled in-domain text: one passage a line, or the column `text` of a table."""
     out_of_domain: str | None = None
     """File of unlabelled out-of-domain text."""
+    neural_lm: str | None = None
+    """Causal language model that writes neural-LM text: a Hub name, a folder, or `trained`: a small one made here."""
+    neural_lm_passages: PositiveInt = 2000
+    """How many passages it writes."""
+    external: tuple[str, ...] = ()
+    """Other end tasks (as in `task`) whose labels serve as auxiliary objectives, data `external:NAME`."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weights class c by N / (C * N_c) in the end-task loss."""
     split_seed: int = 0
@@ -150,6 +159,10 @@ class ResourcesConfig(Section):
     """GPUs that a trial reserves; fractions share one."""
 
 
+ADDED: Mapping[str, tuple[str, ...]] = {"data": ("neural_lm", "neural_lm_passages", "external")}
+"""Settings by section that are younger than stored results: at their defaults they are no part of a run's name."""
+
+
 class Fingerprints(Section):
     """Hashes of what the names in a configuration stood for when the run was planned."""
 
@@ -175,6 +188,8 @@ class RunConfig(Section):
     gradients: GradientsConfig = GradientsConfig()
     precision: Literal["auto", "fp32", "medium", "bf16"] = "auto"
     """`auto`: bf16 where the device has it, else fp32; `medium`: fp32 with reduced-precision matrix products."""
+    final_finetune: FinalFinetuneConfig | None = None
+    """Fine-tuning on the end task alone at the end; null: none."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     resources: ResourcesConfig = ResourcesConfig()
     fingerprints: Fingerprints = Fingerprints()
@@ -206,11 +221,18 @@ class RunConfig(Section):
         everything that only auxiliary objectives use.
         """
         value = self.model_dump(mode="json")
+        defaults = type(self)().model_dump(mode="json")
+        for section, names in ADDED.items():
+            for name in names:
+                if value[section][name] == defaults[section][name]:
+                    del value[section][name]
         del value["resources"], value["batch"]["micro"]
+        if self.final_finetune is None:
+            del value["final_finetune"]
         prints = value["fingerprints"]
         if prints["data"]:
-            for key in ("task", "in_domain", "out_of_domain"):
-                del value["data"][key]
+            for key in ("task", "in_domain", "out_of_domain", "neural_lm", "neural_lm_passages", "external"):
+                value["data"].pop(key, None)
         if prints["encoder"]:
             del value["encoder"]["name"], value["encoder"]["revision"]
         if prints["space"]:
@@ -244,10 +266,13 @@ class RunConfig(Section):
     @property
     def row_name(self) -> str:
         """Name of the method's row in a table, for example `aang-td n=6`."""
-        if not self.method.auxiliary:
-            return self.method.name
-        space = self.space.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml")
-        return f"{self.method.name}-{space} n={self.n}"
+        return row_name(self)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of all stages at most."""
+        final = self.final_finetune.steps if self.final_finetune is not None else 0
+        return self.method.pretraining_steps + (self.schedule.steps or 0) + final
 
 
 def _digest(value: dict[str, Any]) -> str:

@@ -44,6 +44,11 @@ def describe(task: EndTask) -> dict[str, Any]:
         "truncated": manifest["truncated"],
         "duplicates": manifest["duplicates"],
         "corpora": manifest["corpora"],
+        "neural_lm": manifest.get("neural_lm"),
+        "external": {
+            name: {"train": len(other.train), "labels": list(other.label_names)}
+            for name, other in task.external.items()
+        },
     }
 
 
@@ -66,6 +71,13 @@ def render(description: dict[str, Any], console: Console) -> None:
         console.print(
             f"Corpus {kind}: {counts['passages']} passages; {counts['left_out']} left out, they are in dev or test."
         )
+    if (written := d["neural_lm"]) is not None:
+        console.print(
+            f"Neural-LM text by {escape(written['model'])}: perplexity {written['perplexity']:.1f} of a token, "
+            f"on {written['held_out']} held-out passages."
+        )
+    for name, other in d["external"].items():
+        console.print(f"External task {escape(name)}: {other['train']} examples, {len(other['labels'])} labels.")
     if not d["corpora"]:
         console.print("No unlabelled text.")
 

@@ -15,11 +15,13 @@ from aang_ray.data.cache import building, cache_folder, content_key, file_digest
 from aang_ray.data.cards import card_of
 from aang_ray.data.embedded import RECIPE
 from aang_ray.data.fetch import SDIST_SHA256
+from aang_ray.data.neural_lm import neural_fingerprint
 from aang_ray.data.prepare import FORMAT, MANIFEST, prepare
 from aang_ray.data.pretrained import locate, tokenizer_fingerprint
 from aang_ray.data.source import Source, find_source
-from aang_ray.data.task import Corpus, EndTask, Labelled, Metric
+from aang_ray.data.task import Corpus, EndTask, External, Labelled, Metric
 from aang_ray.data.tokens import read_tokens
+from aang_ray.errors import UserError
 
 
 def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
@@ -45,11 +47,12 @@ def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
         with building(folder) as draft:
             prepare(draft, source, data, located)
     named = {"name": source.name, "kind": source.kind, "source": source.place}
-    return _open(folder, data, named | {"encoder": located.source, "tokenizer": tokenizer, "data": key["data"]})
+    made_with = {"encoder": located.source, "tokenizer": tokenizer, "data": key["data"]}
+    return _open(folder, data, named | made_with, _external(data, encoder))
 
 
 def data_fingerprint(data: DataConfig) -> str:
-    """Hash of what `data.task`, `in_domain` and `out_of_domain` stand for, and of the card that they take.
+    """Hash of what the names in a configuration's `data` stand for, and of the card that they take.
 
     Files count by their content, a Hub dataset by its name and revision, an embedded task by the
     hash of the distribution that it is made from.
@@ -76,19 +79,41 @@ def _fingerprint(source: Source, data: DataConfig) -> str:
         case "hub":
             name, configuration, revision = source.hub
             content["hub"] = [name, configuration, revision]
+    if data.neural_lm is not None:
+        content["neural_lm"] = neural_fingerprint(data)
+    if data.external:
+        content["external"] = {other.task: data_fingerprint(other) for other in _others(data)}
     return content_key(content)
+
+
+def _others(data: DataConfig) -> list[DataConfig]:
+    """The external data sets, with the columns of the end task and nothing else of it."""
+    return [
+        DataConfig(task=task, text=data.text, text_b=data.text_b, label=data.label, max_tokens=data.max_tokens)
+        for task in data.external
+    ]
+
+
+def _external(data: DataConfig, encoder: EncoderConfig) -> dict[str, External]:
+    found: dict[str, External] = {}
+    for other in _others(data):
+        task = load_end_task(other, encoder)
+        if task.name in found:
+            raise UserError(f"data.external: two data sets are called {task.name}")
+        found[task.name] = External(task.label_names, task.train)
+    return found
 
 
 def _file(path: Path) -> list[str]:
     return [path.suffix.lower(), file_digest(path)]
 
 
-def _open(folder: Path, data: DataConfig, named: dict[str, Any]) -> EndTask:
+def _open(folder: Path, data: DataConfig, named: dict[str, Any], external: dict[str, External]) -> EndTask:
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) | named
     train, _ = _labelled(folder / "train.arrow")
     dev, _ = _labelled(folder / "dev.arrow")
     test, columns = _labelled(folder / "test.arrow")
-    kinds: tuple[Corpus, ...] = ("in_domain", "out_of_domain")
+    kinds: tuple[Corpus, ...] = ("in_domain", "out_of_domain", "neural_lm")
     names = tuple(manifest["label_names"])
     return EndTask(
         name=named["name"],
@@ -100,6 +125,7 @@ def _open(folder: Path, data: DataConfig, named: dict[str, Any]) -> EndTask:
         test_clean=np.flatnonzero(columns["clean"]).astype(np.int64),
         corpora={kind: read_tokens(folder / f"{kind}.arrow")[0] for kind in kinds if kind in manifest["corpora"]},
         class_weights=balanced_weights(train.labels, len(names)) if data.class_weights == "balanced" else None,
+        external=external,
         manifest=manifest,
     )
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from aang_ray.config import DataConfig
 from aang_ray.data.duplicates import clean_indices, count_duplicates, normalised
+from aang_ray.data.neural_lm import NeuralText, neural_text
 from aang_ray.data.pretrained import Located
 from aang_ray.data.read import read_passages, read_task
 from aang_ray.data.source import Source
@@ -40,6 +41,11 @@ def prepare(folder: Path, source: Source, data: DataConfig, located: Located) ->
     keys = {split: raw.splits[split].texts.keys() for split in SPLITS}
     splits, rest = _subset(raw.splits, names, data)
     corpora, corpus_counts = _corpora(source, data, raw, rest)
+    written = _neural(data, splits["train"], corpora)
+    if written is not None:
+        corpora["neural_lm"] = _without_held_out(written.passages, raw)
+        left_out = len(written.passages) - len(corpora["neural_lm"])
+        corpus_counts["neural_lm"] = {"passages": len(corpora["neural_lm"]), "left_out": left_out}
 
     tokenizer = load_tokenizer(located)
     facts = tokenizer_facts(located, tokenizer)
@@ -65,6 +71,7 @@ def prepare(folder: Path, source: Source, data: DataConfig, located: Located) ->
         "split": {"method": raw.method, "seed": data.split_seed, "train_size": data.train_size},
         "duplicates": count_duplicates(keys["train"], keys["dev"], keys["test"]) | {"test_clean": len(clean)},
         "corpora": corpus_counts,
+        "neural_lm": None if written is None else written.report(),
         "max_tokens": limit,
         "truncated": truncated,
         "versions": {name: importlib.metadata.version(name) for name in ("datasets", "tokenizers", "transformers")},
@@ -89,13 +96,12 @@ def _corpora(
     source: Source, data: DataConfig, raw: RawTask, rest: list[str]
 ) -> tuple[dict[Corpus, list[str]], dict[str, dict[str, int]]]:
     """Unlabelled text without what dev or test hold, and the counts of what came from where."""
-    held_out = {normalised(side) for split in ("dev", "test") for side in raw.splits[split].texts.sides()}
     given: dict[Corpus, list[str]] = {kind: read_passages(path, data.text) for kind, path in source.corpora.items()}
     if raw.in_domain is not None and "in_domain" not in given:
         given["in_domain"] = list(raw.in_domain)
     if rest:
         given["in_domain"] = given.get("in_domain", []) + rest
-    corpora = {kind: [p for p in passages if normalised(p) not in held_out] for kind, passages in given.items()}
+    corpora = {kind: _without_held_out(passages, raw) for kind, passages in given.items()}
     counts = {
         str(kind): {"passages": len(corpora[kind]), "left_out": len(passages) - len(corpora[kind])}
         for kind, passages in given.items()
@@ -103,6 +109,19 @@ def _corpora(
     if rest:
         counts["in_domain"]["given_by_train"] = len(rest)
     return corpora, counts
+
+
+def _without_held_out(passages: list[str], raw: RawTask) -> list[str]:
+    """Those that are no text of dev or test."""
+    held_out = {normalised(side) for split in ("dev", "test") for side in raw.splits[split].texts.sides()}
+    return [passage for passage in passages if normalised(passage) not in held_out]
+
+
+def _neural(data: DataConfig, train: LabelledTexts, corpora: Mapping[Corpus, list[str]]) -> NeuralText | None:
+    """Text written by a causal language model that knows, of the domain, train and in-domain text alone."""
+    if data.neural_lm is None:
+        return None
+    return neural_text(data, list(dict.fromkeys([*train.texts.passages(), *corpora.get("in_domain", [])])))
 
 
 def _limit(data: DataConfig, facts: TokenizerFacts) -> int:

@@ -29,25 +29,35 @@ class Located:
 
 
 def locate(encoder: EncoderConfig) -> Located:
-    """The folder or Hub name behind `encoder.name`: `package:NAME`, a folder, or else a Hub name.
+    """The folder or Hub name behind `encoder.name`.
 
     Raises:
-        UserError: for a package that is not installed, a folder without `config.json`, a path that
-            is not there, or a revision of something that is not on the Hub.
+        UserError: as `locate_model`, or for a revision of something that is not on the Hub.
     """
-    name = encoder.name
+    located = locate_model(encoder.name, "encoder.name", "encoder")
+    if not located.local:
+        return Located(located.source, encoder.revision, local=False)
+    if encoder.revision is not None:
+        raise UserError(f"encoder.revision: only encoders on the Hub have revisions, {encoder.name} is a local one")
+    return located
+
+
+def locate_model(name: str, setting: str, kind: str) -> Located:
+    """The folder or Hub name that a setting names: `package:NAME`, a folder, or else a Hub name.
+
+    Raises:
+        UserError: for a package that is not installed, a folder without `config.json`, or a path that is not there.
+    """
     if name.startswith(_PACKAGE):
-        folder = _package_folder(name.removeprefix(_PACKAGE).replace("-", "_"))
+        folder = _package_folder(name.removeprefix(_PACKAGE).replace("-", "_"), setting, kind)
     elif (path := Path(name).expanduser()).is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"encoder.name: the folder {name} holds no config.json, so it is no pretrained encoder")
+            raise UserError(f"{setting}: the folder {name} holds no config.json, so it is no pretrained {kind}")
         folder = path.resolve()
     elif looks_like_path(name):
-        raise UserError(f"encoder.name: there is no folder {name}; give a folder, package:NAME or a Hub name")
+        raise UserError(f"{setting}: there is no folder {name}; give a folder, package:NAME or a Hub name")
     else:
-        return Located(name, encoder.revision, local=False)
-    if encoder.revision is not None:
-        raise UserError(f"encoder.revision: only encoders on the Hub have revisions, {name} is a local one")
+        return Located(name, None, local=False)
     return Located(str(folder), None, local=True)
 
 
@@ -74,15 +84,15 @@ def _fingerprint(located: Located, suffixes: frozenset[str]) -> str:
     return content_key({p.relative_to(folder).as_posix(): file_digest(p) for p in files})
 
 
-def _package_folder(name: str) -> Path:
+def _package_folder(name: str, setting: str, kind: str) -> Path:
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         extra = f"pip install 'aang-ray[{_EXTRAS[name]}]'" if name in _EXTRAS else f"pip install {name or 'NAME'}"
-        raise UserError(f"encoder.name: the package {name!r} is not installed: {extra}")
+        raise UserError(f"{setting}: the package {name!r} is not installed: {extra}")
     roots = [Path(root) for root in spec.submodule_search_locations]
     found = sorted((len(path.parts), path) for root in roots for path in root.rglob("config.json"))
     shallowest = [path.parent for depth, path in found if depth == found[0][0]]
     if len(shallowest) != 1:
-        held = "no config.json" if not shallowest else f"{len(shallowest)} encoders; give the folder of one"
-        raise UserError(f"encoder.name: the package {name!r} holds {held}")
+        held = "no config.json" if not shallowest else f"{len(shallowest)} {kind}s; give the folder of one"
+        raise UserError(f"{setting}: the package {name!r} holds {held}")
     return shallowest[0].resolve()

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Metric = Literal["accuracy", "macro_f1"]
-Corpus = Literal["in_domain", "out_of_domain"]
+Corpus = Literal["in_domain", "out_of_domain", "neural_lm"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,14 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class External:
+    """Another data set, whose labels serve as an auxiliary objective."""
+
+    label_names: tuple[str, ...]
+    train: Labelled
+
+
+@dataclass(frozen=True)
 class EndTask:
     """Everything that a run reads of its end task."""
 
@@ -70,5 +78,7 @@ class EndTask:
     """Unlabelled text by kind; a kind that was not given is absent."""
     class_weights: npt.NDArray[np.float32] | None
     """Weight of each class in the end-task loss, or None for equal ones."""
+    external: Mapping[str, External] = field(default_factory=dict)
+    """Other data sets by name."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     """What was read, how it was split, what was truncated: JSON values."""

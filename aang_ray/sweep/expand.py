@@ -136,10 +136,12 @@ def _check_reserved(source: str, key: str) -> None:
 def _absolute_paths(config: RunConfig) -> RunConfig:
     """The same run with every relative path that exists made absolute."""
     data, encoder = config.data, config.encoder
-    paths = {"task": data.task, "in_domain": data.in_domain, "out_of_domain": data.out_of_domain}
+    names = ("task", "in_domain", "out_of_domain", "neural_lm")
+    changes: dict[str, Any] = {name: _absolute(getattr(data, name)) for name in names}
+    changes["external"] = tuple(str(_absolute(task)) for task in data.external)
     return config.model_copy(
         update={
-            "data": data.model_copy(update={key: _absolute(value) for key, value in paths.items()}),
+            "data": data.model_copy(update=changes),
             "encoder": encoder.model_copy(update={"name": _absolute(encoder.name)}),
             "space": _absolute(config.space),
         }

@@ -1,0 +1,100 @@
+"""Neural-LM text: passages that a causal language model writes, once, kept in the cache.
+
+A data primitive of the AANG paper's Figure 1. `data.neural_lm` names any Hugging Face causal language model (a Hub
+name or a folder), or `trained`: a small one that is trained on the task's own unlabelled and train texts. How likely
+held-out passages of that text are to it is recorded beside the passages: a model that has not learned the domain shows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from aang_ray.config import DataConfig
+from aang_ray.data.cache import building, cache_folder, content_key
+from aang_ray.data.pretrained import encoder_fingerprint, locate_model
+from aang_ray.errors import UserError
+
+TRAINED = "trained"
+RECIPE = 1
+"""Version of how passages are made: a change makes new ones."""
+SEED = 0
+HELD_OUT, MOST_HELD_OUT, FEWEST = 0.05, 500, 20
+"""Share of the domain's passages that perplexity is measured on, its limit, and the least text to learn from."""
+LENGTH = 128
+"""Longest generated passage, in tokens of the causal model."""
+_TEXT, _REPORT = "passages.parquet", "report.json"
+
+
+@dataclass(frozen=True)
+class NeuralText:
+    """What a causal language model wrote."""
+
+    passages: list[str]
+    model: str
+    perplexity: float
+    """Of a token of held-out domain passages."""
+    held_out: int
+    """How many passages that was measured on."""
+
+    def report(self) -> dict[str, object]:
+        """All but the passages, as JSON values."""
+        return {name: value for name, value in vars(self).items() if name != "passages"}
+
+
+def neural_fingerprint(data: DataConfig) -> list[object]:
+    """What decides the generated text besides the domain's: the model, how many passages, and the recipe.
+
+    Raises:
+        UserError: for a model that is not there.
+    """
+    return [_model_fingerprint(data), data.neural_lm_passages, RECIPE]
+
+
+def neural_text(data: DataConfig, domain: Sequence[str]) -> NeuralText:
+    """The passages for this domain text, from the cache or generated now.
+
+    Raises:
+        UserError: for a model that cannot be loaded, or too little text to learn from.
+    """
+    if len(domain) < FEWEST:
+        raise UserError(f"data.neural_lm: {len(domain)} passages of domain text are too few, {FEWEST} are needed")
+    folder = cache_folder() / "neural_lm" / content_key({"made": neural_fingerprint(data), "domain": list(domain)})
+    if not folder.is_dir():
+        with building(folder) as draft:
+            _make(draft, data, domain)
+    report = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
+    return NeuralText(parquet.read_table(folder / _TEXT).column("text").to_pylist(), **report)
+
+
+def _make(folder: Path, data: DataConfig, domain: Sequence[str]) -> None:
+    from rich.console import Console
+
+    from aang_ray.data.causal import generate, load_causal, perplexity, train_small
+
+    order = np.random.default_rng(SEED).permutation(len(domain))
+    size = max(1, min(int(HELD_OUT * len(domain)), MOST_HELD_OUT))
+    held_out, rest = [domain[i] for i in order[:size]], [domain[i] for i in order[size:]]
+    console = Console(stderr=True)
+    with console.status(f"writing {data.neural_lm_passages} passages of neural-LM text (once)"):
+        if data.neural_lm == TRAINED:
+            causal = train_small(rest, held_out, SEED)
+        else:
+            causal = load_causal(locate_model(str(data.neural_lm), "data.neural_lm", "model"))
+        found = [p.strip() for p in generate(causal, data.neural_lm_passages, rest, LENGTH, SEED)]
+        report = NeuralText([], str(data.neural_lm), perplexity(causal, held_out), size)
+    passages = [passage for passage in found if passage]
+    parquet.write_table(pa.table({"text": pa.array(passages, pa.string())}), folder / _TEXT)
+    (folder / _REPORT).write_text(json.dumps(report.report()), encoding="utf-8")
+
+
+def _model_fingerprint(data: DataConfig) -> str:
+    if data.neural_lm == TRAINED:
+        return TRAINED
+    return encoder_fingerprint(locate_model(str(data.neural_lm), "data.neural_lm", "model"))
