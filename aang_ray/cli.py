@@ -137,19 +137,60 @@ def table(
     _print_table(store, output, oracle=oracle)
 
 
+@app.command()
+def theory(
+    lipschitz: Annotated[float, typer.Option(help="L")] = 1.0,
+    smooth_end: Annotated[float, typer.Option(help="beta_e")] = 10.0,
+    smooth_auxiliary: Annotated[float, typer.Option(help="beta_a")] = 1.0,
+    dissimilarity: Annotated[float, typer.Option(help="Delta")] = 1.0,
+    examples_end: Annotated[float, typer.Option(help="N_e")] = 500.0,
+    examples_auxiliary: Annotated[float, typer.Option(help="N_a")] = 5000.0,
+    end_task_weight: Annotated[float, typer.Option(help="lambda_e")] = 0.5,
+    step_size: Annotated[float, typer.Option(help="c")] = 0.1,
+    steps: Annotated[float, typer.Option(help="T")] = 1000.0,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the bound against Delta and N'.")] = None,
+) -> None:
+    """The bound of Theorem E.5 of the AANG paper on the generalisation error, both branches."""
+    from aang_ray.theory import Problem, bound_of, default_ranges, generalisation_bound, plot_bound
+
+    problem = Problem(
+        lipschitz,
+        smooth_end,
+        smooth_auxiliary,
+        dissimilarity,
+        examples_end,
+        examples_auxiliary,
+        end_task_weight,
+        step_size,
+        steps,
+    )
+    tightest = generalisation_bound(problem)
+    for bound in (bound_of(problem, "dissimilarity"), bound_of(problem, "smoothness")):
+        holds = " (the tighter one)" if bound == tightest else ""
+        vacuous = "; 1 or more says nothing" if bound.vacuous else ""
+        typer.echo(f"by {bound.branch}: {bound.value:.4g}{holds}{vacuous}")
+    if plot is not None:
+        plot_bound(problem, *default_ranges(problem), plot)
+        typer.echo(f"drawn: {plot}")
+
+
 @data_app.command("show")
 def data_show(
     task: Annotated[str, typer.Argument(help="A card, a folder, a labelled file or a Hugging Face dataset id.")],
     settings: Settings = None,
 ) -> None:
-    """Sizes, labels, token lengths and duplicates of an end task."""
+    """Sizes and labels of an end task; for texts their lengths and duplicates, too."""
     from rich.console import Console
 
     from aang_ray.config import load_config
-    from aang_ray.data import describe, load_end_task, render
+    from aang_ray.data import ImageTask, describe, load_task, render, render_images
 
     config = load_config(None, [*(settings or ()), f"data.task={task}"])
-    render(describe(load_end_task(config.data, config.encoder)), Console())
+    loaded = load_task(config.data, config.encoder)
+    if isinstance(loaded, ImageTask):
+        render_images(loaded, Console())
+    else:
+        render(describe(loaded), Console())
 
 
 @space_app.command("show")

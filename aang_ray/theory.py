@@ -117,6 +117,13 @@ def generalisation_bound(problem: Problem) -> Bound:
     return min(found, key=lambda bound: bound.value)
 
 
+def default_ranges(problem: Problem) -> tuple[list[float], list[float]]:
+    """Values of Delta and of N' around a problem's own, to draw."""
+    deltas = [problem.dissimilarity * step / 20 for step in range(41)] if problem.dissimilarity else [0.0, 1.0]
+    sizes = [problem.examples_end * 10 ** (step / 20) for step in range(41)]
+    return deltas, sizes
+
+
 def plot_bound(problem: Problem, dissimilarities: Sequence[float], sizes: Sequence[float], path: Path) -> None:
     """Draw the bound against Delta and against N', each with the other as stated in `problem`.
 
@@ -135,9 +142,10 @@ def plot_bound(problem: Problem, dissimilarities: Sequence[float], sizes: Sequen
     grown = [replace(problem, examples_auxiliary=size - problem.examples_end) for size in sizes]
     _curves(right, sizes, grown, "all examples N′")
     shares = [replace(one, end_task_weight=one.examples_end / one.examples) for one in grown]
-    right.plot(sizes, [generalisation_bound(one).value for one in shares], "--", label="λₑ = Nₑ/N′")
+    right.plot(sizes, [generalisation_bound(one).value for one in shares], "--", label="tighter, with λₑ = Nₑ/N′")
     right.set_xscale("log")
     for axes in (left, right):
+        axes.set_yscale("log")
         axes.axhline(1, color="grey", linewidth=0.8)
         axes.set_ylabel("bound on the generalisation error")
         axes.legend()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from aang_ray.errors import UserError
-from aang_ray.theory import Branch, Problem, bound_of, generalisation_bound, plot_bound
+from aang_ray.theory import Branch, Problem, bound_of, default_ranges, generalisation_bound, plot_bound
 
 problems = st.builds(
     Problem,
@@ -92,7 +92,7 @@ def test_what_makes_no_sense_is_refused(change: dict[str, float], message: str) 
 
 def test_it_can_be_drawn(tmp_path: Path) -> None:
     path = tmp_path / "bound.svg"
-    plot_bound(Problem(), [0.0, 1.0, 2.0], [600.0, 6000.0], path)
+    plot_bound(Problem(), *default_ranges(Problem()), path)
     drawn = path.read_text()
     assert drawn.lstrip().startswith("<?xml")
     with pytest.raises(UserError, match="cannot be written as a picture"):

@@ -108,8 +108,12 @@ class BatchConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW on body and heads."""
+    """The optimiser of body and heads."""
 
+    algorithm: Literal["adamw", "sgd"] = "adamw"
+    """`sgd` takes `momentum`, and no `betas` and `eps`; its weight decay is added to the gradient."""
+    momentum: HalfOpen = 0.9
+    """Of `sgd`."""
     body_lr: PositiveFloat = 1e-4
     head_lr: PositiveFloat = 1e-3
     body_weight_decay: NonNegativeFloat = 0.01
@@ -145,6 +149,8 @@ class GradientsConfig(Section):
     """Count the decoder's part of a tied table in scores and norms, too."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    local_distances: bool = False
+    """Log each objective's distance to the end task, ||g_k - g_E||^2, at every evaluation; training stays the same."""
 
 
 class ResourcesConfig(Section):
@@ -157,9 +163,20 @@ class ResourcesConfig(Section):
     """CPUs that a trial reserves."""
     gpus: NonNegativeFloat = 0.0
     """GPUs that a trial reserves; fractions share one."""
+    workers: PositiveInt = 1
+    """Processes that share a run: each computes the gradients of its own objectives."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPUs of each worker, where there are several."""
+    gpus_per_worker: NonNegativeFloat = 0.0
+    """GPUs of each worker, where there are several."""
+    optimizer_state: Literal["replicated", "sharded"] = "replicated"
+    """`sharded`: each worker keeps its share of the optimiser's moments alone (ZeRO-1), and sends what it updated."""
 
 
-ADDED: Mapping[str, tuple[str, ...]] = {"data": ("neural_lm", "neural_lm_passages", "external")}
+ADDED: Mapping[str, tuple[str, ...]] = {
+    "data": ("neural_lm", "neural_lm_passages", "external"),
+    "optim": ("algorithm", "momentum"),
+}
 """Settings by section that are younger than stored results: at their defaults they are no part of a run's name."""
 
 
@@ -197,10 +214,15 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _derivable(self) -> Self:
-        """The softmax Jacobian is that of weights that sum to one."""
+        """The softmax Jacobian is that of weights that sum to one; published clipping is of the terms of a sum."""
         softmax = isinstance(self.method, AangConfig) and self.method.jacobian == "softmax"
         if softmax and self.objectives.allocation == "published":
             raise ValueError("method.jacobian: softmax does not go with objectives.allocation: published; use identity")
+        if self.method.own_direction and self.optim.clipping == "published":
+            raise ValueError(
+                "optim.clipping: published clips the terms of a weighted sum, and the update of "
+                f"{self.method.name} is none; use sound"
+            )
         return self
 
     @field_validator("method", mode="before")
@@ -216,9 +238,9 @@ class RunConfig(Section):
     def identity(self) -> dict[str, Any]:
         """The part of the configuration that determines the result.
 
-        Left out: resources and the micro-batch (they change rounding, and which dropout masks are drawn), names that a
-        fingerprint of their content replaces, and, for a method without auxiliary objectives,
-        everything that only auxiliary objectives use.
+        Left out: resources and the micro-batch (they change rounding, and which dropout masks are drawn), what
+        is logged alone, names that a fingerprint of their content replaces, and, for a method without auxiliary
+        objectives, everything that only auxiliary objectives use.
         """
         value = self.model_dump(mode="json")
         defaults = type(self)().model_dump(mode="json")
@@ -226,7 +248,7 @@ class RunConfig(Section):
             for name in names:
                 if value[section][name] == defaults[section][name]:
                     del value[section][name]
-        del value["resources"], value["batch"]["micro"]
+        del value["resources"], value["batch"]["micro"], value["gradients"]["local_distances"]
         if self.final_finetune is None:
             del value["final_finetune"]
         prints = value["fingerprints"]

@@ -1,7 +1,10 @@
 """End tasks and unlabelled text: found, checked, split, tokenised once, memory-mapped."""
 
+from aang_ray.data.any_task import is_image_task, load_task, task_fingerprint
 from aang_ray.data.cards import CARDS, Card, card_named, card_of
 from aang_ray.data.describe import describe, render
+from aang_ray.data.describe_images import render_images
+from aang_ray.data.images import ImageTask, LabelledImages
 from aang_ray.data.load import data_fingerprint, load_end_task
 from aang_ray.data.pretrained import Located, encoder_fingerprint, locate, tokenizer_fingerprint
 from aang_ray.data.task import Corpus, EndTask, Labelled, Metric, Ragged
@@ -12,7 +15,9 @@ __all__ = [
     "Card",
     "Corpus",
     "EndTask",
+    "ImageTask",
     "Labelled",
+    "LabelledImages",
     "Located",
     "Metric",
     "Ragged",
@@ -22,10 +27,14 @@ __all__ = [
     "data_fingerprint",
     "describe",
     "encoder_fingerprint",
+    "is_image_task",
     "load_end_task",
+    "load_task",
     "load_tokenizer",
     "locate",
     "render",
+    "render_images",
+    "task_fingerprint",
     "tokenizer_facts",
     "tokenizer_fingerprint",
 ]

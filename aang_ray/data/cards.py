@@ -32,6 +32,8 @@ class Card:
     batch_dev_head: int = 32
     embedded: bool = False
     """Whether the program fetches the data by itself."""
+    images: bool = False
+    """Whether the examples are images."""
 
 
 _PAPER = (
@@ -57,14 +59,33 @@ _EMBEDDED = tuple(
     Card(name, domain, "accuracy", 2, "Hutto & Gilbert 2014 (MIT licence)", _VADER, 32, 48, 32, embedded=True)
     for name, domain in (("movie", "movie reviews"), ("tweets", "tweets"))
 )
-_ALIASES = {"stance": "se2016", "hyperpartisan_news": "hyperpartisan", "acl_arc": "citation_intent"}
+_DIGITS = tuple(
+    Card(
+        f"digits-{side}",
+        "superimposed digits",
+        "accuracy",
+        10,
+        "Alpaydin & Kaynak 1998 (UCI), paired as in MultiMNIST",
+        "made from the digits that scikit-learn ships",
+        batch_end_task=256,
+        batch_auxiliary=256,
+        images=True,
+    )
+    for side in ("left", "right")
+)
+_ALIASES = {
+    "stance": "se2016",
+    "hyperpartisan_news": "hyperpartisan",
+    "acl_arc": "citation_intent",
+    "digits": "digits-left",
+}
 
-CARDS: Mapping[str, Card] = MappingProxyType({card.name: card for card in (*_EMBEDDED, *_PAPER)})
+CARDS: Mapping[str, Card] = MappingProxyType({card.name: card for card in (*_EMBEDDED, *_PAPER, *_DIGITS)})
 """The named end tasks."""
 
 
 def card_named(name: str) -> Card | None:
-    """The card of a name or one of its aliases (`stance`, `acl_arc`, `hyperpartisan_news`)."""
+    """The card of a name or one of its aliases (`stance`, `acl_arc`, `hyperpartisan_news`, `digits`)."""
     return CARDS.get(_ALIASES.get(name, name))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ from aang_ray.data.hub import first_line
 from aang_ray.data.pretrained import Located
 from aang_ray.errors import UserError
 
-VOCABULARY, LENGTH, WIDTH, LAYERS, HEADS = 4000, 128, 192, 4, 4
-"""The small model: a byte-level BPE vocabulary and a GPT-2 of 3 million parameters."""
-BATCH, RATE, MOST_STEPS, MOST_EPOCHS = 32, 2e-3, 1500, 20
+VOCABULARY, LENGTH, WIDTH, LAYERS, HEADS = 4000, 128, 128, 3, 4
+"""The small model: a byte-level BPE vocabulary and a GPT-2 of 1.1 million parameters."""
+BATCH, RATE, MOST_STEPS, MOST_EPOCHS = 32, 3e-3, 1000, 20
 """It is trained by AdamW with a linear decay, and kept as it was when held-out text was likeliest."""
 TOP_P, PROMPT_TOKENS, AT_ONCE = 0.95, 4, 64
+OnStep = Callable[[int, int], None]
 _START, _END = "<s>", "</s>"
 
 
@@ -65,8 +66,8 @@ def load_causal(located: Located) -> CausalModel:
     return CausalModel(model.to(_device()).eval(), tokenizer, None, tokenizer.eos_token_id)
 
 
-def train_small(passages: Sequence[str], held_out: Sequence[str], seed: int) -> CausalModel:
-    """A small GPT-2 on these passages alone, byte-level BPE included."""
+def train_small(passages: Sequence[str], held_out: Sequence[str], seed: int, on_step: OnStep) -> CausalModel:
+    """A small GPT-2 on these passages alone, byte-level BPE included; says after each step (done, at most)."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -89,7 +90,7 @@ def train_small(passages: Sequence[str], held_out: Sequence[str], seed: int) -> 
         small = CausalModel(
             GPT2LMHeadModel(config).to(_device()), tokenizer, tokenizer.bos_token_id, tokenizer.eos_token_id
         )
-        _train(small, passages, held_out, seed)
+        _train(small, passages, held_out, seed, on_step)
     return small
 
 
@@ -128,7 +129,7 @@ def generate(causal: CausalModel, count: int, domain: Sequence[str], length: int
             yield from causal.tokenizer.batch_decode(found_NL, skip_special_tokens=True)
 
 
-def _train(causal: CausalModel, passages: Sequence[str], held_out: Sequence[str], seed: int) -> None:
+def _train(causal: CausalModel, passages: Sequence[str], held_out: Sequence[str], seed: int, on_step: OnStep) -> None:
     """Until the steps are over or held-out text grows less likely; the best epoch's parameters stay."""
     sequences = [causal.ids(passage, LENGTH) for passage in passages]
     an_epoch = -(-len(sequences) // BATCH)
@@ -146,6 +147,7 @@ def _train(causal: CausalModel, passages: Sequence[str], held_out: Sequence[str]
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
+            on_step(schedule.last_epoch, epochs * an_epoch)
         now = perplexity(causal, held_out)
         if now >= best:
             break

@@ -75,6 +75,7 @@ def neural_text(data: DataConfig, domain: Sequence[str]) -> NeuralText:
 
 def _make(folder: Path, data: DataConfig, domain: Sequence[str]) -> None:
     from rich.console import Console
+    from rich.progress import Progress
 
     from aang_ray.data.causal import generate, load_causal, perplexity, train_small
 
@@ -82,15 +83,21 @@ def _make(folder: Path, data: DataConfig, domain: Sequence[str]) -> None:
     size = max(1, min(int(HELD_OUT * len(domain)), MOST_HELD_OUT))
     held_out, rest = [domain[i] for i in order[:size]], [domain[i] for i in order[size:]]
     console = Console(stderr=True)
-    with console.status(f"writing {data.neural_lm_passages} passages of neural-LM text (once)"):
+    with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
         if data.neural_lm == TRAINED:
-            causal = train_small(rest, held_out, SEED)
+            training = progress.add_task("training a causal language model (once)")
+            causal = train_small(
+                rest, held_out, SEED, lambda done, total: progress.update(training, completed=done, total=total)
+            )
         else:
             causal = load_causal(locate_model(str(data.neural_lm), "data.neural_lm", "model"))
-        found = [p.strip() for p in generate(causal, data.neural_lm_passages, rest, LENGTH, SEED)]
+        passages = generate(causal, data.neural_lm_passages, rest, LENGTH, SEED)
+        shown = progress.track(passages, data.neural_lm_passages, description="writing neural-LM text (once)")
+        found = [passage.strip() for passage in shown]
         report = NeuralText([], str(data.neural_lm), perplexity(causal, held_out), size)
-    passages = [passage for passage in found if passage]
-    parquet.write_table(pa.table({"text": pa.array(passages, pa.string())}), folder / _TEXT)
+    parquet.write_table(
+        pa.table({"text": pa.array([passage for passage in found if passage], pa.string())}), folder / _TEXT
+    )
     (folder / _REPORT).write_text(json.dumps(report.report()), encoding="utf-8")
 
 

@@ -8,11 +8,11 @@ dev batch, with v = g_0. An engine returns, for coefficients c, the update sum_s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from aang_ray.model.segments import SegmentRows
 
@@ -31,6 +31,16 @@ class Piece(Protocol):
 
 
 @dataclass(frozen=True)
+class JointRows:
+    """Which rows of a table's joint gradient are wanted, for sums over processes that each have a part of it."""
+
+    table: nn.Parameter
+    place_V: Tensor
+    """Where each of the table's V rows goes among those that are wanted; `rows` for one that is not."""
+    rows: int
+
+
+@dataclass(frozen=True)
 class Request:
     """What a step wants of the engine."""
 
@@ -44,6 +54,10 @@ class Request:
     """The matrix of all inner products."""
     separate: bool = False
     """The gradients themselves, one body-sized vector a segment."""
+    keep: tuple[int, ...] = ()
+    """With `scores`: segments whose gradients are wanted themselves, one body-sized vector each."""
+    joint_rows: JointRows | None = None
+    """With `joint_from`: instead of the joint gradient's norm, these rows of it."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +72,14 @@ class StepGradients:
     gram_SS: Tensor | None = None
     separate_SP: Tensor | None = None
     """[S, P]: the body's parameters flattened in `named_parameters` order."""
+    kept: Mapping[int, Tensor] = field(default_factory=dict)
+    """[P] for each segment of `keep`."""
+    joint_rows_UH: Tensor | None = None
+    """The wanted rows of sum_{s >= joint_from} c_s g_s of a table, as they are scored."""
 
 
 P = TypeVar("P", bound=Piece)
+Final = Callable[[nn.Parameter], None]
 
 
 class Engine(Protocol):
@@ -69,10 +88,17 @@ class Engine(Protocol):
     per_segment: bool
     """Whether pieces must hold one segment each (the loop), or may hold many (the single pass)."""
 
-    def __call__(self, pieces: Sequence[P], losses: Callable[[P], Tensor], request: Request) -> StepGradients:
+    def __call__(
+        self,
+        pieces: Sequence[P],
+        losses: Callable[[P], Tensor],
+        request: Request,
+        final: Final | None = None,
+    ) -> StepGradients:
         """Run forward and backward over the pieces.
 
         `losses(piece)` returns the piece's share of every segment's unweighted mean loss, [S]: shares
-        add up over pieces, and a segment without labels has 0.
+        add up over pieces, and a segment without labels has 0. `final` is called with a parameter of the
+        body as soon as its `.grad` is complete, once at most; all are complete at the end.
         """
         ...

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from aang_ray.gradients.alignment import Padded
 from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.matrix import from_gram
 from aang_ray.model.segments import SegmentRows
 
 
@@ -40,6 +41,8 @@ class Block:
     coefficients: Sequence[Tensor]
     held: Mapping[int, Tensor]
     """Where the gradients of segments go that are not complete yet."""
+    kept: Mapping[int, Tensor]
+    """Where the gradients of complete segments go that are asked for themselves."""
     v_B: Tensor | None
     """The dev gradient; None until segment 0 is added."""
     norms: list[list[Tensor]]
@@ -51,6 +54,8 @@ class Block:
         """One segment's gradient; segment 0 comes before the others."""
         target = self.targets[segment]
         target.addcmul_(gradient_B.to(target.dtype), self.coefficients[segment])
+        if segment in self.kept:
+            self.kept[segment].add_(gradient_B)
         held = self.held.get(segment)
         if held is not None:
             held += gradient_B
@@ -75,8 +80,8 @@ class Ledger:
     Statistics are kept in fp32, in fp64 for fp64 parameters. Norms and products are those of a segment's
     gradient summed over the pieces, not sums of the pieces' own. So with several pieces v is held, and so
     is a segment that more than one piece holds: one body-sized vector for v and one for each segment that is
-    open at a time. The Gram matrix over several pieces, and `separate`, hold all S vectors. So does
-    `joint_from` for the joint gradient over several pieces.
+    open at a time, and one for each of `keep`. The Gram matrix over several pieces, and `separate`, hold all S
+    vectors. `joint_from` holds the joint gradient over several pieces.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], request: Request, cuts: Sequence[SegmentRows]) -> None:
@@ -97,16 +102,20 @@ class Ledger:
         self._norms: list[list[Tensor]] = [[] for _ in range(self.segments)]
         self._dots: list[list[Tensor]] = [[] for _ in range(self.segments)]
         self._held: dict[int, Tensor] = {}
+        self._kept: dict[int, Tensor] = {}
         several, matrix = len(cuts) > 1, request.gram or request.separate
         self.rows_SP = self.zeros(self.segments, self._size) if request.separate or (matrix and several) else None
         self.gram_SS = self.zeros(self.segments, self.segments) if matrix and self.rows_SP is None else None
         self._hold = several and not matrix
-        joint = request.joint_from is not None and request.scores and not matrix
+        rows = request.joint_rows
+        joint = request.joint_from is not None and request.scores and not matrix and rows is None
         self._joint_P = self.zeros(self._size) if joint and several else None
         self._joint_norms: list[Tensor] | None = [] if joint and not several else None
         numbers_S = torch.arange(self.segments, device=self.device)
         first_joint = self.segments if request.joint_from is None else request.joint_from
         self._joint_S = self.coefficients_S.masked_fill(numbers_S < first_joint, 0.0)
+        # One row more, for those that are not wanted.
+        self._joint_rows_UH = None if rows is None else self.zeros(rows.rows + 1, rows.table.shape[1])
         self._parameters = parameters
         self.padded = Padded()
         self._members: tuple[SegmentRows, Tensor] | None = None
@@ -159,16 +168,23 @@ class Ledger:
 
     def _holds(self, segment: int) -> bool:
         first, last = self._spans[segment]
-        return self._hold and (segment == 0 or first < last)
+        return self._hold and (segment == 0 or first < last or segment in self._request.keep)
 
     def held(self, parameter: nn.Parameter, segment: int) -> Tensor | None:
         """The parameter's part of a segment's held vector, in its shape, where the segment is held."""
-        if not self._holds(segment):
+        return self._part_of(self._held, parameter, segment) if self._holds(segment) else None
+
+    def kept(self, parameter: nn.Parameter, segment: int) -> Tensor | None:
+        """The parameter's part of a segment's gradient, in its shape, where it is kept and nothing holds it anyway."""
+        if segment not in self._request.keep or self._holds(segment):
             return None
-        if segment not in self._held:
-            self._held[segment] = self.zeros(self._size)
+        return self._part_of(self._kept, parameter, segment)
+
+    def _part_of(self, vectors: dict[int, Tensor], parameter: nn.Parameter, segment: int) -> Tensor:
+        if segment not in vectors:
+            vectors[segment] = self.zeros(self._size)
         start = self._offsets[id(parameter)]
-        return self._held[segment][start : start + parameter.numel()].view(parameter.shape)
+        return vectors[segment][start : start + parameter.numel()].view(parameter.shape)
 
     def block(self, parameter: nn.Parameter, start: int, stop: int) -> Block:
         """Entries [start, stop) of a parameter, ready to take one segment's gradient after the other."""
@@ -182,12 +198,14 @@ class Ledger:
         if norms is not None:
             joint = self.zeros(stop - start)
         held = {s: of_s for s in self.present() if (of_s := self.held(parameter, s)) is not None}
+        kept = {s: of_s for s in self.present() if (of_s := self.kept(parameter, s)) is not None}
         dev = self.held(parameter, 0)
         return Block(
             update,
             [update if first is None or s < first else joint for s in range(self.segments)],
             self._coefficients,
             {segment: part(of_s) for segment, of_s in held.items()},
+            {segment: part(of_s) for segment, of_s in kept.items()},
             None if dev is None else part(dev),
             self._norms,
             self._dots,
@@ -212,6 +230,10 @@ class Ledger:
             return
         for coefficients_S, target in self.targets(parameter):
             target.view(-1)[start:stop] += (coefficients_S @ gradients_SB).to(target.dtype)
+        for segment in self._request.keep:
+            kept = self.kept(parameter, segment)
+            if kept is not None:
+                kept.view(-1)[start:stop] += gradients_SB[segment]
         if self.rows_SP is not None:
             offset = self._offsets[id(parameter)]
             self.rows_SP[:, offset + start : offset + stop] += gradients_SB
@@ -226,6 +248,18 @@ class Ledger:
         """The joint gradient's squared norm in a part of the body, by a function of the coefficients [S]."""
         if self._joint_norms is not None:
             self._joint_norms.append(norm2_of(self._joint_S))
+
+    def add_joint_lookups(self, parameter: nn.Parameter, ids_N: Tensor, rows_of: Callable[[Tensor], Tensor]) -> None:
+        """The wanted rows of a table's joint gradient: those of ids, [N, H], by a function of the coefficients [S]."""
+        wanted = self._request.joint_rows
+        if wanted is not None and self._joint_rows_UH is not None and parameter is wanted.table:
+            self._joint_rows_UH.index_add_(0, wanted.place_V[ids_N], rows_of(self._joint_S))
+
+    def add_joint_table(self, parameter: nn.Parameter, segment: int, gradient_VH: Tensor) -> None:
+        """The wanted rows of a segment's part of a table's joint gradient."""
+        wanted = self._request.joint_rows
+        if wanted is not None and self._joint_rows_UH is not None and parameter is wanted.table:
+            self._joint_rows_UH.index_add_(0, wanted.place_V, self._joint_S[segment] * gradient_VH)
 
     def add_scores(self, norms2_S: Tensor, dots_S: Tensor) -> None:
         """Squared norms and inner products with v of a part of the body, but for segments that are held."""
@@ -242,27 +276,29 @@ class Ledger:
                 self._norms[segment].append(torch.dot(vector_P, vector_P))
                 if 0 in self._held:
                     self._dots[segment].append(torch.dot(vector_P, self._held[0]))
+                if segment in self._request.keep:
+                    self._kept[segment] = vector_P
                 if segment != 0:
                     del self._held[segment]
         self._piece += 1
 
     def result(self, losses_S: Tensor) -> StepGradients:
         """What the step asked for."""
-        request, gram_SS = self._request, self.gram_SS
-        if self.rows_SP is not None:
-            gram_SS = self.rows_SP @ self.rows_SP.t() if request.gram or request.scores else None
+        request, rows_SP = self._request, self.rows_SP
+        if rows_SP is not None and not (request.gram or request.scores):
+            return StepGradients(losses_S=losses_S, separate_SP=rows_SP if request.separate else None)
+        gram_SS = self.gram_SS if rows_SP is None else rows_SP @ rows_SP.t()
         if gram_SS is not None:
-            norms2_S, dots_S = gram_SS.diagonal().clone(), gram_SS[0].clone()
-        else:
-            norms2_S, dots_S = self._summed(self._norms), self._summed(self._dots)
-        joint_norm2 = self._joined() if gram_SS is None else self._joint_S @ gram_SS @ self._joint_S
+            return from_gram(losses_S, gram_SS, request, rows_SP)
+        joint_norm2 = self._joined()
+        joint_wanted = request.joint_from is not None and request.joint_rows is None
         return StepGradients(
             losses_S=losses_S,
-            dots_S=dots_S if request.scores else None,
-            norms2_S=norms2_S if request.scores else None,
-            joint_norm2=joint_norm2 if request.scores and request.joint_from is not None else None,
-            gram_SS=gram_SS if request.gram else None,
-            separate_SP=self.rows_SP if request.separate else None,
+            dots_S=self._summed(self._dots),
+            norms2_S=self._summed(self._norms),
+            joint_norm2=joint_norm2 if joint_wanted else None,
+            kept={s: self._kept[s] if s in self._kept else self.zeros(self._size) for s in request.keep},
+            joint_rows_UH=None if self._joint_rows_UH is None else self._joint_rows_UH[:-1],
         )
 
     def _joined(self) -> Tensor | None:

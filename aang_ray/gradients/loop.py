@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from aang_ray.gradients.engine import P, Request, StepGradients
+from aang_ray.gradients.engine import Final, JointRows, P, Request, StepGradients
 from aang_ray.gradients.memory import check_memory
 from aang_ray.gradients.weighted import weighted_pass
 from aang_ray.model.heads import TiedDecoder
@@ -25,9 +25,15 @@ class LoopEngine:
     def __init__(self, body: nn.Module, heads: nn.Module, tied_in_scores: bool) -> None:
         self._body, self._heads, self._tied_in_scores = body, heads, tied_in_scores
 
-    def __call__(self, pieces: Sequence[P], losses: Callable[[P], Tensor], request: Request) -> StepGradients:
+    def __call__(
+        self,
+        pieces: Sequence[P],
+        losses: Callable[[P], Tensor],
+        request: Request,
+        final: Final | None = None,
+    ) -> StepGradients:
         if not (request.scores or request.gram or request.separate):
-            return weighted_pass(pieces, losses, request)
+            return weighted_pass(pieces, losses, request, self._body, final)
         body = [p for p in self._body.parameters() if p.requires_grad]
         segments = len(request.coefficients_S)
         if request.gram or request.separate:
@@ -35,6 +41,7 @@ class LoopEngine:
         losses_S = torch.zeros(segments, dtype=_wide(body[0]), device=body[0].device)
         norms2_S, dots_S = torch.zeros_like(losses_S), torch.zeros_like(losses_S)
         rows: list[Tensor] = []
+        kept: dict[int, Tensor] = {}
         v_P: Tensor | None = None
         joint_P = torch.zeros(sum(p.numel() for p in body), dtype=losses_S.dtype, device=losses_S.device)
         for segment in range(segments):
@@ -47,15 +54,31 @@ class LoopEngine:
                 joint_P += request.coefficients_S[segment].to(g_P.dtype) * g_P
             if request.gram or request.separate:
                 rows.append(g_P)
+            if segment in request.keep:
+                kept[segment] = g_P
         rows_SP = torch.stack(rows) if rows else None
+        joint_norm2 = joint_P @ joint_P if request.scores and request.joint_from is not None else None
         return StepGradients(
             losses_S=losses_S,
             dots_S=dots_S if request.scores else None,
             norms2_S=norms2_S if request.scores else None,
-            joint_norm2=joint_P @ joint_P if request.scores and request.joint_from is not None else None,
+            joint_norm2=joint_norm2 if request.joint_rows is None else None,
             gram_SS=rows_SP @ rows_SP.t() if request.gram and rows_SP is not None else None,
             separate_SP=rows_SP if request.separate else None,
+            kept=kept,
+            joint_rows_UH=None if request.joint_rows is None else self._rows(request.joint_rows, joint_P),
         )
+
+    def _rows(self, wanted: JointRows, joint_P: Tensor) -> Tensor:
+        """The wanted rows of a table's part of the joint gradient."""
+        start = 0
+        for parameter in (p for p in self._body.parameters() if p.requires_grad):
+            if parameter is wanted.table:
+                break
+            start += parameter.numel()
+        table_VH = joint_P[start : start + wanted.table.numel()].view(wanted.table.shape)
+        rows_UH = table_VH.new_zeros(wanted.rows + 1, table_VH.shape[1])
+        return rows_UH.index_add_(0, wanted.place_V, table_VH)[: wanted.rows]
 
     def _add(self, piece: P, losses: Callable[[P], Tensor], segment: int, weight: Tensor, g_P: Tensor) -> Tensor:
         """Add one piece's part of g_s to `g_P`, and c_s times it to `.grad`; returns its loss."""

@@ -11,7 +11,7 @@ from torch import nn
 from aang_ray.errors import UserError
 
 
-def check_memory(body: Sequence[nn.Parameter], segments: int) -> None:
+def check_memory(body: Sequence[nn.Parameter], segments: int, lower: str = "n or encoder.layers") -> None:
     """Refuse a step that would hold S gradients of P entries where S * P * itemsize exceeds the free memory.
 
     Raises:
@@ -24,7 +24,7 @@ def check_memory(body: Sequence[nn.Parameter], segments: int) -> None:
     if needed > free:
         raise UserError(
             f"{segments} gradients of {entries} parameters need {needed} bytes, {free} are free on "
-            f"{body[0].device.type}: lower n or encoder.layers"
+            f"{body[0].device.type}: lower {lower}"
         )
 
 

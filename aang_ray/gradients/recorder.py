@@ -15,6 +15,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from aang_ray.gradients.contributions import Contribution
+from aang_ray.gradients.engine import Final
 from aang_ray.gradients.ledger import Ledger
 from aang_ray.gradients.rules import Rule, rule_for
 from aang_ray.gradients.settle import settle
@@ -82,6 +83,8 @@ class Recorder:
         self._tied_in_scores = tied_in_scores
         self._tokens: SegmentRows | None = None
         self._expected: dict[nn.Parameter, int] = {}
+        self._open: dict[nn.Parameter, int] = {}
+        self._final: Final | None = None
         self._arrived: dict[nn.Parameter, list[Contribution]] = {}
         self._deferred: frozenset[nn.Parameter] = frozenset()
         self._forward = False
@@ -114,14 +117,15 @@ class Recorder:
         """Let go of the graph. Its nodes hold calls that lead back here: a circle that only C++ could see."""
         self.calls.clear()
         self._expected.clear()
+        self._open.clear()
         self._given.clear()
         self._arrived.clear()
         self._cast = None
 
-    def begin(self, tokens: SegmentRows) -> None:
-        """A piece's forward pass begins."""
+    def begin(self, tokens: SegmentRows, final: Final | None = None) -> None:
+        """A piece's forward pass begins; `final` is told of the body's parameters that its backward pass completes."""
         self._forget()
-        self._tokens, self._forward = tokens, True
+        self._tokens, self._forward, self._final = tokens, True, final
 
     def backward(self, losses_S: Tensor, deferred: Iterable[nn.Parameter], retain_graph: bool) -> None:
         """The backward pass of the unweighted losses; all but the deferred parameters are settled."""
@@ -181,6 +185,7 @@ class Recorder:
         if self._forward:
             self.calls.append(call)
             for parameter in taken:
+                self._open[parameter] = self._open.get(parameter, 0) + 1
                 if self._scored(site, parameter):
                     self._expected[parameter] = self._expected.get(parameter, 0) + 1
         kept = (self._keep(site.rule, inputs, output),) if site.rule is not None and taken else ()
@@ -209,13 +214,21 @@ class Recorder:
         for parameter, contribution in site.rule.contributions(kept, grads, call.rows):
             if parameter not in self._parameters.all:
                 continue
-            if not self._scored(site, parameter):
+            self._open[parameter] -= 1
+            if self._scored(site, parameter):
+                arrived = self._arrived.setdefault(parameter, [])
+                arrived.append(contribution)
+                if len(arrived) == self._expected[parameter] and parameter not in self._deferred:
+                    settle(self.ledger, parameter, self._arrived.pop(parameter))
+            else:
                 contribution.add_total(self.ledger.coefficients_S, self.ledger.update(parameter))
-                continue
-            arrived = self._arrived.setdefault(parameter, [])
-            arrived.append(contribution)
-            if len(arrived) == self._expected[parameter] and parameter not in self._deferred:
-                settle(self.ledger, parameter, self._arrived.pop(parameter))
+            self._settled(parameter)
+
+    def _settled(self, parameter: nn.Parameter) -> None:
+        """Tell whoever listens if nothing more can come for a parameter of the body."""
+        waits = self._open[parameter] > 0 or parameter in self._arrived or parameter in self._deferred
+        if self._final is not None and parameter in self._of_body and not waits:
+            self._final(parameter)
 
     def _rows(self, site: Site) -> SegmentRows:
         rows = current_segment_rows() if site.head else self._tokens

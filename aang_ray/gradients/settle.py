@@ -82,6 +82,7 @@ def settle_dense(
         for index, (parameter, gradient) in enumerate(zip(parameters, gradients_of(segment), strict=True)):
             for contribution in contributions.get(parameter, ()):
                 contribution.add_to(segment, gradient)
+            ledger.add_joint_table(parameter, segment, gradient)
             if ledger.by_columns:
                 columns[index][segment] = gradient.view(-1)
             else:

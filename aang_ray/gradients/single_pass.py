@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from aang_ray.gradients.engine import P, Request, StepGradients
+from aang_ray.gradients.engine import Final, P, Request, StepGradients
 from aang_ray.gradients.ledger import Ledger
 from aang_ray.gradients.memory import check_memory
 from aang_ray.gradients.recorder import Parameters, Recorder, find_sites
@@ -38,22 +38,28 @@ class SegmentEngine:
         self._body, self._heads, self._tied_in_scores = body, heads, tied_in_scores
         self._sites = find_sites(body, heads)
 
-    def __call__(self, pieces: Sequence[P], losses: Callable[[P], Tensor], request: Request) -> StepGradients:
+    def __call__(
+        self,
+        pieces: Sequence[P],
+        losses: Callable[[P], Tensor],
+        request: Request,
+        final: Final | None = None,
+    ) -> StepGradients:
         if not (request.scores or request.gram or request.separate):
-            return weighted_pass(pieces, losses, request)
+            return weighted_pass(pieces, losses, request, self._body, final)
         parameters = Parameters.of(self._body, self._heads)
         cuts = [piece.tokens for piece in pieces]
         if request.separate or (request.gram and len(pieces) > 1):
             check_memory(parameters.body, len(request.coefficients_S))
         elif len(pieces) > 1:
-            # v, a segment that goes on in the next piece, and the joint gradient.
-            check_memory(parameters.body, 3)
+            # v, a segment that goes on in the next piece, the joint gradient, and what is to be kept.
+            check_memory(parameters.body, 3 + len(request.keep))
         ledger = Ledger(parameters.body, request, cuts)
         recorder = Recorder(self._sites, ledger, parameters, self._tied_in_scores)
         total_S = torch.zeros_like(ledger.coefficients_S)
         with recorder.hooked(self._body, self._heads):
-            for piece in pieces:
-                recorder.begin(piece.tokens)
+            for number, piece in enumerate(pieces, start=1):
+                recorder.begin(piece.tokens, final if number == len(pieces) else None)
                 losses_S = losses(piece)
                 if losses_S.requires_grad:
                     _backward(recorder, ledger, parameters, losses_S)

@@ -69,9 +69,12 @@ def settle_lookups(ledger: Ledger, parameter: nn.Parameter, lookups: Sequence[Lo
     """Hand a table's gradients over to the ledger."""
     entries = parameter.shape[0]
     gradient = TableGradient(lookups, entries, ledger.dtype)
+    ledger.add_joint_lookups(parameter, gradient.ids_N, gradient.weighted)
     if ledger.segments * entries <= 2 * len(gradient.ids_N):
         ledger.add_columns(parameter, 0, gradient.columns())
         return
+    for segment in ledger.present():
+        _scatter(lookups, segment, ledger.kept(parameter, segment))
     for coefficients_S, target_VH in ledger.targets(parameter):
         target_VH.index_add_(0, gradient.ids_N, gradient.weighted(coefficients_S).to(target_VH.dtype))
     if ledger.rows_SP is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.jacobian import ExampleJacobian
 from aang_ray.store.rows import WeightRow
 
 
@@ -73,6 +74,29 @@ class Method(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+        ...
+
+
+@dataclass(frozen=True)
+class PrimaryExamples:
+    """How many train examples of the end task a method looks at before a step."""
+
+    subspace: int
+    """For the estimate of a subspace; 0 where the step makes none."""
+    mean: int
+    """Others, for the mean gradient."""
+
+
+@runtime_checkable
+class PrimaryMethod(Method, Protocol):
+    """A method that measures the end task's own gradients apart from the step's, with dropout off."""
+
+    def primary_examples(self, step: int) -> PrimaryExamples:
+        """What it looks at before a step: a function of the step alone."""
+        ...
+
+    def look(self, step: int, subspace: ExampleJacobian | None, primary: ExampleJacobian) -> None:
+        """Measure, before `request`; once more with the same examples where a step is repeated."""
         ...
 
 

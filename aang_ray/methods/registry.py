@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import torch
 
-from aang_ray.config.methods import AangConfig, FinetuneConfig, StaticConfig
+from aang_ray.config.methods import AangConfig, AttittudConfig, FinetuneConfig, PretrainSection, StaticConfig
+from aang_ray.config.methods.aggregations import GraddropConfig, GramSection
+from aang_ray.config.methods.plain import MtTartanConfig
+from aang_ray.config.methods.scalarizations import DwaConfig, RandomConfig, UncertaintyConfig
+from aang_ray.config.methods.similarity import CosineGatingConfig, GradnormConfig
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
 from aang_ray.methods.aang import Aang
+from aang_ray.methods.aggregation import GramAggregation
+from aang_ray.methods.attittud import Attittud
 from aang_ray.methods.base import Method
+from aang_ray.methods.dwa import DynamicWeightAverage
 from aang_ray.methods.factors import FactorIndex
 from aang_ray.methods.finetune import Finetune
+from aang_ray.methods.gating import CosineGating
+from aang_ray.methods.graddrop import GradDrop
+from aang_ray.methods.gradnorm import GradNorm
+from aang_ray.methods.pretrain import Pretrain
+from aang_ray.methods.scalarization import RandomWeights
 from aang_ray.methods.static import Static
+from aang_ray.methods.uncertainty import Uncertainty
 from aang_ray.methods.weighting import Weighting
 from aang_ray.objectives.space import Space
 
@@ -20,6 +33,8 @@ def make_method(config: RunConfig, space: Space | None, device: torch.device) ->
     """The method that a configuration names, with its state at the start."""
     if isinstance(config.method, FinetuneConfig):
         return Finetune(device)
+    if isinstance(config.method, PretrainSection):
+        return Pretrain(device)
     if space is None:
         raise UserError(f"method.name: {config.method.name} needs a space of auxiliary objectives")
     index = FactorIndex.of(space.factors(), [objective.stages for objective in space.objectives])
@@ -29,3 +44,21 @@ def make_method(config: RunConfig, space: Space | None, device: torch.device) ->
             return Static(weighting)
         case AangConfig() as method:
             return Aang(weighting, method)
+        case MtTartanConfig():
+            return Static(weighting.with_lambda(1 / (1 + (len(space) if config.n == "all" else config.n))))
+        case GramSection() as method:
+            return GramAggregation(weighting, method, config.seed)
+        case GraddropConfig() as method:
+            return GradDrop(weighting, method, config.seed)
+        case RandomConfig():
+            return RandomWeights(weighting, config.seed)
+        case UncertaintyConfig() as method:
+            return Uncertainty(weighting, method.lr)
+        case DwaConfig() as method:
+            return DynamicWeightAverage(weighting, method)
+        case CosineGatingConfig() as method:
+            return CosineGating(weighting, method)
+        case GradnormConfig() as method:
+            return GradNorm(weighting, method)
+        case AttittudConfig() as method:
+            return Attittud(weighting, method, config.seed)

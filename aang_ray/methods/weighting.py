@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,11 @@ class Weighting:
         """Everything starts at 0: w = 1/n, lambda = 1/2."""
         moved = FactorIndex(index.names, index.entries_K5.to(device))
         return cls(moved, torch.zeros(index.size, device=device), torch.zeros(2, device=device), published)
+
+    def with_lambda(self, weight: float) -> Weighting:
+        """The same with another weight of the end task, in (0, 1)."""
+        logits_2 = self.lambda_logits_2.new_tensor([0.0, math.log(1 / weight - 1)])
+        return replace(self, lambda_logits_2=logits_2)
 
     @property
     def lambda_(self) -> Tensor:

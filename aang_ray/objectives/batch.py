@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aang_ray.model.inputs import TokenInputs
 from aang_ray.model.segments import SegmentRows
+from aang_ray.objectives.images.segment import ImageSegment
 from aang_ray.objectives.packing import Layout, one_per_row, pack
 from aang_ray.objectives.segment import Segment
 from aang_ray.objectives.visibility import published_matrix
@@ -40,7 +41,7 @@ class Targets:
     index_K: Tensor
     """Where to read: flattened position [R * L] for a token head, text for a pooled head; int64."""
     label_K: Tensor
-    """Token id or class, int64."""
+    """Token id or class, int64; or numbers to be predicted, fp32, [K, C]."""
     weight_K: Tensor
     """1 / (labels of its segment at this step): shares of the segment's mean loss."""
     segment_K: Tensor
@@ -58,6 +59,7 @@ class Targets:
 
 
 Part = TypeVar("Part", TokenInputs, Targets)
+Cuttable = TypeVar("Cuttable", Segment, ImageSegment)
 
 
 def pinned(part: Part) -> Part:
@@ -110,7 +112,7 @@ class PublishedVisibility:
     """Longest text of the step: every piece is as wide, whatever it holds."""
 
 
-def cut(segments: Sequence[Segment], micro: int | None, per_segment: bool) -> Iterator[list[Segment]]:
+def cut(segments: Sequence[Cuttable], micro: int | None, per_segment: bool) -> Iterator[list[Cuttable]]:
     """Cut a batch along its segments into pieces of at most `micro` texts, in order, dev first.
 
     Every piece has all S segments, most of them empty: segments keep their numbers. With

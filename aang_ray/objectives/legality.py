@@ -6,7 +6,7 @@ output. (semantics section 1)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aang_ray.config.section import Semantics
@@ -54,9 +54,9 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def ruled_out(objective: Objective, semantics: Semantics) -> str | None:
+def ruled_out(objective: Objective, semantics: Semantics, rules: Sequence[Rule] = RULES) -> str | None:
     """Why the objective is illegal, or None."""
-    for rule in RULES:
+    for rule in rules:
         if (semantics == "sound" or rule.published) and rule.forbids(objective):
             return rule.reason
     return None

@@ -27,18 +27,23 @@ def segment_losses(encoder: Encoder, heads: Mapping[str, nn.Module], piece: Batc
     losses_S = torch.zeros(piece.segments, device=hidden_RLH.device, dtype=_wide(hidden_RLH.dtype))
     flat_TH = hidden_RLH.flatten(0, 1)
     for targets in piece.vocabulary:
-        losses_S = losses_S + _shares(heads[targets.head], flat_TH, targets, piece.segments)
+        losses_S = losses_S + shares(heads[targets.head], flat_TH, targets, piece.segments)
     if piece.pooled:
         pooled_EH = encoder.pool(hidden_RLH, piece.inputs)
         for targets in piece.pooled:
-            losses_S = losses_S + _shares(heads[targets.head], pooled_EH, targets, piece.segments)
+            losses_S = losses_S + shares(heads[targets.head], pooled_EH, targets, piece.segments)
     return losses_S
 
 
-def _shares(head: nn.Module, source: Tensor, targets: Targets, segments: int) -> Tensor:
+def shares(head: nn.Module, source: Tensor, targets: Targets, segments: int) -> Tensor:
+    """One head's share of every segment's loss, [S]: cross-entropy for classes, mean squared error for numbers."""
     with segment_rows(targets.rows):
-        logits_KC = head(source.index_select(0, targets.index_K))
-    loss_K = F.cross_entropy(logits_KC.to(_wide(logits_KC.dtype)), targets.label_K, reduction="none")
+        outputs_KC = head(source.index_select(0, targets.index_K))
+    outputs_KC = outputs_KC.to(_wide(outputs_KC.dtype))
+    if targets.label_K.is_floating_point():
+        loss_K = F.mse_loss(outputs_KC, targets.label_K.to(outputs_KC.dtype), reduction="none").mean(1)
+    else:
+        loss_K = F.cross_entropy(outputs_KC, targets.label_K, reduction="none")
     shares_S = torch.zeros(segments, device=loss_K.device, dtype=loss_K.dtype)
     return shares_S.index_add(0, targets.segment_K, loss_K * targets.weight_K.to(loss_K.dtype))
 

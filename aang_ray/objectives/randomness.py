@@ -19,7 +19,7 @@ _MULTIPLY_1: Final = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_2: Final = np.uint64(0x94D049BB133111EB)
 
 # What a number is drawn for; two purposes never share a number.
-SELECT, COUNT, OPERATION, REPLACEMENT, ORDER, EPOCH, DRAW, REST, DEV, DEV_HEAD, PUBLISHED = range(1, 12)
+SELECT, COUNT, OPERATION, REPLACEMENT, ORDER, EPOCH, DRAW, REST, DEV, DEV_HEAD, PUBLISHED, METHOD = range(1, 13)
 
 
 def _mix(x: U64) -> U64:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from aang_ray.objectives.transforms import Int32, Int64
 
@@ -56,3 +57,10 @@ class Segment:
             targets_M=self.targets_M[chosen],
             classes_E=None if self.classes_E is None else self.classes_E[start:stop],
         )
+
+
+def label_weight(segment: Segment, class_weights_C: npt.NDArray[np.float32] | None) -> float:
+    """Sum of the label weights of a segment, or of part of one: its normaliser where it is whole."""
+    if segment.classes_E is None:
+        return float(len(segment.labelled_M))
+    return float(segment.texts if class_weights_C is None else class_weights_C[segment.classes_E].sum())

@@ -9,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from aang_ray.data.task import EndTask, Labelled, Ragged
-from aang_ray.errors import UserError
 from aang_ray.objectives import outputs, randomness
-from aang_ray.objectives.allocation import published_shares
+from aang_ray.objectives.allocation import Share
 from aang_ray.objectives.objective import Objective
 from aang_ray.objectives.outputs import OutputSettings
-from aang_ray.objectives.sampling import Cursors, epoch_examples
+from aang_ray.objectives.readings import NOTHING, Readings, SourceSettings
 from aang_ray.objectives.segment import Segment
 from aang_ray.objectives.space import Space
 from aang_ray.objectives.transforms import Int64, Texts, Vocabulary
@@ -23,25 +22,6 @@ DEV, END_TASK, FIRST_OBJECTIVE = 0, 1, 2
 """Numbers of the segments of a step."""
 DEV_HEAD, END_TASK_HEAD, LABEL_HEAD, DENOISE_HEAD = "dev", "end-task", "label", "denoise"
 """phi*, phi_E, and the heads of the outputs `end-task` and `denoise`."""
-
-_END_TASK_CODE = -1
-
-
-@dataclass(frozen=True)
-class SourceSettings:
-    """Sizes and switches of the batches."""
-
-    end_task: int
-    auxiliary: int
-    dev: int
-    dev_head: int
-    seed: int
-    per_objective_heads: bool = False
-    head_from_train: bool = False
-    """The dev head's examples come from train (`published`) instead of dev."""
-    head_refit_every: int = 1
-    meta_dev_fraction: float = 0.0
-    published_allocation: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,20 +48,9 @@ class BatchSource:
         settings: SourceSettings,
     ) -> None:
         self.task, self.space, self.vocabulary, self.output, self.settings = task, space, vocabulary, output, settings
-        self.cursors = Cursors(len(space), n, settings.auxiliary, settings.seed) if space is not None else None
-        self._meta_dev, self._score_dev = self._split_dev()
-        # Head and dev batch are disjoint. The head's sample comes first; where dev is no larger, it takes half.
-        meta = len(self._meta_dev)
-        self._head_size = settings.dev_head if settings.dev_head < meta else meta // 2
-
-    @property
-    def score_dev(self) -> Int64:
-        """Dev examples that decide which checkpoint is kept."""
-        return self._score_dev
-
-    def draw(self, step: int) -> tuple[int, ...]:
-        """S of a step; empty without auxiliary objectives."""
-        return self.cursors.draw(step) if self.cursors is not None else ()
+        self.readings = Readings(
+            len(task.train), len(task.dev), lambda data: len(self._texts_of(data)), space, n, settings
+        )
 
     def step(
         self, step: int, with_dev: bool, factors: Mapping[str, npt.NDArray[np.float64]] | None = None
@@ -90,83 +59,32 @@ class BatchSource:
 
         `factors` (by factor letter, aligned with `Space.factors()`) are needed for `published` allocation only.
         """
-        settings = self.settings
-        examples = epoch_examples(
-            len(self.task.train), step * settings.end_task, settings.end_task, settings.seed, _END_TASK_CODE
-        )
-        end_task = self._labelled("end-task", END_TASK_HEAD, self.task.train, examples)
-        dev_examples = self._dev_batch(step) if with_dev else np.zeros(0, dtype=np.int64)
-        dev = self._labelled("dev", DEV_HEAD, self.task.dev, dev_examples)
-        segments, shares, sampled = [dev, end_task], [], []
-        for index, examples_k, keys_k, share in self._auxiliary(step, factors):
-            segments.append(self._objective(index, examples_k, keys_k))
-            shares.append(share)
-            sampled.append(index)
-        return StepBatch(step, tuple(sampled), tuple(segments), tuple(shares))
+        dev = self.readings.dev_batch(step) if with_dev else NOTHING
+        return self._batch(step, dev, self.readings.end_task(step), self.readings.auxiliary(step, factors))
+
+    def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> StepBatch:
+        """Batch number so-and-so of these objectives, with the end task or without it: see `Readings.chosen`."""
+        examples = self.readings.end_task(number) if end_task else NOTHING
+        return self._batch(number, NOTHING, examples, self.readings.chosen(number, objectives))
+
+    def _batch(self, step: int, dev: Int64, end_task: Int64, auxiliary: Sequence[Share]) -> StepBatch:
+        segments = [
+            self._labelled("dev", DEV_HEAD, self.task.dev, dev),
+            self._labelled("end-task", END_TASK_HEAD, self.task.train, end_task),
+        ]
+        segments += [self._objective(index, examples, keys) for index, examples, keys, _ in auxiliary]
+        sampled, shares = tuple(index for index, *_ in auxiliary), tuple(share for *_, share in auxiliary)
+        return StepBatch(step, sampled, tuple(segments), shares)
 
     def dev_head_examples(self, step: int) -> Segment:
         """The examples that phi* is fitted on at this step, disjoint from the step's dev batch."""
-        settings = self.settings
-        refit = step - step % settings.head_refit_every
-        if settings.head_from_train:
-            size = len(self.task.train)
-            order = randomness.generator(settings.seed, refit, randomness.DEV_HEAD).permutation(size)
-            return self._labelled("dev-head", DEV_HEAD, self.task.train, order[: settings.dev_head])
-        return self._labelled("dev-head", DEV_HEAD, self.task.dev, self._dev_order(refit)[: self._head_size])
-
-    def _dev_order(self, step: int) -> Int64:
-        order = randomness.generator(self.settings.seed, step, randomness.DEV_HEAD).permutation(len(self._meta_dev))
-        return self._meta_dev[order]
-
-    def _dev_batch(self, step: int) -> Int64:
-        """At most `dev` examples of dev that the step's head was not fitted on."""
-        settings = self.settings
-        candidates = self._meta_dev
-        if not settings.head_from_train:
-            head = self._dev_order(step - step % settings.head_refit_every)[: self._head_size]
-            candidates = np.setdiff1d(candidates, head)
-        order = randomness.generator(settings.seed, step, randomness.DEV).permutation(len(candidates))
-        chosen: Int64 = candidates[order][: settings.dev]
-        return chosen
-
-    def _split_dev(self) -> tuple[Int64, Int64]:
-        everything = np.arange(len(self.task.dev))
-        if self.settings.meta_dev_fraction == 0.0:
-            return everything, everything
-        order = randomness.generator(self.settings.seed, randomness.DEV).permutation(len(everything))
-        if len(everything) < 3:
-            raise UserError(f"method.meta_dev_fraction: dev has {len(everything)} texts, too few to set some aside")
-        count = min(max(2, round(self.settings.meta_dev_fraction * len(everything))), len(everything) - 1)
-        return np.sort(everything[order[:count]]), np.sort(everything[order[count:]])
+        split = self.task.train if self.settings.head_from_train else self.task.dev
+        return self._labelled("dev-head", DEV_HEAD, split, self.readings.dev_head(step))
 
     def _labelled(self, name: str, head: str, split: Labelled, examples: Int64) -> Segment:
         ids, lengths = split.tokens.take(examples)
         texts = Texts(ids, lengths, np.zeros(len(examples), dtype=np.uint64))
         return self._weighted(outputs.plain(name, head, texts, split.labels[examples]))
-
-    def _auxiliary(
-        self, step: int, factors: Mapping[str, npt.NDArray[np.float64]] | None
-    ) -> list[tuple[int, Int64, randomness.U64, float]]:
-        """(objective, examples, keys of randomness, b / B) for each sampled objective."""
-        if self.cursors is None or self.space is None:
-            return []
-        settings, objectives = self.settings, self.space.objectives
-        if settings.published_allocation:
-            if factors is None:
-                raise ValueError("published allocation needs the factors")
-            sampled = self.cursors.draw(step)
-            sizes = {data: len(self._texts_of(data)) for data in {objectives[k].data for k in sampled}}
-            return published_shares(self.space, sampled, factors, sizes, settings.auxiliary, settings.seed, step)
-        rows = []
-        for index, start, count in self.cursors.at(step):
-            code = objectives[index].code
-            size = len(self._texts_of(objectives[index].data))
-            examples = epoch_examples(size, start, count, settings.seed, code)
-            # An example that is read twice at a step, in a tiny data set, gets a key for each reading.
-            reading = np.arange(start, start + count) // size
-            keys = randomness.keys(settings.seed, step, code, examples, reading)
-            rows.append((index, examples, keys, 1.0))
-        return rows
 
     def _texts_of(self, data: str) -> Ragged:
         if data == "end-task":

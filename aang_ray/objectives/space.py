@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from aang_ray.config.load import describe_error, read_yaml
 from aang_ray.config.section import Semantics
 from aang_ray.errors import UserError
-from aang_ray.objectives.legality import Capabilities, ruled_out, unavailable
+from aang_ray.objectives.images.taxonomy import IMAGE_PRIMITIVES, IMAGE_RULES
+from aang_ray.objectives.legality import RULES, Capabilities, Rule, ruled_out, unavailable
 from aang_ray.objectives.objective import PRIMITIVES, STAGES, Objective
 
 Choices = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -25,6 +26,7 @@ class Block(BaseModel):
     """Choices at every stage; their product is the block's objectives."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    primitives: ClassVar[Mapping[str, tuple[str, ...]]] = PRIMITIVES
 
     data: Choices
     transform: Choices
@@ -36,15 +38,22 @@ class Block(BaseModel):
     def _known(cls, names: tuple[str, ...], info: object) -> tuple[str, ...]:
         stage = str(getattr(info, "field_name", ""))
         for name in names:
-            if name not in PRIMITIVES[stage]:
-                raise ValueError(f"{name!r} is no {stage}; allowed: {', '.join(PRIMITIVES[stage])}")
+            if name not in cls.primitives[stage]:
+                raise ValueError(f"{name!r} is no {stage}; allowed: {', '.join(cls.primitives[stage])}")
         return names
+
+
+class ImageBlock(Block):
+    """Choices for images."""
+
+    primitives: ClassVar[Mapping[str, tuple[str, ...]]] = IMAGE_PRIMITIVES
 
 
 class SpaceFile(BaseModel):
     """The contents of a file of `search_spaces/`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    rules: ClassVar[tuple[Rule, ...]] = RULES
 
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
 
@@ -53,6 +62,15 @@ class SpaceFile(BaseModel):
         """Hash of the blocks: two files that say the same are the same space."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class ImageSpaceFile(SpaceFile):
+    """A space of objectives on images; the file says `domain: images`."""
+
+    rules: ClassVar[tuple[Rule, ...]] = IMAGE_RULES
+
+    domain: Literal["images"]
+    blocks: Annotated[tuple[ImageBlock, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -98,10 +116,18 @@ def read_space(name: str) -> SpaceFile:
         UserError: with one line that names the file, the key and what is allowed.
     """
     path = space_path(name)
+    mapping: dict[str, Any] = read_yaml(path)
+    model = ImageSpaceFile if "domain" in mapping else SpaceFile
     try:
-        return SpaceFile.model_validate(read_yaml(path))
+        return model.model_validate(mapping)
     except ValidationError as error:
-        raise UserError(f"{path.name}: {describe_error(error, SpaceFile)}") from None
+        raise UserError(f"{path.name}: {describe_error(error, model)}") from None
+
+
+def masked_lm(data: Sequence[str]) -> SpaceFile:
+    """The masked-LM objective on each kind of data, as BERT, TAPT and DAPT have it."""
+    choice = Block(data=tuple(data), transform=("bert-op",), representation=("bidirectional",), output=("denoise",))
+    return SpaceFile(blocks=(choice,))
 
 
 def enumerate_space(
@@ -124,7 +150,7 @@ def enumerate_space(
     for block in file.blocks:
         for choice in itertools.product(block.data, block.transform, block.representation, block.output):
             objective = Objective(*choice)
-            reason = ruled_out(objective, legality)
+            reason = ruled_out(objective, legality, file.rules)
             if reason is None and capabilities is not None:
                 reason = unavailable(objective, capabilities, labels)
             if reason is None:

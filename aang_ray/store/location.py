@@ -40,12 +40,26 @@ class Location:
 def open_location(uri: str | Path) -> Location:
     """Open the root of a store.
 
-    Raises `UserError` for a URI that neither pyarrow nor fsspec knows, and for a root that is a file.
+    Raises `UserError` for a URI that neither pyarrow nor fsspec knows, for one that may not be read, for a bucket that
+    does not exist, and for a root that is a file.
     """
     location = _remote(uri) if isinstance(uri, str) and "://" in uri else _local(uri)
-    if location.filesystem.get_file_info(location.root).type == fs.FileType.File:
+    try:
+        kind = location.filesystem.get_file_info(location.root).type
+        if kind == fs.FileType.NotFound and isinstance(location.filesystem, fs.S3FileSystem):
+            _check_bucket(location)
+    except OSError as error:
+        raise UserError(f"store {location.uri} cannot be read: {_line(error)}") from error
+    if kind == fs.FileType.File:
         raise UserError(f"store {location.uri} is a file; a store is a folder")
     return location
+
+
+def _check_bucket(location: Location) -> None:
+    """A folder need not exist yet; its bucket is never made here, and would be missed only by the first row."""
+    bucket = location.root.strip("/").partition("/")[0]
+    if location.filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
+        raise UserError(f"store {location.uri}: there is no bucket {bucket}; make it, or name another")
 
 
 def _local(path: str | Path) -> Location:

@@ -36,7 +36,7 @@ def _read(location: Location, file: CellFile, schema: pa.Schema) -> pa.Table | N
     try:
         with location.filesystem.open_input_file(file.path) as stream:
             parquet = pq.ParquetFile(stream)
-            _check_version(parquet.schema_arrow, file.path)
+            version = _check_version(parquet.schema_arrow, file.path)
             partitions = {"task": file.task, "method": file.method}
             names = [name for name in schema.names if name not in partitions]
             table = parquet.read(columns=names, use_threads=False)  # files are read side by side already
@@ -50,19 +50,22 @@ def _read(location: Location, file: CellFile, schema: pa.Schema) -> pa.Table | N
     columns = [
         pa.array([partitions[field.name]] * table.num_rows, pa.string())
         if field.name in partitions
-        else _column(table, field, file.path)
+        else _column(table, field, file.path, version)
         for field in schema
     ]
     return pa.table(columns, schema=schema)
 
 
-def _column(table: pa.Table, field: pa.Field, path: str) -> pa.ChunkedArray:
+def _column(table: pa.Table, field: pa.Field, path: str, version: int) -> pa.ChunkedArray:
     if field.name not in table.column_names:
+        if version < SCHEMA_VERSION and field.nullable:
+            return pa.nulls(table.num_rows, field.type)  # the column is younger than the file
         raise UserError(f"{path} lacks the column {field.name}; it was not written by this program: move it away")
     return table.column(field.name).cast(field.type)
 
 
-def _check_version(schema: pa.Schema, path: str) -> None:
+def _check_version(schema: pa.Schema, path: str) -> int:
+    """The schema version of a file."""
     text = (schema.metadata or {}).get(VERSION_KEY, b"").decode(errors="replace")
     if not text.isdecimal():
         raise UserError(f"{path} states no schema version; it was not written by this program: move it away")
@@ -71,3 +74,4 @@ def _check_version(schema: pa.Schema, path: str) -> None:
             f"{path} has schema version {text}, newer than version {SCHEMA_VERSION} that this program reads; "
             f"upgrade aang-ray"
         )
+    return int(text)

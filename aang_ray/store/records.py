@@ -79,17 +79,19 @@ def _history_columns(row: HistoryRow) -> dict[str, Any]:
         "seconds": row.seconds,
         "examples": row.examples,
         "tokens": row.tokens,
+        "stage": row.stage,
     }
 
 
 def _history(columns: Mapping[str, Any]) -> HistoryRow:
     return HistoryRow(
         step=columns["step"],
-        dev=Scores(**{name: columns[f"dev_{name}"] for name in _SCORE_FIELDS}),
+        dev=_scores("dev", columns),
         losses=columns["losses"],
         seconds=columns["seconds"],
         examples=columns["examples"],
         tokens=columns["tokens"],
+        stage=columns["stage"],
     )
 
 

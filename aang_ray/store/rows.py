@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Status = Literal["done", "failed"]
+Status = Literal["done", "failed", "cut"]
+"""`cut`: a scheduler ended the run before its last step; it has a dev score so far and no test score."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class HistoryRow:
     """One evaluation on dev, or the last step's losses before one."""
 
     step: int
-    dev: Scores
+    """Steps of all stages."""
+    dev: Scores | None
+    """None in a stage that dev does not decide in: before the end-task head is trained."""
     losses: Mapping[str, float]
     """Mean training loss since the last evaluation, by segment: `end_task`, and objectives by name."""
     seconds: float
@@ -34,6 +37,8 @@ class HistoryRow:
     """End-task examples seen so far."""
     tokens: int
     """Real tokens that went through the body so far."""
+    stage: str | None = None
+    """`tapt`, `dapt`, `train` or `finetune`; None in rows that are older than stages."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,10 @@ class ResultRow:
     test_clean_low: float | None = None
     test_clean_high: float | None = None
     """95 % bootstrap interval of the metric on the de-duplicated test view, over its examples."""
+    dev_before: Scores | None = None
+    """This and the next two: of the model that a final fine-tuning started from; None without one."""
+    test_before: Scores | None = None
+    test_clean_before: Scores | None = None
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,16 @@ from typing import Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 added `stage` and made dev nullable in `history`, and added the views before a final fine-tuning to `results`.
+
+One rule reads older files: a nullable column that a file of an older version lacks is null.
+"""
 VERSION_KEY = b"aang_ray.schema"
 
 TableName = Literal["results", "history", "weights"]
 PARTITIONS = ("task", "method")
-VIEWS = ("dev", "test", "test_clean")
+VIEWS = ("dev", "test", "test_clean", "dev_before", "test_before", "test_clean_before")
 
 _NUMBERS = pa.map_(pa.string(), pa.float64())
 _COUNTS = pa.map_(pa.string(), pa.int64())
@@ -71,11 +75,12 @@ _RESULTS = [
 _HISTORY = [
     _field("cell", pa.string()),
     _field("step", pa.int64()),
-    *_scores("dev", nullable=False),
+    *_scores("dev", nullable=True),
     _field("losses", _NUMBERS),
     _field("seconds", pa.float64()),
     _field("examples", pa.int64()),
     _field("tokens", pa.int64()),
+    pa.field("stage", pa.string()),
 ]
 
 _WEIGHTS = [

@@ -17,6 +17,7 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about CUDA_VISIBLE_DEVICES
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C must reach us, not end the experiment politely
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # the queue says how many may wait; by default a searcher's wait one by one
 }
 """Ray's settings by environment variable; what the user has set stays."""
 
@@ -41,10 +42,8 @@ def in_ray_job() -> bool:
 
 
 @contextmanager
-def ray_cluster() -> Iterator[dict[str, float]]:
+def ray_cluster() -> Iterator[None]:
     """Connect to the cluster of RAY_ADDRESS, else start one on this machine and end it afterwards.
-
-    Yields the resources of the cluster, such as `{"CPU": 2.0}`.
 
     The dashboard is on, on the loopback: without it Ray 2.60 never gives back the resources of a trial
     whose process was killed, and the sweep goes on with one trial less at a time.
@@ -70,7 +69,7 @@ def ray_cluster() -> Iterator[dict[str, float]]:
                 **common,
             )
         logging.getLogger("ray").setLevel(logging.CRITICAL)
-        yield dict(ray.cluster_resources())
+        yield
     finally:
         ray.shutdown()
         if scratch is not None:

@@ -90,7 +90,7 @@ class Heartbeat:
         self._beat = Beat(
             cell=config.cell,
             step=0,
-            steps=config.schedule.steps or 0,
+            steps=config.total_steps,
             seconds=0.0,
             score=None,
             metric=self._metric,
@@ -121,8 +121,8 @@ class Heartbeat:
             self._write()
 
     def evaluated(self, row: HistoryRow) -> None:
-        """The run was scored on dev; written soon, by the thread, so that training does not wait for the store."""
-        score: float = getattr(row.dev, self._metric)
+        """The run was looked at, on dev where that decides; written soon, by the thread, so that training does not wait for the store."""
+        score: float | None = None if row.dev is None else getattr(row.dev, self._metric)
         self._beat = replace(self._beat, step=row.step, seconds=row.seconds, score=score)
         self._wake.set()
 

@@ -1,20 +1,16 @@
-"""The driver's ear: what Ray Tune's trials report, made into progress, and rows for trials that were killed."""
+"""The driver's ear: what becomes of Ray Tune's trials, told to the queue, to people and, for dead ones, to the store."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from aang_ray.store import CellIsDone, Store
+from aang_ray.sweep.crash import describe_crash, last_lines
 from aang_ray.sweep.failure import failed_record
-from aang_ray.sweep.plan import PlannedCell
+from aang_ray.sweep.jobs import End, Job
 from aang_ray.sweep.progress import SweepProgress, duration
-
-CRASHED = (
-    "the process ended unexpectedly: out of memory? lower batch.micro, or run fewer trials at once by a larger "
-    "resources.cpus"
-)
+from aang_ray.sweep.queue import RETRIES, Queue
 
 if TYPE_CHECKING:
 
@@ -26,14 +22,19 @@ else:
 
 
 class Monitor(Callback):
-    """Turns events of trials into progress lines; keeps which cells have ended, and how."""
+    """Turns events of trials into progress lines, ends of jobs, and rows of cells that died too often."""
 
-    def __init__(self, cells: Sequence[PlannedCell], store: Store, progress: SweepProgress) -> None:
-        self._cells = cells
+    def __init__(self, queue: Queue, jobs: Mapping[str, Job], store: Store, progress: SweepProgress) -> None:
+        self._queue = queue
+        self._jobs = jobs
         self._store = store
         self._progress = progress
+        self._results: dict[str, Mapping[str, Any]] = {}
+        """By trial: how it said that it ended."""
+        self._actors: dict[str, str] = {}
+        """By trial: the id of its process."""
         self.ended: dict[str, str] = {}
-        """Cell -> `done`, `elsewhere` or `failed`."""
+        """Cell -> how its last job ended: `done`, `elsewhere`, `cut` or `failed`."""
         self.errors: dict[str, str] = {}
         """Failed cell -> its error in one line."""
 
@@ -41,49 +42,76 @@ class Monitor(Callback):
         """Tune pickles its callbacks for a restore. None is ever made, and a terminal cannot be pickled."""
         return {}
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has a process."""
+        self._actors[trial.trial_id] = trial.temporary_state.ray_actor._actor_id.hex()
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
         """Each evaluation, and the end of a cell."""
-        cell = self._cell(trial)
-        if "status" in result:
-            self._end(cell, result)
-        else:
-            self._progress.evaluated(cell.cell, result["step"], result["steps"])
+        job = self._jobs[trial.trial_id]
+        if "status" not in result:
+            self._queue.came_to(job, result["step"])
+            self._progress.evaluated(job.cell.cell, result["step"], result["steps"])
+        elif trial.trial_id not in self._results:  # Tune repeats the last result when a function returns
+            self._results[trial.trial_id] = result
+            self._tell(job, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's function has returned, or was ended because the time is up: then it has said nothing."""
+        result = self._results.get(trial.trial_id)
+        if result is not None:
+            self._end(self._jobs[trial.trial_id], result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial that did not end by itself: its process was killed, or never came up."""
-        cell = self._cell(trial)
-        if cell.cell in self.ended:
+        """A trial's process died, or never came up: exceptions of a cell are rows, not errors of its trial."""
+        job = self._jobs[trial.trial_id]
+        result = self._results.get(trial.trial_id) or self._end_in_store(job)
+        if result is not None:
+            self._end(job, result)
             return
-        log = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
-        record = failed_record(cell.config, describe_crash(log), log)
+        account = str(trial.get_error() or "")
+        error = describe_crash(account)
+        times = self._queue.lost(job)
+        if times is not None:
+            self._progress.said(f"lost: {job.cell.title} · {error} · tried again, {times} of {RETRIES} times")
+            return
+        log = "\n".join([account, *last_lines(self._actors.get(trial.trial_id))])
+        record = failed_record(job.cell.config, f"{error}; it was tried {RETRIES + 1} times", log)
+        result = {"status": "failed", "error": record.result.error}
         try:
             self._store.write(record)
-        except CellIsDone:  # it was killed after its row was written
-            self._end(cell, {"status": "elsewhere"})
+        except CellIsDone:  # by another process
+            result = {"status": "elsewhere"}
+        self._tell(job, result)
+        self._end(job, result)
+
+    def _end_in_store(self, job: Job) -> Mapping[str, Any] | None:
+        """How a cell ended whose process died between its row and its last word."""
+        if self._store.done().get(job.cell.cell) != "done":
+            return None
+        result = {"status": "elsewhere"}
+        self._tell(job, result)
+        return result
+
+    def _tell(self, job: Job, result: Mapping[str, Any]) -> None:
+        status = result["status"]
+        self.ended[job.cell.cell] = status
+        self.errors.pop(job.cell.cell, None)
+        if status == "failed":
+            self.errors[job.cell.cell] = str(result["error"])
+        if status == "cut":
+            self._progress.said(f"{job.cell.title} · {describe_end(result)}")
         else:
-            self._end(cell, {"status": "failed", "error": record.result.error})
+            self._progress.ended(job.cell, describe_end(result))
 
-    def _cell(self, trial: Any) -> PlannedCell:
-        index: int = trial.config["index"]
-        return self._cells[index]
-
-    def _end(self, cell: PlannedCell, result: Mapping[str, Any]) -> None:
-        if cell.cell in self.ended:  # Tune repeats the last result when a function returns
-            return
-        self.ended[cell.cell] = result["status"]
-        if result["status"] == "failed":
-            self.errors[cell.cell] = str(result["error"])
-        self._progress.ended(cell, describe_end(result))
-
-
-def describe_crash(log: str) -> str:
-    """One line for a trial that Ray gave up: the likely cause, or the last line of Ray's own account."""
-    if "died" in log or "killed" in log.lower():
-        return CRASHED
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return f"the trial could not run: {lines[-1] if lines else 'Ray gave no reason'}"
+    def _end(self, job: Job, result: Mapping[str, Any]) -> None:
+        dev = result.get("dev")
+        if result["status"] == "elsewhere":
+            row = self._store.record(job.cell.cell).result
+            dev = None if row.dev is None else getattr(row.dev, row.metric)
+        self._queue.ended(job, End(result["status"], dev))
 
 
 def describe_end(result: Mapping[str, Any]) -> str:
@@ -93,6 +121,9 @@ def describe_end(result: Mapping[str, Any]) -> str:
             mark = " · stayed at the majority class" if result.get("majority") else ""
             scores = f"dev {100 * result['dev']:.2f} · test {100 * result['test']:.2f} {result['metric']}"
             return f"{scores} · {duration(result['seconds'])}{mark}"
+        case "cut":
+            score = "no dev score yet" if result.get("dev") is None else f"dev {100 * result['dev']:.2f} so far"
+            return f"paused after step {result['step']} · {score}"
         case "elsewhere":
             return "done already, by another process"
         case _:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from aang_ray.config import RunConfig
+from aang_ray.store import Status
 
-State = Literal["done", "failed", "waiting"]
+State = Literal["done", "failed", "cut", "waiting"]
+"""`cut`: a scheduler ended it early, and its checkpoint waits."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,11 @@ class PlannedCell:
     @property
     def steps(self) -> int:
         """Optimiser steps at most; early stopping may end it sooner."""
-        return self.config.schedule.steps or 0
+        return self.config.total_steps
 
     @property
     def work(self) -> int:
-        """Texts that go forward and backward through the body: steps x (end task + auxiliary + dev).
+        """Texts that go forward and backward through the body: steps x (end task + auxiliary + dev), in every stage.
 
         The unit of the time estimate. The fit of the dev head is forward alone and left out.
         """
@@ -36,7 +38,8 @@ class PlannedCell:
             texts += batch.auxiliary or 0
         if config.method.uses_dev:
             texts += batch.dev
-        return self.steps * texts
+        final = config.final_finetune.steps * (batch.end_task or 0) if config.final_finetune is not None else 0
+        return config.method.pretraining_texts + (config.schedule.steps or 0) * texts + final
 
     @property
     def task(self) -> str:
@@ -52,7 +55,7 @@ class PlannedCell:
 def plan(
     runs: Sequence[RunConfig],
     seeds: Sequence[int],
-    status: Mapping[str, str],
+    status: Mapping[str, Status],
     resolve: Callable[[RunConfig], RunConfig],
 ) -> list[PlannedCell]:
     """Resolve each run once and lay it out over the seeds, seeds varying slowest, cells that coincide dropped.
@@ -67,29 +70,13 @@ def plan(
             config = run.model_copy(update={"seed": seed})
             cell = config.cell
             if cell not in cells:
-                cells[cell] = PlannedCell(config, cell, _state(status.get(cell)))
+                cells[cell] = PlannedCell(config, cell, status.get(cell, "waiting"))
     return list(cells.values())
 
 
-def _state(status: str | None) -> State:
-    if status == "done":
-        return "done"
-    return "failed" if status == "failed" else "waiting"
-
-
-def concurrency(configs: Sequence[RunConfig], resources: Mapping[str, float], cells: int) -> int:
-    """Trials at once: what the CPUs and GPUs hold of the smallest trial, at most `cells`; at least 1.
-
-    An upper bound where trials differ: Ray itself starts no trial whose resources are not free.
-    """
-    holds = cells
-    for name, wanted in (
-        ("CPU", min(config.resources.cpus for config in configs)),
-        ("GPU", min(config.resources.gpus for config in configs)),
-    ):
-        if wanted:
-            holds = min(holds, int(resources.get(name, 0.0) / wanted + 1e-9))
-    return max(1, holds)
+def to_run(cells: Iterable[PlannedCell], *, keep_failed: bool) -> list[PlannedCell]:
+    """The cells that are not done; without those that failed before, where they are to be kept so."""
+    return [cell for cell in cells if cell.state != "done" and not (keep_failed and cell.state == "failed")]
 
 
 def seconds_per_text(config: RunConfig, finished: Iterable[Mapping[str, Any]]) -> float | None:
@@ -104,7 +91,7 @@ def seconds_per_text(config: RunConfig, finished: Iterable[Mapping[str, Any]]) -
         past = RunConfig.model_validate(row["config"])
         if row["config"]["encoder"] != encoder or not row["steps"]:
             continue
-        work = PlannedCell(past, "", "done").work * row["steps"] // max(past.schedule.steps or 1, 1)
+        work = PlannedCell(past, "", "done").work * row["steps"] // max(past.total_steps, 1)
         (same_row if row["row"] == config.row_name else others).append((row["seconds"], work))
     chosen = same_row or others
     total = sum(work for _, work in chosen)

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from aang_ray.store import Store
-from aang_ray.sweep.plan import PlannedCell, concurrency, seconds_per_text
+from aang_ray.sweep.needs import Need, trials_at_once
+from aang_ray.sweep.plan import PlannedCell, seconds_per_text, to_run
 from aang_ray.sweep.progress import duration
 
 
@@ -21,7 +22,7 @@ def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, kee
     The estimate: texts left x seconds a text of finished rows (see `seconds_per_text`), over the trials that
     this machine holds at once. Early stopping makes it an upper bound.
     """
-    left = [cell for cell in cells if cell.state == "waiting" or (cell.state == "failed" and not keep_failed)]
+    left = to_run(cells, keep_failed=keep_failed)
     console.print(_table(cells))
     steps = sum(cell.steps for cell in left)
     texts = sum(cell.work for cell in left)
@@ -36,7 +37,7 @@ def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, kee
             "time: unknown until a first cell with this encoder has finished; the sweep then shows what is left"
         )
         return
-    at_once = concurrency([cell.config for cell in left], this_machine(), len(left))
+    at_once = trials_at_once([Need.of(cell.config) for cell in left], [this_machine()])
     console.print(
         f"time: at most about {duration(sum(known) / at_once)} at {at_once} trials at once, by the rows in the store"
     )

@@ -59,6 +59,18 @@ class SweepProgress:
         self._line(f"[{self._ended}/{len(self._work)}] {cell.title} · {text}")
         self._show()
 
+    def said(self, text: str) -> None:
+        """Something that a person wants to know has happened, and no trial has ended for good."""
+        self._line(text)
+
+    def add(self, cells: Sequence[PlannedCell]) -> None:
+        """There is more to do than was known at the beginning."""
+        for cell in cells:
+            self._work[cell.cell] = max(cell.work, 1)
+            self._share.setdefault(cell.cell, 0.0)
+        if self._bar is not None:
+            self._bar.update(self._task, total=sum(self._work.values()))
+
     def _show(self) -> None:
         done = sum(self._work[cell] * share for cell, share in self._share.items())
         left = self._left(done)

@@ -1,134 +1,113 @@
-"""Running a sweep: the waiting cells of a plan as Ray Tune trials, side by side."""
+"""Running what a strategy chooses as Ray Tune trials, side by side, on whatever cluster there is."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 
 from aang_ray.errors import UserError
 from aang_ray.store import Store
+from aang_ray.sweep.capacity import Capacity, check_placeable, describe_nodes
 from aang_ray.sweep.cluster import own_cluster, ray_cluster
-from aang_ray.sweep.plan import PlannedCell, concurrency
+from aang_ray.sweep.jobs import Job, Strategy
+from aang_ray.sweep.needs import Need, trials_at_once
 from aang_ray.sweep.progress import SweepProgress
+from aang_ray.sweep.queue import Queue
 
 
 @dataclass(frozen=True)
-class SweepOutcome:
-    """How a sweep ended."""
+class Ends:
+    """How the cells ended that had jobs in this run of a sweep."""
 
-    cells: int
-    done: int
-    """Cells with a done row, those of earlier sweeps included."""
-    failed: Mapping[str, str]
-    """Title of each failed cell -> its error."""
-
-    @property
-    def remaining(self) -> int:
-        """Cells without a row."""
-        return self.cells - self.done - len(self.failed)
-
-    @property
-    def exit_code(self) -> int:
-        """0 when every cell is done, else 1."""
-        return 0 if self.done == self.cells else 1
+    status: Mapping[str, str] = field(default_factory=dict)
+    """Cell -> how its last job ended: `done`, `elsewhere`, `cut` or `failed`."""
+    errors: Mapping[str, str] = field(default_factory=dict)
+    """Failed cell -> its error in one line."""
 
 
-def run_sweep(
-    cells: Sequence[PlannedCell], store: Store, console: Console, *, keep_failed: bool, max_hours: float | None
-) -> SweepOutcome:
-    """Run the cells that have no done row, as many at once as the cluster's resources hold.
+def run_jobs(
+    strategy: Strategy,
+    needs: Sequence[Need],
+    store: Store,
+    console: Console,
+    progress: SweepProgress,
+    max_hours: float | None,
+) -> Ends:
+    """Run the jobs of a strategy until it has no more, as many at once as the cluster has room for.
 
-    Failed cells run again unless `keep_failed`. After `max_hours` no trial starts and running ones are ended without
-    a row: running the sweep again starts them anew.
+    `needs` are those of its cells. After `max_hours` no trial starts and running ones are ended with their checkpoint
+    written: running the sweep again goes on from there.
 
     Raises:
-        UserError: when this machine cannot hold a single trial.
+        UserError: when a trial fits neither a node of the cluster nor one that it could get.
     """
-    waiting = [cell for cell in cells if cell.state == "waiting" or (cell.state == "failed" and not keep_failed)]
-    ended: dict[str, str] = {}
-    errors: dict[str, str] = {}
-    if waiting:
-        ended, errors = _run(waiting, store, console, max_hours)
-    titles = {cell.cell: cell.title for cell in cells}
-    failed = {titles[cell]: error for cell, error in errors.items()}
-    for cell in cells:
-        if cell.state == "failed" and keep_failed:
-            failed[cell.title] = "failed before (kept)"
-    done = sum(cell.state == "done" for cell in cells) + sum(status != "failed" for status in ended.values())
-    return SweepOutcome(len(cells), done, failed)
-
-
-def _run(
-    waiting: Sequence[PlannedCell], store: Store, console: Console, max_hours: float | None
-) -> tuple[dict[str, str], dict[str, str]]:
-    """How each of the cells ended, and the errors of those that failed."""
-    with ray_cluster() as resources, SweepProgress(waiting, console) as progress:
+    with ray_cluster():
+        from aang_ray.sweep.feeder import Feeder
         from aang_ray.sweep.monitor import Monitor
 
-        _check_fits(waiting, resources)
-        at_once = concurrency([cell.config for cell in waiting], resources, len(waiting))
-        # On this machine trials share all cores; on another's cluster each keeps to what it reserves.
-        share = int(resources.get("CPU", 1.0)) // at_once if own_cluster() else 1
-        monitor = Monitor(waiting, store, progress)
+        capacity = Capacity()
+        _check_fits(needs, capacity)
+        at_once = trials_at_once(needs, capacity.nodes)
+        queue = Queue(strategy, capacity.room)
+        feeder = Feeder(queue, _parameters(at_once, capacity))
+        monitor = Monitor(queue, feeder.jobs, store, progress)
         # Tune wants a folder for its own bookkeeping. Nothing is ever read back from it: the store remembers.
-        with tempfile.TemporaryDirectory(prefix="aang-tune-", ignore_cleanup_errors=True) as folder:
-            _fit(waiting, store.uri, share, at_once, monitor, folder, max_hours)
-        return monitor.ended, monitor.errors
+        with tempfile.TemporaryDirectory(prefix="aang-tune-", ignore_cleanup_errors=True) as folder, progress:
+            _fit(feeder, store.uri, monitor, folder, max_hours)
+        return Ends(monitor.ended, monitor.errors)
 
 
-def _fit(
-    waiting: Sequence[PlannedCell],
-    store: str,
-    share: int,
-    at_once: int,
-    monitor: Any,
-    folder: str,
-    max_hours: float | None,
-) -> None:
+def _fit(feeder: Any, store: str, monitor: Any, folder: str, max_hours: float | None) -> None:
     from ray import tune
 
     from aang_ray.sweep.trial import tune_trial
 
-    configs = [_trial_config(cell, share) for cell in waiting]
-    reserved = [cell.config.resources for cell in waiting]
     trainable = tune.with_resources(
-        tune.with_parameters(tune_trial, cells=configs, store=store),
-        lambda params: {"cpu": reserved[params["index"]].cpus, "gpu": reserved[params["index"]].gpus},
+        tune.with_parameters(tune_trial, store=store), lambda params: {"cpu": params["cpu"], "gpu": params["gpu"]}
     )
     tune.Tuner(
         trainable,
-        param_space={"index": tune.grid_search(list(range(len(waiting))))},
         tune_config=tune.TuneConfig(
+            search_alg=feeder,
+            num_samples=-1,  # until the queue has no more
             reuse_actors=True,  # a trial after the first starts in 0.1 s, not in 2-4 s
-            max_concurrent_trials=at_once,
             time_budget_s=max_hours * 3600 if max_hours is not None else None,
-            trial_name_creator=lambda trial: waiting[trial.config["index"]].cell,
-            trial_dirname_creator=lambda trial: waiting[trial.config["index"]].cell,
+            trial_name_creator=lambda trial: trial.config["cell"],
+            trial_dirname_creator=lambda trial: f"{trial.config['cell']}-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(name="sweep", storage_path=folder, verbose=0, callbacks=[monitor]),
     ).fit()
 
 
-def _trial_config(cell: PlannedCell, share: int) -> dict[str, Any]:
-    """The cell's configuration with its number of threads: its own, else its share of the cores or what it reserves."""
-    resources = cell.config.resources
-    threads = resources.threads or max(share, int(resources.cpus), 1)
-    return cell.config.model_copy(update={"resources": resources.model_copy(update={"threads": threads})}).model_dump(
-        mode="json"
-    )
+def _parameters(at_once: int, capacity: Capacity) -> Callable[[Job], dict[str, Any]]:
+    """What a trial is told. Trials of this machine share all its cores; on a cluster each keeps to what it reserves."""
+    cores = sum(int(node.get("CPU", 1.0)) for node in capacity.nodes) if own_cluster() else 1
+
+    def prepare(job: Job) -> dict[str, Any]:
+        need, resources = job.need, job.cell.config.resources
+        threads = resources.threads or max(cores // (at_once * need.workers), int(need.cpus), 1)
+        told = {"threads": threads, "cpus_per_worker": need.worker_cpus if need.nested else resources.cpus_per_worker}
+        config = job.cell.config.model_copy(update={"resources": resources.model_copy(update=told)})
+        return {
+            "cell": job.cell.cell,
+            "run": config.model_dump_json(),
+            "until": job.until,
+            "cpu": need.trial["cpu"],
+            "gpu": need.trial["gpu"],
+        }
+
+    return prepare
 
 
-def _check_fits(waiting: Sequence[PlannedCell], resources: Mapping[str, float]) -> None:
-    """A trial that never fits would wait for ever. Another's cluster may still grow, so it is not judged."""
+def _check_fits(needs: Sequence[Need], capacity: Capacity) -> None:
+    """A trial that never fits would wait for ever. This machine does not grow, another's cluster may."""
     if not own_cluster():
+        check_placeable(needs)
         return
-    for cell in waiting:
-        wanted = {"CPU": cell.config.resources.cpus, "GPU": cell.config.resources.gpus}
-        for name, amount in wanted.items():
-            if amount > resources.get(name, 0.0):
-                there = resources.get(name, 0.0)
-                raise UserError(f"resources.{name.lower()}s: a trial wants {amount:g}, this machine has {there:g}")
+    for need in set(needs):
+        if not need.held_by(capacity.nodes):
+            raise UserError(f"resources: a trial needs {need}, this machine has {describe_nodes(capacity.nodes)}")

@@ -1,13 +1,15 @@
-"""`aang train` as a function: one cell in this process."""
+"""`aang train` as a function: one cell, in this process or on a group of workers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.console import Console
 
 from aang_ray.config import RunConfig
 from aang_ray.store import CellRecord, HistoryRow, Scores, Store
+from aang_ray.sweep.cluster import ray_cluster
 from aang_ray.sweep.progress import duration
 
 
@@ -21,7 +23,6 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
     """
     from aang_ray.train.checkpoint_files import checkpoint_folder, discard
     from aang_ray.train.plan import resolve
-    from aang_ray.train.run import run_cell
 
     config = resolve(config)
     checkpoints = checkpoint_folder(store.uri)
@@ -31,14 +32,16 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
         record = store.record(config.cell)
     else:
         console.print(
-            f"cell {config.cell}: {config.row_name}, seed {config.seed}, at most {config.schedule.steps} steps"
+            f"cell {config.cell}: {config.row_name}, seed {config.seed}, at most {config.total_steps} steps"
         )
 
         def evaluated(row: HistoryRow) -> None:
-            share = f"step {row.step}/{config.schedule.steps}"
-            console.print(f"{share} · dev {_scores(row.dev)} · {duration(row.seconds)}", markup=False, highlight=False)
+            share, said = f"step {row.step}/{config.total_steps}", _losses(row.losses)
+            if row.dev is not None:
+                said = f"dev {_scores(row.dev)}"
+            console.print(f"{share} · {said} · {duration(row.seconds)}", markup=False, highlight=False)
 
-        record = run_cell(config, on_evaluation=evaluated, checkpoints=checkpoints, export=export)
+        record = _run(config, checkpoints, evaluated, export)
         if not done:
             store.write(record)
         if record.result.status == "done":
@@ -47,10 +50,30 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
     return record
 
 
+def _run(
+    config: RunConfig, checkpoints: str, evaluated: Callable[[HistoryRow], None], export: Path | None
+) -> CellRecord:
+    """One worker needs no Ray; several are actors of the cluster of RAY_ADDRESS, or of one on this machine."""
+    if config.resources.workers == 1:
+        from aang_ray.train.run import run_cell
+
+        return run_cell(config, on_evaluation=evaluated, checkpoints=checkpoints, export=export)
+    with ray_cluster():
+        from aang_ray.train.launch import launch
+
+        return launch(config, on_evaluation=evaluated, checkpoints=checkpoints, export=export)
+
+
 def show_scores(record: CellRecord, console: Console) -> None:
     """The scores of a cell, a line each; nothing for a failed one."""
     row = record.result
-    views = {"dev": row.dev, "test": row.test, "test without texts of train or dev": row.test_clean}
+    views = {
+        "dev before the final fine-tuning": row.dev_before,
+        "test before the final fine-tuning": row.test_before,
+        "dev": row.dev,
+        "test": row.test,
+        "test without texts of train or dev": row.test_clean,
+    }
     for name, scores in views.items():
         if scores is not None:
             classes = ", ".join(f"{label} {count}" for label, count in scores.per_class.items())
@@ -64,6 +87,10 @@ def show_scores(record: CellRecord, console: Console) -> None:
         console.print(
             f"best step {row.best_step} of {row.steps}, {duration(row.seconds)}, {row.device}, {row.precision}"
         )
+
+
+def _losses(losses: Mapping[str, float]) -> str:
+    return ", ".join(f"loss of {name} {loss:.3f}" for name, loss in losses.items())
 
 
 def _scores(scores: Scores) -> str:

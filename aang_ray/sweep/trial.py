@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aang_ray.config import RunConfig, parse_config
+from aang_ray.errors import RunFailure, UserError
 from aang_ray.store import CellIsDone, CellRecord, HistoryRow, Store
 from aang_ray.sweep.failure import failed_record
 from aang_ray.sweep.heartbeat import Heartbeat
@@ -17,27 +19,28 @@ logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
 
 
-def tune_trial(params: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], store: str) -> None:
-    """The Tune trainable: `params["index"]` chooses one of the sweep's configurations.
+def tune_trial(params: Mapping[str, Any], store: str) -> None:
+    """The Tune trainable: `params` hold a configuration (`run`, as JSON) and the step to stop at (`until`), if any.
 
     Trials share processes, so all that a cell depends on is in its configuration, the number of threads included.
     """
     from ray import tune
 
-    config = parse_config(cells[params["index"]], "trial")
-    run_and_store(config, Store(store), tune.report)
+    config = parse_config(json.loads(params["run"]), "trial")
+    run_and_store(config, Store(store), tune.report, params["until"])
 
 
-def run_and_store(config: RunConfig, store: Store, report: Report) -> None:
-    """Run a cell, from its checkpoint if it has one, and write its row before saying so.
+def run_and_store(config: RunConfig, store: Store, report: Report, until: int | None = None) -> None:
+    """Run a cell, from its checkpoint if it has one, to its end or a step, and write its row before saying so.
 
-    So a driver that dies loses nothing.
+    So a driver that dies loses nothing. The checkpoint of a cell that is done is removed.
 
-    Each evaluation on dev reports `step`, `steps` and `dev`; the end reports `status` (`done`, `failed`, or `elsewhere`
-    for a cell that another sweep on the same store has done in the meantime) with scores or the error.
+    Each evaluation reports `step` and `steps`; the end reports `status` (`done`, `failed`, `cut` for one that stopped
+    at `until`, or `elsewhere` for a cell that another sweep on the same store has done in the meantime) with scores or
+    the error.
     """
     from aang_ray.train.checkpoint_files import checkpoint_folder, discard
-    from aang_ray.train.run import run_cell
+    from aang_ray.train.launch import WorkerError, launch
 
     checkpoints = checkpoint_folder(store.uri)
     if store.done().get(config.cell) == "done":
@@ -48,10 +51,13 @@ def run_and_store(config: RunConfig, store: Store, report: Report) -> None:
 
         def evaluated(row: HistoryRow) -> None:
             heart.evaluated(row)
-            report({"step": row.step, "steps": config.schedule.steps, "seconds": row.seconds})
+            report({"step": row.step, "steps": config.total_steps, "seconds": row.seconds})
 
         try:
-            record = run_cell(config, on_evaluation=evaluated, checkpoints=checkpoints)
+            record = launch(config, on_evaluation=evaluated, checkpoints=checkpoints, until=until)
+        except (UserError, RunFailure, WorkerError) as error:  # their messages are whole sentences
+            logger.exception("cell %s failed", config.cell)
+            record = failed_record(config, str(error), traceback.format_exc())
         except Exception as error:  # the sweep goes on whatever a cell does; the row says what it was
             logger.exception("cell %s failed", config.cell)
             record = failed_record(config, f"{type(error).__name__}: {error}", traceback.format_exc())
@@ -60,7 +66,7 @@ def run_and_store(config: RunConfig, store: Store, report: Report) -> None:
             end = outcome(record)
         except CellIsDone:
             end = {"status": "elsewhere"}
-        if end["status"] != "failed":
+        if end["status"] in ("done", "elsewhere"):
             discard(checkpoints, config.cell)
     report(end)
 
@@ -69,7 +75,8 @@ def outcome(record: CellRecord) -> dict[str, Any]:
     """The end of a cell in a few plain values."""
     row = record.result
     values: dict[str, Any] = {"status": row.status, "seconds": row.seconds, "metric": row.metric, "error": row.error}
-    if row.dev is not None and row.test is not None:
-        values |= {"dev": getattr(row.dev, row.metric), "test": getattr(row.test, row.metric)}
-        values["majority"] = bool(row.majority)
+    if row.dev is not None:
+        values |= {"dev": getattr(row.dev, row.metric), "step": row.steps}
+    if row.test is not None:
+        values |= {"test": getattr(row.test, row.metric), "majority": bool(row.majority)}
     return values

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from enum import IntEnum
 from typing import Any
 
 from torch import Tensor
@@ -14,22 +15,54 @@ from torch import Tensor
 from aang_ray.train.checkpoint_files import CheckpointFiles
 from aang_ray.train.checkpoint_signals import Interrupted, StopSignals
 from aang_ray.train.micro import is_out_of_memory
+from aang_ray.train.notices import Notices
+from aang_ray.train.parallel.workers import Workers
 from aang_ray.train.precision import Compute
 
 MINUTES = 5.0
 """Between two checkpoints."""
 
+DRAINING_MINUTES = 0.25
+"""The same while the machine is about to go away: a spot machine says so two minutes before."""
+
 logger = logging.getLogger(__name__)
 
 
-class Keeper:
-    """Keeps a run's checkpoint up to date; with 0 minutes it writes after every step."""
+class Wish(IntEnum):
+    """What to do after a step; of several workers' wishes the largest is done by all."""
 
-    def __init__(self, files: CheckpointFiles, compute: Compute, minutes: float = MINUTES) -> None:
+    GO_ON = 0
+    SAVE = 1
+    CUT = 2
+    END = 3
+    INTERRUPT = 4
+
+
+class CutShort(Exception):
+    """A run has come as far as it was to go for now, and its checkpoint is written."""
+
+
+class Keeper:
+    """Keeps a run's checkpoint up to date; with 0 minutes it writes after every step.
+
+    Of several workers the first writes. What is to be done after a step is one small message between all of them.
+    """
+
+    def __init__(
+        self,
+        files: CheckpointFiles,
+        compute: Compute,
+        minutes: float = MINUTES,
+        workers: Workers | None = None,
+        notices: Notices | None = None,
+    ) -> None:
         self._files = files
         self._compute = f"{compute.device_name}, {compute.precision}"
         self._signals = StopSignals()
-        self._pause = 60 * minutes
+        self._minutes = minutes
+        self._workers = workers or Workers.alone()
+        self._notices = notices or Notices()
+        self._drained = False
         self._written = time.monotonic()
 
     def watching(self) -> AbstractContextManager[object]:
@@ -39,33 +72,57 @@ class Keeper:
     def after_step(
         self, step: int, state: Callable[[], dict[str, Any]], best_step: int, kept: Mapping[str, Tensor]
     ) -> None:
-        """Write a checkpoint if it is time to or a signal came.
+        """Write a checkpoint if it is time to, the machine goes away or a signal came; called by all workers.
 
         Raises:
-            Interrupted: after SIGTERM.
+            CutShort: after the step that `Notices.until` names.
+            Interrupted: after SIGTERM, or when nobody waits for the run any more.
             KeyboardInterrupt: after Ctrl-C.
         """
-        received = self._signals.received
-        if received is None and time.monotonic() - self._written < self._pause:
+        wish = Wish(self._workers.max_host([self._wish(step)])[0])
+        if wish == Wish.GO_ON:
             return
-        path = self._files.save(step, {"compute": self._compute, **state()}, best_step, kept)
+        content = {"compute": self._compute, **state()}  # by all: a sharded optimiser is gathered for it
+        if self._workers.first:
+            self._files.save(step, content, best_step, kept)
         self._written = time.monotonic()
-        if received == signal.SIGINT:
+        if wish == Wish.INTERRUPT:
             raise KeyboardInterrupt
-        if received is not None:
+        if wish == Wish.CUT:
+            raise CutShort
+        if wish == Wish.END:
+            received = self._signals.received
+            by = "another process" if received is None else received.name
             raise Interrupted(
-                f"stopped by {received.name} after step {step}; the same command goes on from there ({path})"
+                f"stopped by {by} after step {step}; the same command goes on from there ({self._files.folder})"
             )
+
+    def _wish(self, step: int) -> Wish:
+        received = self._signals.received
+        if received is not None:
+            return Wish.INTERRUPT if received == signal.SIGINT else Wish.END
+        if self._notices.stop:
+            return Wish.END
+        if self._notices.until is not None and step >= self._notices.until:
+            return Wish.CUT
+        minutes = self._minutes
+        if self._notices.draining:
+            minutes = min(minutes, DRAINING_MINUTES) if self._drained else 0.0
+            self._drained = True
+        return Wish.SAVE if time.monotonic() - self._written >= 60 * minutes else Wish.GO_ON
 
     def resume(self, restore: Callable[[Mapping[str, Any], dict[str, Tensor]], None]) -> bool:
         """Hand the newest state and the best model's parameters to `restore`; False where there is none.
 
+        Of several workers the first chooses the file, and all read it.
+
         Raises:
             UserError: for a checkpoint that cannot be read or is another run's.
         """
-        found = self._files.load()
-        if found is None:
+        name = self._workers.text_of(self._files.newest() if self._workers.first else "", 0)
+        if not name:
             return False
+        found = self._files.read(name)
         try:
             restore(found.state, found.kept)
             begun = found.state["compute"]

@@ -68,19 +68,38 @@ class CheckpointFiles:
         """The newest state with its best model; None where the cell has no checkpoint.
 
         Raises:
+            UserError: as `read`.
+        """
+        name = self.newest()
+        return self.read(name) if name else None
+
+    def newest(self) -> str:
+        """Name of the newest state; empty where the cell has no checkpoint."""
+        return max((name for name in self._names() if name.startswith(_LAST)), default="")
+
+    def newest_step(self) -> int:
+        """Steps done in the newest state; 0 where the cell has no checkpoint."""
+        name = self.newest()
+        return _step(name) if name else 0
+
+    def read(self, name: str) -> Checkpoint:
+        """The state of this name with its best model.
+
+        Raises:
             UserError: for a file that is not whole, or of another configuration or a newer version.
         """
-        lasts = [name for name in self._names() if name.startswith(_LAST)]
-        if not lasts:
-            return None
-        name = max(lasts)
         path = self._location.path(name)
         content = self._parse(path, self._read(name))
         best = content["best"]
         if not best:
             return Checkpoint(path, content["state"], {})
-        self._best_step, self._best_name = int(best.split("-")[1]), best
+        self._best_step, self._best_name = _step(best), best
         return Checkpoint(path, content["state"], self._read_best(best))
+
+    @property
+    def folder(self) -> str:
+        """Where the files are, as the filesystem names it."""
+        return self._location.root
 
     def discard(self) -> None:
         """Delete the cell's folder if it is there."""
@@ -169,6 +188,10 @@ def discard(checkpoints: Path | str, cell: str) -> None:
 
 def _upwards(folder: Path) -> list[Path]:
     return [folder, *folder.parents]
+
+
+def _step(name: str) -> int:
+    return int(name.split("-")[1])
 
 
 def _digest(data: bytes) -> str:

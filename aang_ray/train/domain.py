@@ -6,7 +6,8 @@ The steps, the methods, the store and the tables are the same for all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -14,8 +15,52 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from aang_ray.config.run import RunConfig
+from aang_ray.data.task import Metric
 from aang_ray.model.segments import SegmentRows
+from aang_ray.objectives.space import Space
 from aang_ray.train.evaluate import Reader
+
+
+class LabelledSplit(Protocol):
+    """Examples with a class each."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]: ...
+
+    def __len__(self) -> int: ...
+
+
+class Task(Protocol):
+    """An end task, whatever its examples are."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def label_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def metric(self) -> Metric: ...
+
+    @property
+    def train(self) -> LabelledSplit: ...
+
+    @property
+    def dev(self) -> LabelledSplit: ...
+
+    @property
+    def test(self) -> LabelledSplit: ...
+
+    @property
+    def test_clean(self) -> npt.NDArray[np.int64]:
+        """Indices of the test examples that occur neither in train nor in dev."""
+        ...
+
+    @property
+    def class_weights(self) -> npt.NDArray[np.float32] | None:
+        """Weight of each class in the end-task loss, or None for equal ones."""
+        ...
 
 
 class DomainSegment(Protocol):
@@ -89,8 +134,36 @@ class Domain(Protocol):
         """The segments of a step: a pure function of (seed, step, factors)."""
         ...
 
-    def pieces(self, batch: Any, micro: int, per_segment: bool) -> tuple[Any, ...]:
-        """A batch cut along its segments into pieces of at most `micro` examples, dev first."""
+    def costs(self, batch: Any) -> tuple[npt.NDArray[np.int64], ...]:
+        """Rows of the body that each example of each segment takes."""
+        ...
+
+    def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> DomainBatch:
+        """Batch number so-and-so of objectives (indices into the space) that are read in turn: see `Readings.chosen`.
+
+        Without the end task its segment is empty; the dev segment always is.
+        """
+        ...
+
+    def size(self, objective: int) -> int:
+        """Examples of the data that an objective of the space reads."""
+        ...
+
+    def pieces(
+        self, batch: Any, micro: int, per_segment: bool, ranges: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[Any, ...]:
+        """A batch cut along its segments into pieces of at most `micro` examples, dev first.
+
+        With `ranges`, [S], only these examples of each segment; what a piece holds stays what it is in the whole batch.
+        """
+        ...
+
+    def entries_read(self, batch: Any, ranges: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+        """Entries that these examples of each segment look up in a table that heads use as decoder, each once."""
+        ...
+
+    def label_weights(self, segments: Sequence[Any]) -> tuple[float, ...]:
+        """Sum of the label weights of the examples that each segment, or part of one, holds."""
         ...
 
     def probe(self, batch: Any, examples: int) -> Any:
@@ -101,14 +174,36 @@ class Domain(Protocol):
         """The examples that phi* is fitted on at this step."""
         ...
 
+    def end_task_pieces(self, split: str, examples: npt.NDArray[np.int64], micro: int) -> tuple[Any, ...]:
+        """Examples of `train` or `dev` with their labels, as `features` reads them, at most `micro` in a piece."""
+        ...
+
     def losses(self, piece: Any, heads: Mapping[str, nn.Module]) -> Tensor:
         """The piece's share of every segment's unweighted mean loss, [S]."""
         ...
 
     def features(self, piece: Any) -> tuple[Tensor, Tensor]:
-        """What the end-task head reads, [E, H], and the labels [E], of a `dev_head_piece` on the device."""
+        """What the end-task head reads, [E, H], and the labels [E], of a piece of labelled examples on the device."""
         ...
 
     def reader(self, split: str) -> Reader:
         """`dev` (the examples that decide) or `test`, to be scored many times."""
         ...
+
+
+StageParts = Callable[[RunConfig], tuple[Space | None, Domain]]
+"""Space and domain of another stage of the same run: the same task and body under another configuration."""
+
+
+@dataclass(frozen=True)
+class DomainParts:
+    """What a kind of data brings to a run."""
+
+    task: Task
+    encoder: nn.Module
+    """The shared body, on the device."""
+    head_of: dict[str, nn.Module]
+    """phi_E and the heads of the outputs, by name."""
+    space: Space | None
+    domain: Domain
+    stage: StageParts

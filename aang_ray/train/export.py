@@ -17,8 +17,9 @@ from typing import Any
 
 import safetensors.torch
 
-from aang_ray.data import load_tokenizer, locate
+from aang_ray.data import EndTask, load_tokenizer, locate
 from aang_ray.errors import UserError
+from aang_ray.model.encoder import Encoder
 from aang_ray.objectives.source import END_TASK_HEAD
 from aang_ray.store.rows import ResultRow
 from aang_ray.train.setup import Setup
@@ -68,16 +69,19 @@ def _remove(folder: Path) -> None:
 
 
 def _write(folder: Path, setup: Setup, result: ResultRow) -> None:
-    body: Any = setup.encoder.body
+    task, encoder = setup.task, setup.encoder
+    if not isinstance(task, EndTask) or not isinstance(encoder, Encoder):
+        raise UserError(f"export {folder}: {task.name} is no task of text, and only classifiers of text are exported")
+    body: Any = encoder.body
     body.save_pretrained(folder / ENCODER)
     load_tokenizer(locate(setup.config.encoder)).save_pretrained(folder / ENCODER)
     head = setup.head_of[END_TASK_HEAD].state_dict()
     safetensors.torch.save_file({name: value.contiguous() for name, value in head.items()}, folder / HEAD)
     card = {
         "format": FORMAT,
-        "labels": list(setup.task.label_names),
-        "pooling": setup.encoder.pooling,
-        "max_tokens": setup.task.manifest["max_tokens"],
+        "labels": list(task.label_names),
+        "pooling": encoder.pooling,
+        "max_tokens": task.manifest["max_tokens"],
         "text_pairs": setup.config.data.text_b is not None,
         "precision": setup.compute.precision,
         "result": asdict(result),

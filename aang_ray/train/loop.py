@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from aang_ray.data.task import Metric
-from aang_ray.objectives.source import END_TASK_HEAD
+from aang_ray.objectives.source import END_TASK, END_TASK_HEAD
 from aang_ray.store.rows import HistoryRow, Scores
 from aang_ray.train.checkpoint import Keeper
 from aang_ray.train.checkpoint_state import restore_stepper, stepper_state
+from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, bootstrap_interval, score_of
 from aang_ray.train.losses import LossLog
 from aang_ray.train.prefetch import prefetched
-from aang_ray.train.progress import Progress
+from aang_ray.train.progress import Progress, SplitScores
 from aang_ray.train.setup import Setup, majority_class
+from aang_ray.train.stages import staged, stages_of
 from aang_ray.train.step import Prepared, Stepper
 
 OnEvaluation = Callable[[HistoryRow], None]
@@ -32,21 +34,21 @@ class Finished:
     """A run at its end."""
 
     progress: Progress
-    dev: Scores
-    test: Scores
-    test_clean: Scores
+    scores: SplitScores
     clean_interval: tuple[float, float] | None
     """95 % bootstrap interval of the metric on `test_clean`."""
     seconds: float
 
 
 class Trainer:
-    """Trains one set-up to its end, from its checkpoint where `keeper` has one."""
+    """Trains one set-up through its stages to its end, from its checkpoint where `keeper` has one."""
 
     def __init__(self, setup: Setup, on_evaluation: OnEvaluation | None = None, keeper: Keeper | None = None) -> None:
-        self.setup = setup
-        self.stepper = Stepper(setup)
+        self.config = setup.config
         self.progress = Progress()
+        self._whole = setup
+        self._stages = stages_of(setup.config)
+        self._enter()
         self._on_evaluation = on_evaluation
         self._keeper = keeper
         self._metric: Metric = setup.task.metric
@@ -67,6 +69,9 @@ class Trainer:
             self.stepper.estimate_memory(self.stepper.prepare(0))
         with nullcontext() if self._keeper is None else self._keeper.watching():
             self._train()
+            while self.progress.stage + 1 < len(self._stages):
+                self._next_stage()
+                self._train()
         return self._finish()
 
     @property
@@ -75,29 +80,44 @@ class Trainer:
         return time.monotonic() - self._started
 
     @property
-    def examples(self) -> int:
-        """End-task examples seen so far."""
-        return self.progress.steps * (self.setup.config.batch.end_task or 0)
-
-    @property
     def _total(self) -> int:
         return self.setup.config.schedule.steps or 0
 
     @property
     def _over(self) -> bool:
         progress = self.progress
-        return progress.steps >= self._total or progress.since_best >= self.setup.config.schedule.patience
+        return progress.stage_steps >= self._total or progress.since_best >= self.setup.config.schedule.patience
+
+    def _enter(self) -> None:
+        """Make the stage that the progress names: its batches, method, optimiser and schedule."""
+        self.stage = self._stages[self.progress.stage]
+        self.setup = staged(self._whole, self.stage.config)
+        self.stepper = Stepper(self.setup)
+
+    def _next_stage(self) -> None:
+        """Go on from the model that dev kept, where dev decides, else from the last one."""
+        if self.stage.decides:
+            self._load_kept()
+            self.progress.before, _ = self._kept_scores()
+            self._kept = {}
+        self.progress.next_stage()
+        self._enter()
+        self.stepper.estimate_memory(self.stepper.prepare(0))
 
     def _train(self) -> None:
-        """Step after step, from the one after the last that was done."""
-        first = self.progress.steps
+        """Step after step of a stage, from the one after the last that was done."""
+        first = self.progress.stage_steps
         depth = 0 if self.setup.domain.follows_factors else 2
         for prepared in prefetched(self.stepper.prepare, first, first if self._over else self._total, depth):
             gradients = self.stepper.step(prepared)
-            self._losses.add(prepared.batch.step + 1, prepared.names, gradients.losses_S)
-            self.progress.steps += 1
-            self.progress.tokens += prepared.real_tokens
-            if self.progress.steps % self.setup.config.schedule.eval_every == 0 or self.progress.steps == self._total:
+            progress = self.progress
+            progress.steps += 1
+            progress.stage_steps += 1
+            progress.examples += prepared.batch.segments[END_TASK].texts
+            progress.tokens += prepared.real_tokens
+            self._losses.add(progress.steps, prepared.names, gradients.losses_S)
+            every = self.setup.config.schedule.eval_every
+            if progress.stage_steps % every == 0 or progress.stage_steps == self._total:
                 self._evaluate(prepared)
             if self._keeper is not None:
                 self._keeper.after_step(self.progress.steps, self._state, self.progress.best_step, self._kept)
@@ -114,16 +134,39 @@ class Trainer:
         }
 
     def _restore(self, state: Mapping[str, Any], kept: dict[str, Tensor]) -> None:
-        restore_stepper(self.stepper, state["stepper"])
         self.progress = Progress.from_state(state["progress"])
+        if self.progress.stage > 0:
+            self._enter()
+        restore_stepper(self.stepper, state["stepper"])
         self._losses.load_state_dict(state["losses"])
         self._started = time.monotonic() - state["seconds"]
         self._kept = kept
 
     def _evaluate(self, prepared: Prepared) -> None:
-        """Score dev, keep the model if it is the best so far (first of ties), log losses and weights."""
+        """Score dev where it decides, log losses and weights."""
         setup, progress = self.setup, self.progress
-        losses = self._losses.means()
+        row = HistoryRow(
+            step=progress.steps,
+            dev=self._decide() if self.stage.decides else None,
+            losses=self._losses.means(),
+            seconds=self.seconds,
+            examples=progress.examples,
+            tokens=progress.tokens,
+            stage=self.stage.name,
+        )
+        progress.history.append(row)
+        weights = setup.method.describe(prepared.sampled)
+        if weights is not None:
+            if setup.config.gradients.local_distances:
+                distances = local_distances(self.stepper, progress.stage_steps)
+                weights = replace(weights, health={**weights.health, **distances})
+            progress.weights.append(weights)
+        if self._on_evaluation is not None:
+            self._on_evaluation(row)
+
+    def _decide(self) -> Scores:
+        """Score dev, and keep the model if it is the best so far (first of ties)."""
+        setup, progress = self.setup, self.progress
         predictions = self._dev.predict(setup.encoder, setup.head_of[END_TASK_HEAD], setup.compute)
         scores = predictions.scores(setup.task.label_names)
         score = score_of(scores, self._metric)
@@ -133,20 +176,7 @@ class Trainer:
         if score > progress.best_score:
             progress.best_score, progress.best_step, progress.since_best = score, progress.steps, 0
             self._kept = {name: value.detach().to("cpu", copy=True) for name, value in self._model_state().items()}
-        row = HistoryRow(
-            step=progress.steps,
-            dev=scores,
-            losses=losses,
-            seconds=self.seconds,
-            examples=self.examples,
-            tokens=progress.tokens,
-        )
-        progress.history.append(row)
-        weights = setup.method.describe(prepared.sampled)
-        if weights is not None:
-            progress.weights.append(weights)
-        if self._on_evaluation is not None:
-            self._on_evaluation(row)
+        return scores
 
     def _at_majority(self, predictions: Predictions, scores: Scores) -> bool:
         """One class for all, or no better than the majority class of train."""
@@ -162,26 +192,30 @@ class Trainer:
         head = setup.head_of[END_TASK_HEAD].state_dict()
         return body | {f"head.{name}": value for name, value in head.items()}
 
-    def _finish(self) -> Finished:
+    def _load_kept(self) -> None:
         setup = self.setup
-        head = setup.head_of[END_TASK_HEAD]
         parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}}
         for name, value in self._kept.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value
         setup.encoder.load_state_dict(parts["encoder"])
-        head.load_state_dict(parts["head"])
-        test = setup.domain.reader("test").predict(setup.encoder, head, setup.compute)
-        best = next(row for row in self.progress.history if row.step == self.progress.best_step)
-        names = setup.task.label_names
-        if setup.compute.device.type == "cuda":
-            torch.cuda.synchronize(setup.compute.device)
+        setup.head_of[END_TASK_HEAD].load_state_dict(parts["head"])
+
+    def _kept_scores(self) -> tuple[SplitScores, Predictions]:
+        """Of the kept model, once it is loaded; and its predictions on the clean view of test."""
+        setup = self.setup
+        test = self._whole.domain.reader("test").predict(setup.encoder, setup.head_of[END_TASK_HEAD], setup.compute)
         clean = test.take(setup.task.test_clean)
-        return Finished(
-            self.progress,
-            dev=best.dev,
-            test=test.scores(names),
-            test_clean=clean.scores(names),
-            clean_interval=bootstrap_interval(clean, self._metric, len(names)),
-            seconds=self.seconds,
-        )
+        dev = next(row.dev for row in self.progress.history if row.step == self.progress.best_step)
+        if dev is None:
+            raise ValueError("the kept model was not scored on dev")
+        names = setup.task.label_names
+        return SplitScores(dev, test.scores(names), clean.scores(names)), clean
+
+    def _finish(self) -> Finished:
+        self._load_kept()
+        scores, clean = self._kept_scores()
+        if self.setup.compute.device.type == "cuda":
+            torch.cuda.synchronize(self.setup.compute.device)
+        interval = bootstrap_interval(clean, self._metric, self.setup.classes)
+        return Finished(self.progress, scores, interval, self.seconds)

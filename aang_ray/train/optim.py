@@ -1,8 +1,8 @@
-"""AdamW on body and heads, its schedule, and clipping."""
+"""The optimiser of body and heads, its schedule, and clipping."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,12 +15,14 @@ from aang_ray.objectives.source import FIRST_OBJECTIVE
 PUBLISHED_OBJECTIVE_CLIP = 10.0
 
 
-def make_optimizer(body: nn.Module, heads: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with rates and weight decays of their own for body and heads (semantics section 4: no exemptions)."""
+def make_optimizer(body: nn.Module, heads: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD with rates and weight decays of their own for body and heads (semantics section 4: no exemptions)."""
     groups: list[dict[str, Any]] = [
         {"params": list(body.parameters()), "lr": config.body_lr, "weight_decay": config.body_weight_decay},
         {"params": list(heads.parameters()), "lr": config.head_lr, "weight_decay": config.head_weight_decay},
     ]
+    if config.algorithm == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum)
     return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
 
 
@@ -30,7 +32,12 @@ def warmup_steps(schedule: ScheduleConfig) -> int:
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, schedule: ScheduleConfig) -> LambdaLR:
-    """Linear warm-up, then linear decay to 0 at the last step."""
+    """The learning rates times `rate_factor` of the steps that the optimiser has made."""
+    return LambdaLR(optimizer, rate_factor(schedule))
+
+
+def rate_factor(schedule: ScheduleConfig) -> Callable[[int], float]:
+    """By step: linear warm-up, then linear decay to 0 at the last step."""
     total, warmup = schedule.steps or 0, warmup_steps(schedule)
 
     def factor(step: int) -> float:
@@ -38,7 +45,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, schedule: ScheduleConfig) ->
             return (step + 1) / (warmup + 1)
         return max(0.0, (total - step) / max(1, total - warmup))
 
-    return LambdaLR(optimizer, factor)
+    return factor
 
 
 def clip(body: nn.Module, heads: Mapping[str, nn.Module], config: OptimConfig) -> None:

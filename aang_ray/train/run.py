@@ -11,11 +11,12 @@ from typing import Any
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import RunFailure
 from aang_ray.store.rows import CellRecord, HistoryRow, ResultRow
-from aang_ray.train.checkpoint import MINUTES, Keeper
+from aang_ray.train.checkpoint import MINUTES, CutShort, Keeper
 from aang_ray.train.checkpoint_files import CheckpointFiles
 from aang_ray.train.export import check_export, export_model
 from aang_ray.train.loop import Finished, Trainer
 from aang_ray.train.micro import is_out_of_memory
+from aang_ray.train.notices import Notices
 from aang_ray.train.precision import Compute, choose_compute
 from aang_ray.train.setup import build
 from aang_ray.train.versions import versions
@@ -30,13 +31,15 @@ def run_cell(
     checkpoints: Path | str | None = None,
     checkpoint_minutes: float = MINUTES,
     export: Path | None = None,
+    notices: Notices | None = None,
 ) -> CellRecord:
     """Run a resolved configuration; a run that cannot go on is a failed row.
 
     With `checkpoints` (a folder or any URI that a store may have) the run's state is kept in `<checkpoints>/<cell>`,
     written every `checkpoint_minutes`, on SIGTERM and on Ctrl-C, and a run that has a checkpoint goes on from it: on
     the same device with as many threads it ends with the very numbers of a run that was not stopped. Whoever writes
-    the row removes it with `discard`. With `export` a run that is done leaves its classifier in that folder.
+    the row removes it with `discard`. `notices` tell that the machine goes away or that nobody waits for the run.
+    With `export` a run that is done leaves its classifier in that folder.
 
     Raises:
         UserError: for an input that is wrong, before anything was trained.
@@ -48,10 +51,12 @@ def run_cell(
     logger.info("cell %s: %s on %s, %s", config.cell, config.row_name, compute.device_name, compute.precision)
     keeper = None
     if checkpoints is not None:
-        keeper = Keeper(CheckpointFiles(checkpoints, config.cell), compute, checkpoint_minutes)
+        keeper = Keeper(CheckpointFiles(checkpoints, config.cell), compute, checkpoint_minutes, notices=notices)
     trainer = Trainer(build(config, compute), on_evaluation, keeper)
     try:
         finished = trainer.run()
+    except CutShort:
+        return _cut(trainer, compute)
     except RunFailure as failure:
         return _failed(trainer, compute, str(failure))
     except RuntimeError as error:
@@ -66,16 +71,20 @@ def run_cell(
 
 
 def _done(trainer: Trainer, compute: Compute, finished: Finished) -> CellRecord:
-    progress = finished.progress
+    progress, scores = finished.progress, finished.scores
+    before = progress.before
     result = ResultRow(
-        **_identity(trainer.setup.config),
+        **_identity(trainer.config),
         **_effort(trainer, compute),
         status="done",
         error=None,
         log_tail=None,
-        dev=finished.dev,
-        test=finished.test,
-        test_clean=finished.test_clean,
+        dev=scores.dev,
+        test=scores.test,
+        test_clean=scores.test_clean,
+        dev_before=None if before is None else before.dev,
+        test_before=None if before is None else before.test,
+        test_clean_before=None if before is None else before.test_clean,
         test_clean_low=None if finished.clean_interval is None else finished.clean_interval[0],
         test_clean_high=None if finished.clean_interval is None else finished.clean_interval[1],
         majority=progress.majority,
@@ -85,11 +94,31 @@ def _done(trainer: Trainer, compute: Compute, finished: Finished) -> CellRecord:
     return CellRecord(result, tuple(progress.history), tuple(progress.weights))
 
 
+def _cut(trainer: Trainer, compute: Compute) -> CellRecord:
+    """Dev as it decided so far, and no test score: test is for whole runs."""
+    progress = trainer.progress
+    best = next((row.dev for row in progress.history if row.step == progress.best_step), None)
+    result = ResultRow(
+        **_identity(trainer.config),
+        **_effort(trainer, compute),
+        status="cut",
+        error=None,
+        log_tail=None,
+        dev=best,
+        test=None,
+        test_clean=None,
+        majority=progress.majority,
+        best_step=progress.best_step,
+        seconds=trainer.seconds,
+    )
+    return CellRecord(result, tuple(progress.history), tuple(progress.weights))
+
+
 def _failed(trainer: Trainer, compute: Compute, error: str) -> CellRecord:
     progress = trainer.progress
     last = progress.history[-1] if progress.history else None
     result = ResultRow(
-        **_identity(trainer.setup.config),
+        **_identity(trainer.config),
         **_effort(trainer, compute),
         status="failed",
         error=error,
@@ -125,7 +154,7 @@ def _effort(trainer: Trainer, compute: Compute) -> dict[str, Any]:
     """What the run took, and on what."""
     return {
         "steps": trainer.progress.steps,
-        "examples": trainer.examples,
+        "examples": trainer.progress.examples,
         "tokens": trainer.progress.tokens,
         "device": compute.device_name,
         "precision": compute.precision,

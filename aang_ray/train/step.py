@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from aang_ray.config.methods import AangConfig
 from aang_ray.gradients import make_engine
 from aang_ray.gradients.dev_head import fit_dev_head
-from aang_ray.gradients.engine import StepGradients
+from aang_ray.gradients.engine import Final, Request, StepGradients
 from aang_ray.methods.base import Sampled
 from aang_ray.objectives import randomness
 from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD
 from aang_ray.train.domain import DomainBatch, DomainPiece
 from aang_ray.train.micro import MicroBatch, activation_bytes, free_memory, is_out_of_memory
 from aang_ray.train.optim import clip, clipped_sum, make_optimizer, make_schedule, set_gradient, wants_separate
+from aang_ray.train.parallel.exchange import Exchange, Share, failing_for_all, no_gradients
+from aang_ray.train.primary import NO_PIECES, PrimaryPieces, primary_view
 from aang_ray.train.setup import Setup
 
 
@@ -30,6 +32,12 @@ class Prepared:
     """The examples that phi* is fitted on, where this step fits it."""
     micro: int
     """Most texts in a piece when the pieces were cut."""
+    primary: PrimaryPieces = NO_PIECES
+    """What the method looks at before the step, where it does."""
+    share: Share | None = None
+    """This worker's part of the batch; None for all of it."""
+    batch_tokens: int = 0
+    """Tokens of the whole batch, whoever computes them."""
 
     @property
     def sampled(self) -> Sampled:
@@ -45,7 +53,7 @@ class Prepared:
     @property
     def real_tokens(self) -> int:
         """Tokens that go through the body in training mode."""
-        return sum(piece.real_tokens for piece in self.pieces)
+        return self.batch_tokens + self.primary.real_tokens
 
 
 class Stepper:
@@ -56,14 +64,14 @@ class Stepper:
         config = setup.config
         self.optimizer = make_optimizer(setup.encoder, setup.heads, config.optim)
         self.schedule = make_schedule(self.optimizer, config.schedule)
+        tied_in_scores = config.gradients.tied_in_scores or setup.method.whole_gradients
         self.engine = make_engine(
-            config.gradients.engine,
-            setup.encoder,
-            setup.heads,
-            tied_in_scores=config.gradients.tied_in_scores or setup.method.whole_gradients,
+            config.gradients.engine, setup.encoder, setup.heads, tied_in_scores=tied_in_scores
         )
+        self.exchange = Exchange(setup.workers, setup.encoder, setup.heads, tied_in_scores)
         texts = (config.batch.end_task or 1) + (config.batch.auxiliary or 0) + config.batch.dev
         self.micro = MicroBatch(None if config.batch.micro == "auto" else config.batch.micro, texts)
+        self._primary = primary_view(setup)
         self._live_dev_head = isinstance(config.method, AangConfig) and config.method.dev_head == "live"
         weights = setup.task.class_weights
         self._class_weights_C = None if weights is None else torch.from_numpy(weights).to(setup.compute.device)
@@ -77,7 +85,16 @@ class Stepper:
         micro = self.micro.texts  # once: another thread may change it
         refit = method.uses_dev and not self._live_dev_head and step % domain.head_refit_every == 0
         dev_head = self._pinned(domain.dev_head_piece(step)) if refit else None
-        return Prepared(batch, self._pieces(batch, micro), dev_head, micro)
+        share = None if self.setup.workers.size == 1 else self.exchange.share(domain, batch, whole=method.uses_dev)
+        return Prepared(
+            batch,
+            self._pieces(batch, micro, share),
+            dev_head,
+            micro,
+            self._primary_pieces(step, micro),
+            share,
+            batch_tokens=sum(int(costs_E.sum()) for costs_E in domain.costs(batch)),
+        )
 
     def estimate_memory(self, prepared: Prepared) -> None:
         """Let `batch.micro: auto` start with what should fit into memory."""
@@ -90,6 +107,8 @@ class Stepper:
         few, more = (self._probe(prepared.batch, examples) for examples in sizes)
         # The slope: what is kept whatever the number of texts, such as weights, is no matter of the piece's size.
         self.micro.fit((more - few) / (sizes[1] - sizes[0]), free_memory(setup.compute.device))
+        # One size for all workers, so that a checkpoint of the first stands for all.
+        self.micro.texts = -setup.workers.max_host([-self.micro.texts])[0]
 
     def _probe(self, batch: DomainBatch, examples: int) -> int:
         """Bytes kept for the backward pass by so many examples, the largest of any segment taken again and again."""
@@ -105,7 +124,7 @@ class Stepper:
         """One optimiser step.
 
         Raises:
-            RunFailure: if memory runs out with the smallest piece.
+            RunFailure: if memory runs out with the smallest piece, or on one of several workers.
         """
         setup = self.setup
         gradients = self._gradients_that_fit(prepared)
@@ -121,11 +140,14 @@ class Stepper:
         return replace(gradients, separate_SP=None)
 
     def _gradients_that_fit(self, prepared: Prepared) -> StepGradients:
-        seed = int(randomness.keys(self.setup.config.seed, prepared.batch.step)[0] >> 1)
+        # Dropout differs between workers; alone, rank 0 leaves the seed as it is.
+        seed = int(randomness.keys(self.setup.config.seed, prepared.batch.step)[0] >> 1) ^ self.setup.workers.rank
         while True:
             if prepared.micro != self.micro.texts:  # prepared before memory ran out
                 micro = self.micro.texts
-                prepared = replace(prepared, micro=micro, pieces=self._pieces(prepared.batch, micro))
+                primary = self._primary_pieces(prepared.batch.step, micro)
+                pieces = self._pieces(prepared.batch, micro, prepared.share)
+                prepared = replace(prepared, micro=micro, pieces=pieces, primary=primary)
             torch.manual_seed(seed)
             try:
                 return self._gradients(prepared)
@@ -140,19 +162,30 @@ class Stepper:
         setup = self.setup
         setup.encoder.train()
         setup.heads.train()
-        self._fit_dev_head(prepared)
+        if self._primary is not None:
+            self._primary.look(prepared.batch.step, prepared.primary)
         request = setup.method.request(prepared.sampled)
         if wants_separate(setup.config):
             request = replace(request, separate=True)
 
-        def losses(piece: DomainPiece) -> Tensor:
-            with setup.compute.autocast():
-                return self._losses(self._to_device(piece))
+        def compute(request: Request, final: Final | None) -> StepGradients:
+            self._fit_dev_head(prepared)
+            if not prepared.pieces:
+                return no_gradients(request, setup.encoder)
+            return self.engine(prepared.pieces, self.losses, request, final)
 
-        gradients = self.engine(prepared.pieces, losses, request)
-        if gradients.separate_SP is not None:
+        if prepared.share is None:
+            gradients = compute(request, None)
+        else:
+            gradients = self.exchange.gradients(failing_for_all(compute), request, prepared.share)
+        if gradients.separate_SP is not None and wants_separate(setup.config):
             clipped_sum(setup.encoder, gradients.separate_SP, request.coefficients_S)
         return gradients
+
+    def losses(self, piece: DomainPiece) -> Tensor:
+        """Of every segment, [S], of a piece in host memory."""
+        with self.setup.compute.autocast():
+            return self._losses(self._to_device(piece))
 
     def _losses(self, piece: DomainPiece) -> Tensor:
         heads = dict(self.setup.head_of)
@@ -173,9 +206,13 @@ class Stepper:
         seed = int(randomness.keys(setup.config.seed, prepared.batch.step, randomness.DEV_HEAD)[0] >> 1)
         self.dev_head = fit_dev_head(features_EH, labels_E, setup.classes, seed, self._class_weights_C)
 
-    def _pieces(self, batch: DomainBatch, micro: int) -> tuple[DomainPiece, ...]:
-        cuts = self.setup.domain.pieces(batch, micro, self.engine.per_segment)
+    def _pieces(self, batch: DomainBatch, micro: int, share: Share | None) -> tuple[DomainPiece, ...]:
+        ranges = None if share is None else share.ranges
+        cuts = self.setup.domain.pieces(batch, micro, self.engine.per_segment, ranges)
         return tuple(self._pinned(piece) for piece in cuts)
+
+    def _primary_pieces(self, step: int, micro: int) -> PrimaryPieces:
+        return NO_PIECES if self._primary is None else self._primary.prepare(step, micro)
 
     def _pinned(self, piece: DomainPiece) -> DomainPiece:
         return piece.pin() if self.setup.compute.device.type == "cuda" else piece

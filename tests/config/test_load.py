@@ -15,7 +15,7 @@ from aang_ray.errors import UserError
     [
         ("optim.bdy_lr=1", ["unknown key optim.bdy_lr", "did you mean optim.body_lr?"]),
         ("optim.body_lr=-1", ["optim.body_lr", "greater than 0", "got -1"]),
-        ("method.name=aangg", ["method.name", "finetune, static, aang", "did you mean aang?"]),
+        ("method.name=aangg", ["method.name", "finetune, ", "static, ", "did you mean aang?"]),
         ("method.aux_lrr=1", ["unknown key method.aux_lrr", "did you mean method.aux_lr?"]),
         ("n=0", ["n: must be greater than 0 or 'all'"]),
         ("n=some", ["n: must be a valid integer or 'all'", "'some'"]),

@@ -68,7 +68,7 @@ class Problem:
         return dense_answer(self.gradients_SP(), request)
 
 
-def dense_answer(gradients_SP: Tensor, request: Request) -> StepGradients:
+def dense_answer(gradients_SP: Tensor, request: Request, losses_S: Tensor | None = None) -> StepGradients:
     """Statistics of given gradients."""
     gram_SS = gradients_SP @ gradients_SP.T
     joint = None
@@ -76,9 +76,10 @@ def dense_answer(gradients_SP: Tensor, request: Request) -> StepGradients:
         parts_SP = request.coefficients_S.to(gradients_SP)[:, None] * gradients_SP
         joint = parts_SP[request.joint_from :].sum(0).square().sum()
     return StepGradients(
-        losses_S=torch.zeros(len(gradients_SP)),
+        losses_S=torch.zeros(len(gradients_SP)) if losses_S is None else losses_S,
         dots_S=gram_SS[0] if request.scores else None,
         norms2_S=gram_SS.diagonal() if request.scores else None,
         joint_norm2=joint,
         gram_SS=gram_SS if request.gram else None,
+        separate_SP=gradients_SP if request.separate else None,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from aang_ray.config import RunConfig, parse_config
+from aang_ray.errors import RunFailure, UserError
 from aang_ray.store import CellRecord, HistoryRow, Store
 from aang_ray.sweep.failure import failed_record
 from aang_ray.sweep.trial import run_and_store
@@ -22,12 +23,12 @@ RunCell = Callable[..., CellRecord]
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunCell], None]:
-    """Puts a function in the place of `run_cell`."""
+    """Puts a function in the place of `launch`."""
 
     def put(run_cell: RunCell) -> None:
-        module = ModuleType("aang_ray.train.run")
-        vars(module)["run_cell"] = run_cell
-        monkeypatch.setitem(sys.modules, "aang_ray.train.run", module)
+        module = ModuleType("aang_ray.train.launch")
+        vars(module).update(launch=run_cell, WorkerError=ArithmeticError)
+        monkeypatch.setitem(sys.modules, "aang_ray.train.launch", module)
 
     return put
 
@@ -61,6 +62,24 @@ def test_an_error_is_a_failed_row(tmp_path: Path, install: Callable[[RunCell], N
     assert (end["status"], row.status, row.error) == ("failed", "failed", "ZeroDivisionError: by nothing")
     assert row.log_tail is not None
     assert "Traceback" in row.log_tail
+
+
+@pytest.mark.parametrize("error", [UserError, RunFailure, ArithmeticError])
+def test_a_whole_sentence_is_the_error_as_it_is(
+    tmp_path: Path, install: Callable[[RunCell], None], error: type[Exception]
+) -> None:
+    def run_cell(config: RunConfig, *, on_evaluation: object, **_: object) -> CellRecord:
+        told = error("data: the file is gone")
+        told.add_note("in worker 1: the last line")
+        raise told
+
+    install(run_cell)
+    store = Store(tmp_path)
+    assert [report["status"] for report in run(store)] == ["failed"]
+    row = store.record(CONFIG.cell).result
+    assert row.error == "data: the file is gone"
+    assert row.log_tail is not None
+    assert row.log_tail.endswith("in worker 1: the last line")
 
 
 def test_a_failed_row_is_run_again(tmp_path: Path, install: Callable[[RunCell], None]) -> None:

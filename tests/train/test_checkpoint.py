@@ -24,7 +24,7 @@ from aang_ray.train.checkpoint_files import CheckpointFiles, checkpoint_folder, 
 from aang_ray.train.checkpoint_signals import Interrupted, StopSignals
 from aang_ray.train.loop import Trainer
 from aang_ray.train.precision import choose_compute
-from aang_ray.train.progress import Progress
+from aang_ray.train.progress import Progress, SplitScores
 from aang_ray.train.run import run_cell
 from aang_ray.train.setup import build
 from tests.train.running import tiny_config
@@ -392,5 +392,7 @@ def test_on_a_remote_filesystem(tiny: dict[str, Any]) -> None:
 def test_progress_comes_back_as_rows() -> None:
     dev = Scores(0.5, 0.25, 4, {"a": 1, "b": 3}, 0.7)
     weights = WeightRow(2, 0.5, {"k": 1.0}, {"A": {"k": 0.1}}, {})
-    progress = Progress(3, 10, [HistoryRow(2, dev, {"end_task": 0.1}, 1.5, 32, 99)], [weights], 2, 0.5, 1, False)
+    history = [HistoryRow(1, None, {"mlm": 3.0}, 0.5, 0, 50, "tapt"), HistoryRow(2, dev, {"end_task": 0.1}, 1.5, 32, 99)]
+    before = SplitScores(dev, dev, dev)
+    progress = Progress(3, 1, 2, 32, 99, history, [weights], 2, 0.5, 1, False, before)
     assert Progress.from_state(progress.state_dict()) == progress

@@ -121,7 +121,7 @@ def test_tiny_data(tiny: dict[str, Any], tmp_path: Path, dev: int, setting: str)
 
 def test_a_dev_split_of_one_text_is_one_line(tiny: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(tiny, f"data.task={small_task(tmp_path / 'small', 1)}", "schedule.steps=4")
-    with pytest.raises(UserError, match="dev has 1 text"):
+    with pytest.raises(UserError, match="dev has 1 example"):
         run_cell(config)
 
 

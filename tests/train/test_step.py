@@ -11,6 +11,7 @@ import torch
 
 from aang_ray.config.run import RunConfig
 from aang_ray.objectives import batch
+from aang_ray.train.text import TextDomain
 from tests.train.running import parameters, run_steps, stepper, tiny_config
 
 NO_DROPOUT = ("encoder.dropout=0.0", "encoder.head_dropout=0.0")
@@ -82,11 +83,11 @@ def test_batches_are_a_function_of_seed_and_step(tiny: dict[str, Any]) -> None:
 
 def test_the_dev_batch_and_the_dev_heads_examples_are_disjoint(tiny: dict[str, Any]) -> None:
     for settings in ((), ("method.head_refit_every=4",), ("batch.dev_head=30", "batch.dev=30")):
-        source = stepper(tiny_config(tiny, *settings)).setup.source
+        domain = stepper(tiny_config(tiny, *settings)).setup.domain
+        assert isinstance(domain, TextDomain)
         for step in range(9):
-            refit = step - step % source.settings.head_refit_every
-            head = set(source._dev_order(refit)[: source._head_size].tolist())
-            dev = set(source._dev_batch(step).tolist())
+            head = set(domain.source.readings.dev_head(step).tolist())
+            dev = set(domain.source.readings.dev_batch(step).tolist())
             assert not head & dev
             assert dev
 

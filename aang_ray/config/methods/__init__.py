@@ -7,9 +7,49 @@ from typing import Annotated
 from pydantic import Field
 
 from aang_ray.config.methods.aang import AangConfig
+from aang_ray.config.methods.aggregations import AggregationConfig, AggregationSection
+from aang_ray.config.methods.attittud import AttittudConfig
 from aang_ray.config.methods.base import MethodSection
-from aang_ray.config.methods.plain import FinetuneConfig, StaticConfig
+from aang_ray.config.methods.plain import FinetuneConfig, MtTartanConfig, StaticConfig
+from aang_ray.config.methods.rounds import AlphavilConfig, DiwConfig, RoundsSection
+from aang_ray.config.methods.scalarizations import ScalarizationConfig
+from aang_ray.config.methods.similarity import SimilarityConfig
+from aang_ray.config.methods.tapt import DaptConfig, PretrainSection, TaptConfig, TaptDaptConfig
 
-MethodConfig = Annotated[FinetuneConfig | StaticConfig | AangConfig, Field(discriminator="name")]
+MethodConfig = Annotated[
+    FinetuneConfig
+    | StaticConfig
+    | AangConfig
+    | TaptConfig
+    | DaptConfig
+    | TaptDaptConfig
+    | MtTartanConfig
+    | AggregationConfig
+    | ScalarizationConfig
+    | SimilarityConfig
+    | AttittudConfig
+    | AlphavilConfig
+    | DiwConfig,
+    Field(discriminator="name"),
+]
 
-__all__ = ["AangConfig", "FinetuneConfig", "MethodConfig", "MethodSection", "StaticConfig"]
+__all__ = [
+    "AangConfig",
+    "AggregationConfig",
+    "AggregationSection",
+    "AlphavilConfig",
+    "AttittudConfig",
+    "DaptConfig",
+    "DiwConfig",
+    "FinetuneConfig",
+    "MethodConfig",
+    "MethodSection",
+    "MtTartanConfig",
+    "PretrainSection",
+    "RoundsSection",
+    "ScalarizationConfig",
+    "SimilarityConfig",
+    "StaticConfig",
+    "TaptConfig",
+    "TaptDaptConfig",
+]

@@ -14,8 +14,20 @@ class MethodSection(Section):
     """Whether it trains on a space of auxiliary objectives."""
     samples_dev: ClassVar[bool] = False
     """Whether `batch.dev` and `batch.dev_head` can change its result."""
+    own_direction: ClassVar[bool] = False
+    """Whether the body's update is no weighted sum of the losses' gradients."""
 
     @property
     def uses_dev(self) -> bool:
         """Whether a step computes the dev head and the dev gradient."""
         return False
+
+    @property
+    def pretraining_steps(self) -> int:
+        """Optimiser steps of the stages before the one that learns the end task."""
+        return 0
+
+    @property
+    def pretraining_texts(self) -> int:
+        """Texts that those steps put through the body."""
+        return 0

@@ -1,0 +1,115 @@
+"""Superimposed digits: which digit stands at the upper left, or at the lower right, of two that overlap.
+
+As MultiMNIST (Sabour et al. 2017; with two labels Sener and Koltun 2018), made from the 1,797 handwritten digits of
+8 x 8 pixels that scikit-learn ships (Alpaydin and Kaynak 1998, UCI). The digits are split first and paired within
+their split, so that no digit image stands in two splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.datasets import load_digits
+
+from aang_ray.config import DataConfig
+from aang_ray.data.cache import content_key
+from aang_ray.data.cards import card_named
+from aang_ray.data.images import ImageTask, LabelledImages, Pixels
+from aang_ray.data.load import balanced_weights
+from aang_ray.data.splits import nested_subset, split_one
+from aang_ray.data.texts import SPLITS, Split
+
+# Counts in the fingerprint: to be raised when anything below changes what comes out.
+RECIPE = 1
+CANVAS: Final = 12
+"""Height and width in pixels: digits of 8 x 8 at opposite corners overlap in 4 x 4 pixels or more."""
+JITTER: Final = 1
+"""A digit stands up to so many pixels nearer to the middle, down and across."""
+PAIRS: Final[dict[Split, int]] = {"train": 2048, "dev": 1024, "test": 2048}
+_METHOD = "digits stratified by class and split by SHA-256(seed, image); pairs drawn within each split"
+
+
+def load_digit_pairs(data: DataConfig) -> ImageTask:
+    """The task that `data.task` names: `digits-left` or `digits-right`.
+
+    `split_seed`, `dev_fraction` and `test_fraction` split the digits, `train_size` keeps so many train pairs.
+
+    Raises:
+        UserError: for fractions or a `train_size` that are not possible.
+    """
+    card = card_named(data.task)
+    if card is None or not card.images:
+        raise ValueError(f"{data.task} is no task of digits")
+    splits = _pairs(data.dev_fraction, data.test_fraction, data.split_seed)
+    if card.name == "digits-right":
+        splits = {name: LabelledImages(split.pixels_NHW, split.others, split.labels) for name, split in splits.items()}
+    if data.train_size is not None:
+        train = splits["train"]
+        splits = splits | {"train": train.take(nested_subset(train.labels, data.train_size, data.split_seed))}
+    test = splits["test"]
+    weights = balanced_weights(splits["train"].labels, 10) if data.class_weights == "balanced" else None
+    return ImageTask(
+        name=card.name,
+        label_names=tuple(str(digit) for digit in range(10)),
+        metric=data.metric or card.metric,
+        train=splits["train"],
+        dev=splits["dev"],
+        test=test,
+        test_clean=np.arange(len(test)),  # its digits are in no other split
+        class_weights=weights,
+        manifest={"split": {"method": _METHOD, "seed": data.split_seed}, "source": "sklearn.datasets.load_digits"},
+    )
+
+
+def digits_fingerprint(data: DataConfig) -> str:
+    """Hash of the digits that scikit-learn ships, of the recipe, and of the task's name."""
+    pixels_NHW, labels_N = _digits()
+    card = card_named(data.task)
+    digest = hashlib.sha256(pixels_NHW.tobytes() + labels_N.tobytes()).hexdigest()
+    return content_key({"kind": "digits", "card": card.name if card else None, "made": [digest, RECIPE]})
+
+
+def superimpose(left_NHW: Pixels, right_NHW: Pixels, shifts_N4: npt.NDArray[np.int64]) -> Pixels:
+    """Each left digit at the upper left corner and each right one at the lower right, the brighter pixel seen.
+
+    `shifts_N4`: how far the left digit is moved down and right, and the right one up and left.
+    """
+    count, size = len(left_NHW), left_NHW.shape[1]
+    canvas_NHW = np.zeros((count, CANVAS, CANVAS), dtype=np.float32)
+    place = np.arange(size)
+    image = np.arange(count)[:, None, None]
+    far = CANVAS - size
+    for digits_NHW, rows_N, columns_N in (
+        (left_NHW, shifts_N4[:, 0], shifts_N4[:, 1]),
+        (right_NHW, far - shifts_N4[:, 2], far - shifts_N4[:, 3]),
+    ):
+        at = (image, rows_N[:, None, None] + place[:, None], columns_N[:, None, None] + place)
+        canvas_NHW[at] = np.maximum(canvas_NHW[at], digits_NHW)
+    return canvas_NHW
+
+
+@lru_cache(maxsize=1)
+def _digits() -> tuple[Pixels, npt.NDArray[np.int64]]:
+    digits = load_digits()
+    return (digits.images / 16).astype(np.float32), digits.target.astype(np.int64)
+
+
+@lru_cache(maxsize=4)
+def _pairs(dev_fraction: float, test_fraction: float, seed: int) -> dict[Split, LabelledImages]:
+    """Labels are the left digits; runs of one process share the arrays, which nothing writes to."""
+    pixels_NHW, labels_N = _digits()
+    keys = [image.tobytes().hex() for image in pixels_NHW]
+    names = [str(label) for label in labels_N]
+    parts = dict(zip(SPLITS, split_one(keys, names, dev_fraction, test_fraction, seed), strict=True))
+    splits: dict[Split, LabelledImages] = {}
+    for number, split in enumerate(SPLITS):
+        rng = np.random.default_rng([seed, number])
+        left_N, right_N = rng.choice(parts[split], (2, PAIRS[split]))
+        shifts_N4 = rng.integers(0, JITTER, (PAIRS[split], 4), endpoint=True)
+        canvas_NHW = superimpose(pixels_NHW[left_N], pixels_NHW[right_N], shifts_N4)
+        splits[split] = LabelledImages(canvas_NHW, labels_N[left_N], labels_N[right_N])
+    return splits

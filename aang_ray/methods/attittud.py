@@ -1,0 +1,105 @@
+"""ATTITTUD: auxiliary task update decomposition. (semantics section 6)
+
+The auxiliary gradient is split, in the subspace of the end task's per-example gradients, into what lowers the end
+task's loss, what raises it, and what does neither to first order; each part gets a weight of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from aang_ray.config.methods import AttittudConfig
+from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.jacobian import ExampleJacobian
+from aang_ray.gradients.memory import check_memory
+from aang_ray.gradients.subspace import reweighted, span
+from aang_ray.methods.base import PrimaryExamples, Sampled, beside
+from aang_ray.methods.weighting import Weighting
+from aang_ray.objectives import randomness
+from aang_ray.objectives.source import END_TASK, FIRST_OBJECTIVE
+from aang_ray.store.rows import WeightRow
+
+SHARES = ("aux_neutral", "aux_helps", "aux_harms")
+"""Parts of the auxiliary gradient, by their shares of its squared norm."""
+
+
+class Attittud:
+    """d = lambda g_E + eta_perp g_perp + eta_plus g_plus + eta_minus g_minus of g = (1 - lambda) sum w_k g_k.
+
+    lambda = 1/2 and w = 1/n as in static multitask; heads get those weights. The body's update needs g_E and g apart,
+    so the step keeps every segment's gradient. On several workers all estimate the same V and p from the same
+    examples: nothing of them is sent, and every worker pays for them.
+    """
+
+    uses_dev = False
+    whole_gradients = True
+
+    def __init__(self, weighting: Weighting, config: AttittudConfig, seed: int) -> None:
+        self.weighting, self.config, self._seed = weighting, config, seed
+        self._basis_PK: Tensor | None = None
+        self._primary_K: Tensor | None = None
+        self._shares: list[Tensor] = []
+        """Of every step since the last description, on the device."""
+
+    def primary_examples(self, step: int) -> PrimaryExamples:
+        refresh = step % self.config.refresh_every == 0
+        return PrimaryExamples(self.config.subspace_examples if refresh else 0, self.config.primary_examples)
+
+    def look(self, step: int, subspace: ExampleJacobian | None, primary: ExampleJacobian) -> None:
+        """Renew V where the step asks for it, and p = V^T (mean gradient); waits for the device where it renews."""
+        if subspace is not None:
+            self._basis_PK = None  # its memory first
+            check_memory(subspace.parameters, 3 * self.config.rank, "method.rank or encoder.layers")
+            rows, columns = min(self.config.rank, subspace.examples), subspace.examples
+            draw = randomness.generator(self._seed, step, randomness.METHOD, 1).standard_normal((rows, columns))
+            omega_KM = beside(draw.tolist(), self.weighting.flat_F)
+            self._basis_PK = span(subspace, omega_KM, rotate=self.config.basis == "sound")
+        if self._basis_PK is None:
+            raise ValueError("the subspace is estimated before it is used")
+        self._primary_K = self._basis_PK.t() @ primary.mean_gradient()
+
+    def request(self, sampled: Sampled) -> Request:
+        return Request(self.weighting.coefficients(sampled), separate=True)
+
+    def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
+        g_SP = gradients.separate_SP
+        if g_SP is None or self._basis_PK is None or self._primary_K is None:
+            raise ValueError("ATTITTUD needs the segments' own gradients, and a look at the end task's")
+        config, coefficients_S = self.config, self.weighting.coefficients(sampled).to(g_SP.dtype)
+        joint_P = coefficients_S[FIRST_OBJECTIVE:] @ g_SP[FIRST_OBJECTIVE:]
+        joint_P, shares_3 = reweighted(
+            joint_P, self._basis_PK, self._primary_K, config.eta_perp, config.eta_plus, config.eta_minus
+        )
+        self._shares.append(shares_3)
+        return torch.addcmul(joint_P, coefficients_S[END_TASK], g_SP[END_TASK])
+
+    def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
+        """Nothing is learned about weights."""
+
+    def factors(self) -> Mapping[str, npt.NDArray[np.float64]]:
+        return self.weighting.factors()
+
+    def describe(self, sampled: Sampled) -> WeightRow:
+        health: dict[str, float] = {}
+        if self._shares:
+            means = torch.stack(self._shares).mean(dim=0).tolist()
+            health = dict(zip(SHARES, means, strict=True))
+        self._shares.clear()
+        return self.weighting.row(sampled, health)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "basis": None if self._basis_PK is None else self._basis_PK.clone().cpu(),
+            "shares": [shares_3.clone().cpu() for shares_3 in self._shares],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        device = self.weighting.flat_F.device
+        self._basis_PK = None if state["basis"] is None else state["basis"].to(device)
+        self._shares = [shares_3.to(device) for shares_3 in state["shares"]]

@@ -1,0 +1,1 @@
+"""Auxiliary objectives on images: the taxonomy of the four stages, corruptions, labels and batches."""

@@ -1,0 +1,1 @@
+"""Objective-parallel training: each worker computes the gradients of its own objectives."""

@@ -1,0 +1,135 @@
+"""A run on texts: pretrained encoder, heads of the outputs, and the batches of a space over the task's texts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aang_ray.config.methods import PretrainSection
+from aang_ray.config.run import RunConfig
+from aang_ray.data import load_end_task, load_tokenizer, locate, tokenizer_facts
+from aang_ray.data.task import EndTask
+from aang_ray.data.tokenizer import TokenizerFacts
+from aang_ray.errors import UserError
+from aang_ray.model.encoder import Encoder
+from aang_ray.model.heads import ClassificationHead, TokenHead
+from aang_ray.model.loading import LoadedEncoder, load_encoder
+from aang_ray.objectives.legality import Capabilities, ruled_out
+from aang_ray.objectives.outputs import OutputSettings
+from aang_ray.objectives.source import END_TASK_HEAD, BatchSource, head_names
+from aang_ray.objectives.space import ImageSpaceFile, Space, enumerate_space, masked_lm, read_space
+from aang_ray.objectives.transforms import Vocabulary
+from aang_ray.train.batches import sampled_count, source_settings
+from aang_ray.train.domain import DomainParts
+from aang_ray.train.text import TextDomain
+
+logger = logging.getLogger(__name__)
+
+
+def text_parts(config: RunConfig, device: torch.device) -> DomainParts:
+    """Load the task and the encoder (which refuses one that disobeys its visibility), and make the heads.
+
+    Raises:
+        UserError: for data, an encoder or a space that will not do.
+    """
+    located = locate(config.encoder)
+    facts = tokenizer_facts(located, load_tokenizer(located))
+    task = load_end_task(config.data, config.encoder)
+    loaded = load_encoder(config.encoder, located)
+    encoder = loaded.encoder
+    if config.gradients.checkpointing:
+        encoder.enable_checkpointing()
+    encoder.to(device)
+
+    def stage(config: RunConfig) -> tuple[Space | None, TextDomain]:
+        space = make_space(config, task, encoder)
+        source = make_source(config, task, encoder, space, facts)
+        published = config.objectives.visibility == "published"
+        return space, TextDomain(task, encoder, source, facts.pad, config.seed, published)
+
+    space, domain = stage(config)
+    head_of = make_heads(config, task, loaded, space, facts)
+    return DomainParts(task, encoder, head_of, space, domain, stage)
+
+
+def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space | None:
+    """The legal objectives that this task and encoder can compute; what is left out is logged with its reason.
+
+    None for a method that trains on the end task alone.
+
+    Raises:
+        UserError: if nothing is left, or the space names data that are not there.
+    """
+    settings = config.objectives
+    capabilities = Capabilities(
+        positions_given=encoder.positions_given,
+        corpora=frozenset(name.replace("_", "-") for name, texts in task.corpora.items() if len(texts)),
+        queries=settings.visibility == "sound",
+    )
+    if isinstance(config.method, PretrainSection):
+        file = masked_lm(config.method.texts)
+    elif config.method.auxiliary:
+        file = read_space(config.space)
+        if isinstance(file, ImageSpaceFile):
+            raise UserError(f"space: {config.space} holds objectives on images; {config.data.task} is a task of text")
+    else:
+        return None
+    missing = {data for block in file.blocks for data in block.data} - {"end-task", *capabilities.corpora}
+    if missing:
+        data = sorted(missing)[0]
+        named = f"space {config.space}" if config.method.auxiliary else f"method {config.method.name}"
+        raise UserError(f"{named}: no {data} text is given; set data.{data.replace('-', '_')} to a file")
+    space = enumerate_space(config.space, file, settings.legality, settings.labels, capabilities)
+    for objective, reason in space.ruled_out.items():
+        if ruled_out(objective, settings.legality) is None:
+            logger.warning("%s is left out: %s", objective.title(task.name), reason)
+    return space
+
+
+def make_heads(
+    config: RunConfig, task: EndTask, loaded: LoadedEncoder, space: Space | None, facts: TokenizerFacts
+) -> dict[str, nn.Module]:
+    """phi_E and the heads of the outputs, by name (semantics section 4)."""
+    encoder = loaded.encoder
+    classes, dropout = len(task.label_names), config.encoder.head_dropout
+    heads: dict[str, nn.Module] = {END_TASK_HEAD: ClassificationHead(encoder.hidden_size, classes, dropout)}
+    names = head_names(space, config.objectives.heads == "per_objective")
+    bias_V = (
+        log_unigrams(task, encoder.vocab_size, facts.special_ids)
+        if names["token"] and loaded.mlm_head is None
+        else None
+    )
+    for name in names["token"]:
+        heads[name] = TokenHead(
+            encoder.word_embeddings,
+            encoder.hidden_size,
+            bias_V=bias_V,
+            start=loaded.mlm_head,
+            untied=config.objectives.heads == "per_objective",
+            std=encoder.initializer_range,
+        )
+    for name in names["label"]:
+        heads[name] = ClassificationHead(encoder.hidden_size, classes, dropout)
+    return heads
+
+
+def make_source(
+    config: RunConfig, task: EndTask, encoder: Encoder, space: Space | None, facts: TokenizerFacts
+) -> BatchSource:
+    """The source of every step's batch."""
+    vocabulary = Vocabulary(facts.vocab_size, facts.mask, facts.special_ids)
+    output = OutputSettings(config.objectives.mask_rate, config.objectives.labels, encoder.pooling)
+    return BatchSource(task, space, sampled_count(config, space), vocabulary, output, source_settings(config))
+
+
+def log_unigrams(task: EndTask, vocabulary: int, special: Sequence[int]) -> Tensor:
+    """log of each token's relative frequency in the train and unlabelled texts, add-one smoothed, [V]."""
+    counts = np.ones(vocabulary)
+    for tokens in (task.train.tokens, *task.corpora.values()):
+        counts += np.bincount(tokens.values[tokens.offsets[0] : tokens.offsets[-1]], minlength=vocabulary)[:vocabulary]
+    counts[list(special)] = 1.0  # never labels
+    return torch.from_numpy(np.log(counts / counts.sum())).float()

@@ -1,0 +1,90 @@
+"""Local distances between gradients, against gradients that autograd gives half by half."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from aang_ray.train.distances import _estimates, local_distances
+from aang_ray.train.run import run_cell
+from aang_ray.train.step import Stepper
+from tests.train.running import parameters, stepper, tiny_config
+
+NO_DROPOUT = ("encoder.dropout=0.0", "encoder.head_dropout=0.0")
+FLAG = "gradients.local_distances=true"
+
+
+def half_gradients(made: Stepper, step: int) -> dict[str, list[Tensor]]:
+    """Gradients of the mean losses of both halves of every segment, by segment, each from a pass of its own."""
+    domain = made.setup.domain
+    batch: Any = domain.batch(step, False, None)
+    body = list(made.setup.encoder.parameters())
+    found: dict[str, list[Tensor]] = {}
+    for number, segment in enumerate(batch.segments[1:], start=1):
+        middle = segment.texts // 2
+        for start, stop in ((0, middle), (middle, segment.texts)):
+            segments = [s.part(0, 0) for s in batch.segments]
+            half = segments[number] = segment.part(start, stop)
+            labels = half.texts if half.classes_E is not None else len(half.labelled_M)
+            (piece,) = domain.pieces(type(batch)(step, batch.sampled, tuple(segments), batch.shares), 1000, False)
+            loss = made._losses(piece)[number] * segment.normaliser / labels
+            gradients = torch.autograd.grad(loss, body, allow_unused=True)
+            flat = [torch.zeros_like(p) if g is None else g for p, g in zip(body, gradients, strict=True)]
+            found.setdefault(segment.name, []).append(torch.cat([g.flatten() for g in flat]))
+    return found
+
+
+@pytest.mark.parametrize("micro", ["auto", "4"])
+def test_they_are_inner_products_of_differences_of_halves(tiny: dict[str, Any], micro: str) -> None:
+    made = stepper(
+        tiny_config(tiny, "gradients.tied_in_scores=true", f"batch.micro={micro}", *NO_DROPOUT), torch.float64
+    )
+    found = local_distances(made, 3)
+    made.setup.encoder.train()
+    halves = half_gradients(made, 3)
+    end_a, end_b = halves["end-task"]
+    for name, (a, b) in halves.items():
+        assert found[f"norm2/{name}"] == pytest.approx(float(a @ b), rel=1e-8, abs=1e-12)
+        if name != "end-task":
+            expected = float((a - end_a) @ (b - end_b))
+            assert found[f"distance2/{name}"] == pytest.approx(expected, rel=1e-8, abs=1e-12)
+    assert len(found) == 2 * len(halves) - 1
+
+
+def test_the_estimate_is_unbiased_and_the_plain_norm_is_not() -> None:
+    """All ways to draw two halves of one example each, with replacement, from {0, 2} and from {1, 5} (p = 1/4 each).
+
+    g_E = 1 and g_k = 3: ||g_k - g_E||^2 = 4. The plain norm of the difference of the drawn means, 4 + variances,
+    is 4 + 1/2 + 4/2 = 6.5 on average.
+    """
+    estimates, plain = [], []
+    for end_a, end_b, k_a, k_b in itertools.product((0.0, 2.0), (0.0, 2.0), (1.0, 5.0), (1.0, 5.0)):
+        halves = torch.tensor([end_a, end_b, k_a, k_b], dtype=torch.float64)
+        estimates.append(_estimates(["E", "k"], torch.outer(halves, halves))["distance2/k"])
+        plain.append(((k_a + k_b) / 2 - (end_a + end_b) / 2) ** 2)
+    assert np.mean(estimates) == 4.0
+    assert np.mean(plain) == 6.5
+
+
+def test_looking_changes_nothing(tiny: dict[str, Any]) -> None:
+    """With dropout, and between steps: the parameters after it are those of a run that did not look."""
+    one, other = (stepper(tiny_config(tiny)) for _ in range(2))
+    for step in range(3):
+        one.step(one.prepare(step))
+        other.step(other.prepare(step))
+        local_distances(other, step + 1)
+    assert torch.equal(parameters(one), parameters(other))
+    assert tiny_config(tiny).cell == tiny_config(tiny, FLAG).cell
+
+
+def test_they_are_logged_beside_the_weights(tiny: dict[str, Any]) -> None:
+    record = run_cell(tiny_config(tiny, "method=static", "schedule.steps=10", FLAG))
+    health = record.weights[-1].health
+    assert math.isfinite(health["norm2/end-task"])
+    assert sum(name.startswith("distance2/") for name in health) == tiny_config(tiny).n
