@@ -30,8 +30,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="End tasks.", no_args_is_help=True)
 space_app = typer.Typer(help="Search spaces of auxiliary objectives.", no_args_is_help=True)
+preset_app = typer.Typer(help="The paper's grids, for `aang sweep --preset`.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(space_app, name="space")
+app.add_typer(preset_app, name="preset")
 
 Settings = Annotated[
     list[str] | None,
@@ -72,7 +74,10 @@ def train(
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(help="Sweep file, for example jobs/demo.yaml.")],
+    file: Annotated[Path | None, typer.Argument(help="Sweep file, for example jobs/demo.yaml.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A grid of the paper instead, see `aang preset list`.")
+    ] = None,
     task: Annotated[
         list[str] | None, typer.Option("--task", help="Instead of the file's tasks; may be repeated.")
     ] = None,
@@ -85,6 +90,11 @@ def sweep(
         bool, typer.Option("--dry-run", help="Show the cells and an estimate of the time only.")
     ] = False,
     keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Do not run failed cells again.")] = False,
+    scheduler: Annotated[
+        Literal["asha"] | None, typer.Option(help="Cut runs of the less promising configurations short.")
+    ] = None,
+    grace: Annotated[float, typer.Option(help="asha: share of a run's steps before the first cut.")] = 0.1,
+    reduction: Annotated[int, typer.Option(help="asha: at each rung one configuration of so many goes on.")] = 3,
 ) -> None:
     """Run a grid of configurations, side by side, and print the table. Run again, it goes on where it ended.
 
@@ -93,14 +103,26 @@ def sweep(
     from rich.console import Console
 
     from aang_ray.sweep.command import sweep_file
+    from aang_ray.sweep.halving import Asha
     from aang_ray.sweep.spec import SweepOverrides, parse_seeds
 
     if max_hours is not None and max_hours <= 0:
         raise UserError(f"--max-hours {max_hours:g}: must be above 0")
+    chosen = Path(preset) if preset is not None else file
+    if chosen is None or (preset is not None and file is not None):
+        raise UserError("sweep: give either a sweep file or --preset NAME")
     opened = _open_store(store)
     overrides = SweepOverrides(tuple(task or ()), metric, parse_seeds(seeds) if seeds else (), tuple(settings or ()))
     outcome = sweep_file(
-        file, overrides, opened, Console(), dry_run=dry_run, keep_failed=keep_failed, max_hours=max_hours
+        chosen,
+        overrides,
+        opened,
+        Console(),
+        dry_run=dry_run,
+        keep_failed=keep_failed,
+        max_hours=max_hours,
+        asha=Asha(grace, reduction) if scheduler == "asha" else None,
+        is_preset=preset is not None,
     )
     if outcome is None:
         return
@@ -204,6 +226,25 @@ def space_show(
     from aang_ray.objectives.describe import render_space
 
     render_space(name, "published" if published else "sound", Console())
+
+
+@preset_app.command("list")
+def preset_list() -> None:
+    """The names of all presets."""
+    from aang_ray.sweep.presets import preset_names
+
+    for name in preset_names():
+        typer.echo(name)
+
+
+@preset_app.command("show")
+def preset_show(name: Annotated[str, typer.Argument(help="For example paper/citation_intent/aang-td.")]) -> None:
+    """A preset as the sweep file that it stands for: a start for one of your own."""
+    import yaml
+
+    from aang_ray.sweep.presets import preset
+
+    typer.echo(yaml.safe_dump(preset(name), sort_keys=False), nl=False)
 
 
 def _open_store(uri: str) -> Store:

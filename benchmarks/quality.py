@@ -1,6 +1,6 @@
 """How good the models are: every row of AANG's Table 2 and its neighbours, real runs, dev-chosen, several seeds.
 
-    python benchmarks/quality.py [--seeds 0 1 2] [--max-hours 8] [--data ../shared/data] [--tasks movie]
+    python benchmarks/quality.py [--seeds 0 1 2] [--max-hours 8] [--tasks movie] [--data ../shared/data]
 
 Every run is a cell of the store beside the results, so the benchmark can be stopped and typed again: cells that are
 done are not run twice, and a run that was stopped goes on from its checkpoint. Whole seeds of all rows of `movie` and
@@ -87,15 +87,14 @@ def configuration(task: str, row: str, layers: int, data: Path, seed: int) -> Ru
     return resolve(parse_config(set_path(settings, "encoder.layers", layers), f"quality: {row}"))
 
 
-def grid(seeds: list[int], tasks: list[str]) -> Iterator[tuple[str, str, int, int]]:
+def grid(seeds: list[int]) -> Iterator[tuple[str, str, int, int]]:
     """(task, row, layers, seed) of all cells, in the order in which they are run."""
     for seed in seeds:
         yield *DEEP, seed
     for part in (FIRST, LATER):
         for seed in seeds:
             for task in part:
-                if task in tasks:
-                    yield from ((task, row, LAYERS, seed) for row in ROWS)
+                yield from ((task, row, LAYERS, seed) for row in ROWS)
 
 
 def run(config: RunConfig, store: Store) -> ResultRow:
@@ -139,21 +138,23 @@ def main() -> None:
     """Run what is missing as long as there is time, and write the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS), help="run these alone")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the tasks that are given")
     parser.add_argument("--max-hours", type=float, default=float("inf"), help="no run begins after that; 0: none")
     options = parser.parse_args()
     store = Store(RESULTS / "store")
     ends = time.monotonic() + 3600 * options.max_hours
     rows: dict[tuple[str, str, int], list[ResultRow]] = {}
-    for task, row, layers, seed in grid(options.seeds, options.tasks):
+    for task, row, layers, seed in grid(options.seeds):
         found = rows.setdefault((task, row, layers), [])
         try:
             config = configuration(task, row, layers, options.data, seed)
         except UserError as error:
             print(f"{task} {row} layers={layers} seed={seed}: missing: {error}", flush=True)
             continue
-        if time.monotonic() >= ends and store.done().get(config.cell) != "done":
+        wanted = task in options.tasks and time.monotonic() < ends
+        if not wanted and store.done().get(config.cell) != "done":
+            print(f"{task} {row} layers={layers} seed={seed}: not run yet", flush=True)
             continue
         result = run(config, store)
         print(f"{task} {row} layers={layers} seed={seed}: {result.status} {result.error or ''}", flush=True)

@@ -49,7 +49,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "line"),
     [
         (["swep"], "No such command 'swep'"),
-        (["sweep"], "Missing argument 'file'"),
+        (["sweep"], "give either a sweep file or --preset NAME"),
         (["sweep", "x.yaml", "--bad"], "No such option"),
         (["sweep", "missing.yaml"], "missing.yaml: No such file or directory"),
         (["sweep", "jobs/demo.yaml", "--seeds", "x"], "--seeds x: expected whole numbers"),

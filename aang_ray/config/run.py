@@ -90,6 +90,8 @@ class ObjectivesConfig(Section):
     """`per_objective`: one untied copy of the decoder for every objective, as published."""
     mask_rate: OpenFraction = 0.15
     """Share of the real tokens that is selected."""
+    noise_scale: PositiveFloat = 1.0
+    """Deviation of the noise of noised embeddings, relative to that of the table of embeddings at the start."""
 
 
 class BatchConfig(Section):
@@ -171,10 +173,13 @@ class ResourcesConfig(Section):
     """GPUs of each worker, where there are several."""
     optimizer_state: Literal["replicated", "sharded"] = "replicated"
     """`sharded`: each worker keeps its share of the optimiser's moments alone (ZeRO-1), and sends what it updated."""
+    checkpoint_minutes: NonNegativeFloat = 5.0
+    """Minutes between two checkpoints of a run; 0: after every step."""
 
 
 ADDED: Mapping[str, tuple[str, ...]] = {
     "data": ("neural_lm", "neural_lm_passages", "external"),
+    "objectives": ("noise_scale",),
     "optim": ("algorithm", "momentum"),
 }
 """Settings by section that are younger than stored results: at their defaults they are no part of a run's name."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from aang_ray.errors import UserError
 
 # Below this size, hashing is as fast as looking the hash up.
 _SMALL_BYTES = 1 << 20
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
 
 
 def cache_folder() -> Path:
@@ -33,6 +36,27 @@ def cache_folder() -> Path:
             f"the cache folder {folder} cannot be made ({error.strerror}): set AANG_CACHE to another"
         ) from error
     return folder
+
+
+def made_once(target: Path, make: Callable[[Path], None]) -> Path:
+    """The folder `target`, which `make` fills where it is not there yet; of several processes one does, others wait.
+
+    The kernel lets go of the lock when its holder dies. Where the filesystem has no locks each makes its own, and the
+    first to end wins.
+    """
+    if not target.is_dir():
+        locks = cache_folder() / "locks"
+        locks.mkdir(exist_ok=True)
+        with (locks / content_key({"made": str(target)})).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            if not target.is_dir():
+                with building(target) as draft:
+                    make(draft)
+    return target
 
 
 @contextmanager

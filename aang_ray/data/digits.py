@@ -20,7 +20,7 @@ from aang_ray.data.cache import content_key
 from aang_ray.data.cards import card_named
 from aang_ray.data.images import ImageTask, LabelledImages, Pixels
 from aang_ray.data.load import balanced_weights
-from aang_ray.data.splits import nested_subset, split_one
+from aang_ray.data.splits import Indices, nested_subset, split_one
 from aang_ray.data.texts import SPLITS, Split
 
 # Counts in the fingerprint: to be raised when anything below changes what comes out.
@@ -92,6 +92,14 @@ def superimpose(left_NHW: Pixels, right_NHW: Pixels, shifts_N4: npt.NDArray[np.i
     return canvas_NHW
 
 
+def split_digits(dev_fraction: float, test_fraction: float, seed: int) -> dict[Split, Indices]:
+    """Indices of the digits of each split."""
+    pixels_NHW, labels_N = _digits()
+    keys = [image.tobytes().hex() for image in pixels_NHW]
+    parts = split_one(keys, [str(label) for label in labels_N], dev_fraction, test_fraction, seed)
+    return dict(zip(SPLITS, parts, strict=True))
+
+
 @lru_cache(maxsize=1)
 def _digits() -> tuple[Pixels, npt.NDArray[np.int64]]:
     digits = load_digits()
@@ -102,9 +110,7 @@ def _digits() -> tuple[Pixels, npt.NDArray[np.int64]]:
 def _pairs(dev_fraction: float, test_fraction: float, seed: int) -> dict[Split, LabelledImages]:
     """Labels are the left digits; runs of one process share the arrays, which nothing writes to."""
     pixels_NHW, labels_N = _digits()
-    keys = [image.tobytes().hex() for image in pixels_NHW]
-    names = [str(label) for label in labels_N]
-    parts = dict(zip(SPLITS, split_one(keys, names, dev_fraction, test_fraction, seed), strict=True))
+    parts = split_digits(dev_fraction, test_fraction, seed)
     splits: dict[Split, LabelledImages] = {}
     for number, split in enumerate(SPLITS):
         rng = np.random.default_rng([seed, number])

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aang_ray.config import DataConfig, EncoderConfig
-from aang_ray.data.cache import building, cache_folder, content_key, file_digest
+from aang_ray.data.cache import cache_folder, content_key, file_digest, made_once
 from aang_ray.data.cards import card_of
 from aang_ray.data.embedded import RECIPE
 from aang_ray.data.fetch import SDIST_SHA256
@@ -42,10 +42,8 @@ def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
         "tokenizer": tokenizer,
         "tokenizers": importlib.metadata.version("tokenizers"),
     }
-    folder = cache_folder() / "tokens" / content_key(key)
-    if not folder.is_dir():
-        with building(folder) as draft:
-            prepare(draft, source, data, located)
+    tokens = cache_folder() / "tokens" / content_key(key)
+    folder = made_once(tokens, lambda draft: prepare(draft, source, data, located))
     named = {"name": source.name, "kind": source.kind, "source": source.place}
     made_with = {"encoder": located.source, "tokenizer": tokenizer, "data": key["data"]}
     return _open(folder, data, named | made_with, _external(data, encoder))

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from aang_ray.config import DataConfig
-from aang_ray.data.cache import building, cache_folder, content_key
+from aang_ray.data.cache import cache_folder, content_key, made_once
 from aang_ray.data.pretrained import encoder_fingerprint, locate_model
 from aang_ray.errors import UserError
 
@@ -65,10 +65,8 @@ def neural_text(data: DataConfig, domain: Sequence[str]) -> NeuralText:
     """
     if len(domain) < FEWEST:
         raise UserError(f"data.neural_lm: {len(domain)} passages of domain text are too few, {FEWEST} are needed")
-    folder = cache_folder() / "neural_lm" / content_key({"made": neural_fingerprint(data), "domain": list(domain)})
-    if not folder.is_dir():
-        with building(folder) as draft:
-            _make(draft, data, domain)
+    text = cache_folder() / "neural_lm" / content_key({"made": neural_fingerprint(data), "domain": list(domain)})
+    folder = made_once(text, lambda draft: _make(draft, data, domain))
     report = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
     return NeuralText(parquet.read_table(folder / _TEXT).column("text").to_pylist(), **report)
 

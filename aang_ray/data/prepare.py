@@ -25,7 +25,7 @@ from aang_ray.data.tokens import Tokenised, tokenise, write_tokens
 from aang_ray.data.validate import check_labels
 from aang_ray.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the files: a change makes new ones."""
 MANIFEST = "manifest.json"
 

@@ -22,6 +22,8 @@ class Ragged:
 
     values: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
+    capitals: npt.NDArray[np.bool_] | None = None
+    """Of every value: whether its first letter in the raw text is upper-case, whatever the tokenizer makes of it."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -35,11 +37,19 @@ class Ragged:
 
     def take(self, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """The chosen sequences end to end, and their lengths."""
+        return self.values[self._places(indices)], self.offsets[indices + 1] - self.offsets[indices]
+
+    def take_capitals(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_] | None:
+        """`capitals` of the chosen sequences end to end."""
+        return None if self.capitals is None else self.capitals[self._places(indices)]
+
+    def _places(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         starts = self.offsets[indices]
         lengths = self.offsets[indices + 1] - starts
         ends = np.cumsum(lengths)
         within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
-        return self.values[np.repeat(starts, lengths) + within], lengths
+        places: npt.NDArray[np.int64] = np.repeat(starts, lengths) + within
+        return places
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ def tokenise(texts: Texts, tokenizer: Any, max_tokens: int, what: str) -> Tokeni
     Of a pair the longer text is cut first.
     """
     pieces: list[npt.NDArray[np.int32]] = []
+    capitals: list[npt.NDArray[np.bool_]] = []
     lengths: list[int] = []
     truncated = 0
     for batch in _with_progress(texts, what):
@@ -41,16 +42,35 @@ def tokenise(texts: Texts, tokenizer: Any, max_tokens: int, what: str) -> Tokeni
         truncated += sum(bool(e.overflowing) for e in encoded)
         lengths.extend(len(e.ids) for e in encoded)
         pieces.extend(np.array(e.ids, dtype=np.int32) for e in encoded)
+        capitals.extend(_capitals(e, batch, number) for number, e in enumerate(encoded))
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     values = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
-    return Tokenised(Ragged(values, offsets), truncated)
+    upper = np.concatenate(capitals) if capitals else np.empty(0, dtype=np.bool_)
+    return Tokenised(Ragged(values, offsets, upper), truncated)
+
+
+def _capitals(encoded: Any, texts: Texts, number: int) -> npt.NDArray[np.bool_]:
+    """Whether each token's first letter in the raw text is upper-case; False for special tokens and without letters."""
+    sides = (texts.first[number], "" if texts.second is None else texts.second[number])
+    spans = zip(encoded.sequence_ids, encoded.offsets, strict=True)
+    return np.array([side is not None and _capital(sides[side][start:end]) for side, (start, end) in spans], np.bool_)
+
+
+def _capital(surface: str) -> bool:
+    return next((letter for letter in surface if letter.isalpha()), "").isupper()
 
 
 def write_tokens(path: Path, ragged: Ragged, columns: Mapping[str, npt.NDArray[Any]] | None = None) -> None:
-    """One record batch of `tokens`, a list of int32 with 64-bit offsets, and any further columns of N values."""
-    tokens = pa.LargeListArray.from_arrays(pa.array(ragged.offsets), pa.array(ragged.values))
-    arrays = {"tokens": tokens} | {name: pa.array(values) for name, values in (columns or {}).items()}
+    """One record batch of `tokens`, a list of int32 with 64-bit offsets, and any further columns of N values.
+
+    `capitals` is a list of bytes beside them, where the tokens have it.
+    """
+    offsets = pa.array(ragged.offsets)
+    arrays = {"tokens": pa.LargeListArray.from_arrays(offsets, pa.array(ragged.values))}
+    if ragged.capitals is not None:
+        arrays["capitals"] = pa.LargeListArray.from_arrays(offsets, pa.array(ragged.capitals.view(np.uint8)))
+    arrays |= {name: pa.array(values) for name, values in (columns or {}).items()}
     batch = pa.record_batch(list(arrays.values()), names=list(arrays))
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -62,10 +82,13 @@ def read_tokens(path: Path) -> tuple[Ragged, dict[str, npt.NDArray[Any]]]:
         batch = pa.ipc.open_file(source).get_batch(0)
     tokens = batch.column("tokens")
     if len(tokens):
-        ragged = Ragged(tokens.values.to_numpy(), tokens.offsets.to_numpy())
+        capitals = None
+        if "capitals" in batch.schema.names:
+            capitals = batch.column("capitals").values.to_numpy().view(np.bool_)
+        ragged = Ragged(tokens.values.to_numpy(), tokens.offsets.to_numpy(), capitals)
     else:
         ragged = Ragged(np.empty(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
-    others = [name for name in batch.schema.names if name != "tokens"]
+    others = [name for name in batch.schema.names if name not in {"tokens", "capitals"}]
     return ragged, {name: batch.column(name).to_numpy(zero_copy_only=False) for name in others}
 
 

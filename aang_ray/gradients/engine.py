@@ -76,6 +76,8 @@ class StepGradients:
     """[P] for each segment of `keep`."""
     joint_rows_UH: Tensor | None = None
     """The wanted rows of sum_{s >= joint_from} c_s g_s of a table, as they are scored."""
+    update_P: Tensor | None = None
+    """sum_s c_s g_s, [P], a tied decoder's part included: with `keep`, filled in when all workers' parts are there."""
 
 
 P = TypeVar("P", bound=Piece)

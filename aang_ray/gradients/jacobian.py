@@ -5,12 +5,12 @@ Shape suffixes: M examples, P entries of the body's parameters in the order of `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
+from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from aang_ray.gradients.functional import called_at
@@ -53,18 +53,19 @@ class ExampleJacobian:
 
     def right(self, directions_PK: Tensor) -> Tensor:
         """J Q, [M, K]: K forward-mode passes of every piece, without a graph."""
+        primals = {name: p.detach() for name, p in self._named.items()}
         columns = []
         # The fused attention kernels have no forward-mode derivative, their composition of matrix products has.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             for direction_P in directions_PK.unbind(1):
                 tangents = self._split(direction_P)
-                duals = {n: forward_ad.make_dual(p.detach(), tangents[n]) for n, p in self._named.items()}
-                products = []
-                for piece in self._pieces:
-                    losses_E = called_at(duals, self._body, self._losses, piece)
-                    products.append(forward_ad.unpack_dual(losses_E).tangent)
+                products = [jvp(self._at(piece), (primals,), (tangents,))[1] for piece in self._pieces]
                 columns.append(torch.cat(products).to(self._dtype))
         return torch.stack(columns, dim=1)
+
+    def _at(self, piece: Any) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """A piece's losses as a function of the body's parameters."""
+        return lambda parameters: called_at(parameters, self._body, self._losses, piece)
 
     def mean_gradient(self) -> Tensor:
         """1/M sum_i J_i, [P]: the gradient of the mean loss."""
@@ -82,5 +83,5 @@ class ExampleJacobian:
         return torch.cat([part.flatten() for part in parts]).to(self._dtype)
 
     def _split(self, vector_P: Tensor) -> dict[str, Tensor]:
-        parts = vector_P.split([p.numel() for p in self.parameters])
+        parts = torch.split(vector_P, [p.numel() for p in self.parameters])
         return {n: part.view_as(p).to(p.dtype) for (n, p), part in zip(self._named.items(), parts, strict=True)}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from aang_ray.gradients.alignment import Padded
 from aang_ray.gradients.engine import Request, StepGradients
 from aang_ray.gradients.matrix import from_gram
+from aang_ray.gradients.products import products
 from aang_ray.model.segments import SegmentRows
 
 
@@ -287,7 +288,7 @@ class Ledger:
         request, rows_SP = self._request, self.rows_SP
         if rows_SP is not None and not (request.gram or request.scores):
             return StepGradients(losses_S=losses_S, separate_SP=rows_SP if request.separate else None)
-        gram_SS = self.gram_SS if rows_SP is None else rows_SP @ rows_SP.t()
+        gram_SS = self.gram_SS if rows_SP is None else products(rows_SP, rows_SP)
         if gram_SS is not None:
             return from_gram(losses_S, gram_SS, request, rows_SP)
         joint_norm2 = self._joined()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from aang_ray.gradients.engine import Final, JointRows, P, Request, StepGradients
 from aang_ray.gradients.memory import check_memory
+from aang_ray.gradients.products import products
 from aang_ray.gradients.weighted import weighted_pass
 from aang_ray.model.heads import TiedDecoder
 
@@ -63,7 +64,7 @@ class LoopEngine:
             dots_S=dots_S if request.scores else None,
             norms2_S=norms2_S if request.scores else None,
             joint_norm2=joint_norm2 if request.joint_rows is None else None,
-            gram_SS=rows_SP @ rows_SP.t() if request.gram and rows_SP is not None else None,
+            gram_SS=products(rows_SP, rows_SP) if request.gram and rows_SP is not None else None,
             separate_SP=rows_SP if request.separate else None,
             kept=kept,
             joint_rows_UH=None if request.joint_rows is None else self._rows(request.joint_rows, joint_P),

@@ -21,14 +21,14 @@ def span(jacobian: ExampleJacobian, omega_KM: Tensor, rotate: bool) -> Tensor:
     With `rotate` false it stops at Q. A direction that no example's gradient has (J of lower rank than K, or 0)
     becomes a column of zeros: orthonormalising would put an arbitrary one there. Memory: three times V.
     """
-    Q_PK = torch.linalg.qr(jacobian.left(omega_KM).t()).Q
+    Q_PK: Tensor = torch.linalg.qr(jacobian.left(omega_KM).t()).Q
     B_MK = jacobian.right(Q_PK)
     # A loss that is not finite fails the step by its own check; the decomposition must not fail before that.
     _, S_K, W_KK = torch.linalg.svd(B_MK.nan_to_num(), full_matrices=False)
     smallest = S_K[0] * max(B_MK.shape) * torch.finfo(B_MK.dtype).eps
-    if rotate:
-        return (Q_PK @ W_KK.t()).mul_(S_K > smallest)
-    return Q_PK.mul_(torch.linalg.vector_norm(B_MK, dim=0) > smallest)
+    V_PK = Q_PK @ W_KK.t() if rotate else Q_PK
+    sizes_K = S_K if rotate else torch.linalg.vector_norm(B_MK, dim=0)
+    return V_PK.mul_(sizes_K.gt(smallest))
 
 
 def reweighted(g_P: Tensor, V_PK: Tensor, p_K: Tensor, perp: float, plus: float, minus: float) -> tuple[Tensor, Tensor]:

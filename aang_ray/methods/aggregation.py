@@ -8,6 +8,7 @@ from torch import Tensor
 from aang_ray.config.methods.aggregations import GramSection
 from aang_ray.errors import RunFailure
 from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.products import products
 from aang_ray.methods.base import Sampled
 from aang_ray.methods.described import weight_row
 from aang_ray.methods.gram_weights import gram_weights
@@ -35,7 +36,7 @@ class GramAggregation(Unlearned):
         """alpha of the last step."""
 
     def request(self, sampled: Sampled) -> Request:
-        return Request(self.static.coefficients(sampled), gram=True, separate=True)
+        return Request(self.static.coefficients(sampled), separate=True)
 
     def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
         """The aggregation, [P].
@@ -43,10 +44,10 @@ class GramAggregation(Unlearned):
         Raises:
             RunFailure: for a gradient that is not finite.
         """
-        separate_SP, gram_SS = gradients.separate_SP, gradients.gram_SS
-        if separate_SP is None or gram_SS is None:
-            raise ValueError("an aggregation needs the separate gradients and their Gram matrix")
-        gram_SS = gram_SS.cpu()
+        separate_SP = gradients.separate_SP
+        if separate_SP is None:
+            raise ValueError("an aggregation needs the separate gradients")
+        gram_SS = products(separate_SP, separate_SP).cpu()
         self._check(sampled, gram_SS)
         rows = [1, *(FIRST_OBJECTIVE + i for i, count in enumerate(sampled.labels) if count > 0)]
         gram_mm = gram_SS[rows][:, rows]

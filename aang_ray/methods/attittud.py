@@ -22,7 +22,7 @@ from aang_ray.gradients.subspace import reweighted, span
 from aang_ray.methods.base import PrimaryExamples, Sampled, beside
 from aang_ray.methods.weighting import Weighting
 from aang_ray.objectives import randomness
-from aang_ray.objectives.source import END_TASK, FIRST_OBJECTIVE
+from aang_ray.objectives.source import END_TASK
 from aang_ray.store.rows import WeightRow
 
 SHARES = ("aux_neutral", "aux_helps", "aux_harms")
@@ -32,13 +32,13 @@ SHARES = ("aux_neutral", "aux_helps", "aux_harms")
 class Attittud:
     """d = lambda g_E + eta_perp g_perp + eta_plus g_plus + eta_minus g_minus of g = (1 - lambda) sum w_k g_k.
 
-    lambda = 1/2 and w = 1/n as in static multitask; heads get those weights. The body's update needs g_E and g apart,
-    so the step keeps every segment's gradient. On several workers all estimate the same V and p from the same
-    examples: nothing of them is sent, and every worker pays for them.
+    lambda = 1/2 and w = 1/n as in static multitask; heads get those weights. g_E is kept, one vector of the body's
+    size, and g is the rest of the update. On several workers all estimate the same V and p from the same examples:
+    nothing of them is sent, and every worker pays for them.
     """
 
     uses_dev = False
-    whole_gradients = True
+    whole_gradients = False  # g_E does not pass through a decoder, and the update is always whole
 
     def __init__(self, weighting: Weighting, config: AttittudConfig, seed: int) -> None:
         self.weighting, self.config, self._seed = weighting, config, seed
@@ -65,19 +65,25 @@ class Attittud:
         self._primary_K = self._basis_PK.t() @ primary.mean_gradient()
 
     def request(self, sampled: Sampled) -> Request:
-        return Request(self.weighting.coefficients(sampled), separate=True)
+        return Request(self.weighting.coefficients(sampled), scores=True, keep=(END_TASK,))
 
     def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
-        g_SP = gradients.separate_SP
-        if g_SP is None or self._basis_PK is None or self._primary_K is None:
-            raise ValueError("ATTITTUD needs the segments' own gradients, and a look at the end task's")
-        config, coefficients_S = self.config, self.weighting.coefficients(sampled).to(g_SP.dtype)
-        joint_P = coefficients_S[FIRST_OBJECTIVE:] @ g_SP[FIRST_OBJECTIVE:]
+        update_P = gradients.update_P
+        if update_P is None or self._basis_PK is None or self._primary_K is None:
+            raise ValueError("ATTITTUD needs the update and the end task's part of it, and a look at the end task")
+        config = self.config
+        weight = self.weighting.coefficients(sampled)[END_TASK].to(update_P.dtype)
+        end_task_P = weight * gradients.kept[END_TASK].to(update_P.dtype)
         joint_P, shares_3 = reweighted(
-            joint_P, self._basis_PK, self._primary_K, config.eta_perp, config.eta_plus, config.eta_minus
+            update_P - end_task_P,
+            self._basis_PK,
+            self._primary_K,
+            config.eta_perp,
+            config.eta_plus,
+            config.eta_minus,
         )
         self._shares.append(shares_3)
-        return torch.addcmul(joint_P, coefficients_S[END_TASK], g_SP[END_TASK])
+        return end_task_P + joint_P
 
     def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
         """Nothing is learned about weights."""

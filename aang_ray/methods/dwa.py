@@ -1,4 +1,4 @@
-"""Dynamic weight average: what falls more slowly weighs more. (Liu, Johns and Davison 2019, section 3.2)"""
+"""Dynamic weight average: what falls more slowly weighs more. (Liu, Johns and Davison 2019)"""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from aang_ray.config.methods.similarity import CosineGatingConfig
 from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.products import products
 from aang_ray.gradients.scores import cosine
 from aang_ray.methods.base import Sampled
 from aang_ray.methods.described import weight_row
@@ -18,9 +18,9 @@ from aang_ray.store.rows import WeightRow
 class CosineGating(Unlearned):
     """d = lambda g_E + (1 - lambda) / n sum_k a(cos(g_E, g_k)) g_k, lambda = 1/2.
 
-    `gate`: a(c) = 1 where c >= 0, else 0; `weigh`: a(c) = max(0, c). (Du et al. 2018, sections 3.1 and 3.2.) Heads
-    learn from every loss, with the coefficients of static multitask, as in the source. Nothing waits for the device.
-    Holds n + 2 body-sized vectors.
+    `gate`: a(c) = 1 where c >= 0, else 0, the source's unweighted version; `weigh`: a(c) = max(0, c), the weighted one.
+    Heads learn from every loss, with the coefficients of static multitask. Nothing waits for the device. Holds n + 2
+    body-sized vectors.
     """
 
     whole_gradients = True
@@ -38,8 +38,8 @@ class CosineGating(Unlearned):
         if gradients.separate_SP is None:
             raise ValueError("cosine gating needs the separate gradients")
         rows_mP = gradients.separate_SP[1:]
-        norms2_m = torch.stack([torch.dot(row_P, row_P) for row_P in rows_mP])
-        cosines_m = cosine(rows_mP @ rows_mP[0], norms2_m)
+        gram_mm = products(rows_mP, rows_mP)
+        cosines_m = cosine(gram_mm[0], gram_mm.diagonal())
         passes_m = cosines_m.clamp_min(0) if self._mode == "weigh" else (cosines_m >= 0).to(cosines_m.dtype)
         passes_m[0].fill_(1.0)
         self._weights_m = self.static.coefficients(sampled)[1:].to(passes_m.dtype) * passes_m

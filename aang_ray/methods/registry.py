@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from aang_ray.config.methods import AangConfig, AttittudConfig, FinetuneConfig, PretrainSection, StaticConfig
+from aang_ray.config.methods import (
+    AangConfig,
+    AlphavilConfig,
+    AttittudConfig,
+    DiwConfig,
+    FinetuneConfig,
+    PretrainSection,
+    StaticConfig,
+)
 from aang_ray.config.methods.aggregations import GraddropConfig, GramSection
 from aang_ray.config.methods.plain import MtTartanConfig
 from aang_ray.config.methods.scalarizations import DwaConfig, RandomConfig, UncertaintyConfig
@@ -13,8 +21,10 @@ from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
 from aang_ray.methods.aang import Aang
 from aang_ray.methods.aggregation import GramAggregation
+from aang_ray.methods.alphavil import Alphavil
 from aang_ray.methods.attittud import Attittud
 from aang_ray.methods.base import Method
+from aang_ray.methods.diw import Diw
 from aang_ray.methods.dwa import DynamicWeightAverage
 from aang_ray.methods.factors import FactorIndex
 from aang_ray.methods.finetune import Finetune
@@ -62,3 +72,7 @@ def make_method(config: RunConfig, space: Space | None, device: torch.device) ->
             return GradNorm(weighting, method)
         case AttittudConfig() as method:
             return Attittud(weighting, method, config.seed)
+        case AlphavilConfig() as method:
+            return Alphavil(index.names["A"], device, method)
+        case DiwConfig() as method:
+            return Diw(index.names["A"], device, method)

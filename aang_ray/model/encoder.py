@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from aang_ray.errors import UserError
 from aang_ray.model.attention import adapter_for, position_offset
 from aang_ray.model.inputs import TokenInputs
+from aang_ray.model.noise import noised
 
 Pooling = Literal["first", "mean"]
 
@@ -56,7 +57,8 @@ class Encoder(nn.Module):
 
     def forward(self, inputs: TokenInputs) -> Tensor:
         """The last hidden states, [R, L, H]."""
-        return self._adapter(self.body, inputs)
+        with noised(self.word_embeddings, inputs):
+            return self._adapter(self.body, inputs)
 
     def pool(self, hidden_RLH: Tensor, inputs: TokenInputs) -> Tensor:
         """Each text's vector, [E, H]: its first token, or the mean over its own tokens."""

@@ -1,7 +1,7 @@
 """What the encoder reads: texts laid out in rows.
 
-Shape suffixes: R rows, L columns, E texts. A row holds one text (padded layout) or several (packed);
-tokens of different texts never see each other.
+Shape suffixes: R rows, L columns, E texts, N noised tokens, W width of the embeddings. A row holds one text (padded
+layout) or several (packed); tokens of different texts never see each other.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ class TokenInputs:
     """Tokens of each text, int64."""
     visible_RLL: Tensor | None = None
     """Overrides the rank rule where given (published visibility): bool, [R, L, L]."""
+    noised_N: Tensor | None = None
+    """Positions whose input embeddings get noise, in the flattened [R * L] axis, int64."""
+    noise_NW: Tensor | None = None
+    """What is added to them, float."""
 
     def to(self, device: torch.device) -> Self:
         """The same inputs on a device; the copy does not block where the memory is pinned."""

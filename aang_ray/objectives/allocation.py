@@ -17,7 +17,7 @@ import numpy.typing as npt
 from aang_ray.objectives import randomness
 from aang_ray.objectives.objective import Objective
 from aang_ray.objectives.space import Space
-from aang_ray.objectives.transforms import Int64
+from aang_ray.objectives.texts import Int64
 
 Share = tuple[int, Int64, randomness.U64, float]
 """(objective, examples, keys of randomness, b / B)."""

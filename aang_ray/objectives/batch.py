@@ -6,8 +6,8 @@ Shape suffixes: R rows, L columns, E texts, M labelled positions, S segments.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,21 +16,17 @@ from torch import Tensor
 from aang_ray.model.inputs import TokenInputs
 from aang_ray.model.segments import SegmentRows
 from aang_ray.objectives.images.segment import ImageSegment
-from aang_ray.objectives.packing import Layout, one_per_row, pack
+from aang_ray.objectives.lay_out import lay_out, packed, starts
+from aang_ray.objectives.packing import one_per_row
+from aang_ray.objectives.replacements import Replacements, collate_replacements
 from aang_ray.objectives.segment import Segment
+from aang_ray.objectives.tensors import moved, pinned
 from aang_ray.objectives.visibility import published_matrix
 
-SHORTEST_ROW = 64
-"""Rows narrower than this waste more at their ends than attention saves."""
-ROWS_MULTIPLE, LABELS_MULTIPLE, TEXTS_MULTIPLE = 4, 64, 16
-"""Sizes are rounded up to these with rows that weigh nothing: half-precision kernels on a CPU are generated, and
-kept, for every new shape that they meet."""
+LABELS_MULTIPLE, TEXTS_MULTIPLE = 64, 16
+"""Sizes are rounded up to these with labels that weigh nothing, as rows are (`lay_out`)."""
 
-
-def row_width(longest: int) -> int:
-    """A width that holds the longest text, of few that are possible: four to a doubling."""
-    step = max(16, 1 << max(0, longest.bit_length() - 3))
-    return max(SHORTEST_ROW, -(-longest // step) * step)
+Cuttable = TypeVar("Cuttable", Segment, ImageSegment)
 
 
 @dataclass(frozen=True)
@@ -47,27 +43,8 @@ class Targets:
     segment_K: Tensor
     """Segment of each row, int64."""
     rows: SegmentRows
-
-    def to(self, device: torch.device) -> Targets:
-        """The same targets on a device."""
-        moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
-
-
-Part = TypeVar("Part", TokenInputs, Targets)
-Cuttable = TypeVar("Cuttable", Segment, ImageSegment)
-
-
-def pinned(part: Part) -> Part:
-    """The same tensors in page-locked memory."""
-    moved: dict[str, Any] = {
-        f.name: value.pin_memory() for f in fields(part) if isinstance(value := getattr(part, f.name), Tensor)
-    }
-    return replace(part, **moved)
+    of_replacements: bool = False
+    """The labels are whether the tokens read were replaced by others, and are made with the replacements."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +59,17 @@ class BatchPiece:
     """One entry for each head that reads whole texts."""
     segments: int
     real_tokens: int
+    replacements: Replacements | None = None
+    """Tokens that the denoise head is to draw before the pass."""
 
     def to(self, device: torch.device) -> BatchPiece:
         """The same piece on a device."""
         return replace(
             self,
             inputs=self.inputs.to(device),
-            vocabulary=tuple(targets.to(device) for targets in self.vocabulary),
-            pooled=tuple(targets.to(device) for targets in self.pooled),
+            vocabulary=tuple(moved(targets, device) for targets in self.vocabulary),
+            pooled=tuple(moved(targets, device) for targets in self.pooled),
+            replacements=None if self.replacements is None else self.replacements.to(device),
         )
 
     def pin(self) -> BatchPiece:
@@ -99,6 +79,7 @@ class BatchPiece:
             inputs=pinned(self.inputs),
             vocabulary=tuple(pinned(targets) for targets in self.vocabulary),
             pooled=tuple(pinned(targets) for targets in self.pooled),
+            replacements=None if self.replacements is None else self.replacements.pin(),
         )
 
 
@@ -147,12 +128,8 @@ def collate(
     there padding is seen. It is a property of representations, so the end task and dev keep the sound one.
     """
     lengths = [segment.lengths_E for segment in segments]
-    if published is None:
-        longest = max((int(length.max()) for length in lengths if len(length)), default=1)
-        layout = pack(lengths, row_width(longest), ROWS_MULTIPLE)
-    else:
-        layout = one_per_row(lengths, published.width)
-    inputs, flat_T = _inputs(segments, layout, pad_id)
+    layout = packed(lengths) if published is None else one_per_row(lengths, published.width)
+    inputs, flat_T = lay_out(segments, layout, pad_id)
     if published is not None:
         inputs = replace(inputs, visible_RLL=_published(segments, inputs, published))
     return BatchPiece(
@@ -162,34 +139,8 @@ def collate(
         pooled=tuple(_text_targets(segments, class_weights)),
         segments=len(segments),
         real_tokens=len(flat_T),
+        replacements=collate_replacements(segments, flat_T, pad_id),
     )
-
-
-def _inputs(segments: Sequence[Segment], layout: Layout, pad_id: int) -> tuple[TokenInputs, np.ndarray]:
-    """Scatter all tokens to their places; also returns each token's flattened position."""
-    lengths_E = np.concatenate([segment.lengths_E for segment in segments])
-    first_E = layout.row_E * layout.width + layout.column_E
-    within_T = np.arange(int(lengths_E.sum())) - np.repeat(np.cumsum(lengths_E) - lengths_E, lengths_E)
-    flat_T = np.repeat(first_E, lengths_E) + within_T
-
-    def scatter(values_T: np.ndarray, fill: int, dtype: type[np.signedinteger]) -> Tensor:
-        result = np.full(layout.rows * layout.width, fill, dtype=dtype)
-        result[flat_T] = values_T
-        return torch.from_numpy(result.reshape(layout.rows, layout.width))
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(segment, name) for segment in segments])
-
-    inputs = TokenInputs(
-        ids_RL=scatter(joined("ids_T"), pad_id, np.int64),
-        positions_RL=scatter(joined("positions_T"), 0, np.int64),
-        ranks_RL=scatter(joined("ranks_T"), 0, np.int32),
-        key_ranks_RL=scatter(joined("key_ranks_T"), 0, np.int32),
-        texts_RL=scatter(np.repeat(np.arange(len(lengths_E)), lengths_E), -1, np.int32),
-        first_E=torch.from_numpy(first_E.astype(np.int64)),
-        lengths_E=torch.from_numpy(lengths_E.astype(np.int64)),
-    )
-    return inputs, flat_T
 
 
 def _published(segments: Sequence[Segment], inputs: TokenInputs, published: PublishedVisibility) -> Tensor:
@@ -206,8 +157,7 @@ def _published(segments: Sequence[Segment], inputs: TokenInputs, published: Publ
 
 def _token_targets(segments: Sequence[Segment], flat_T: np.ndarray) -> Iterator[Targets]:
     """Labelled positions, head by head, segment after segment."""
-    sizes = [len(segment.ids_T) for segment in segments]
-    offsets = np.concatenate(([0], np.cumsum(sizes)))
+    offsets = starts(segments)
     heads = dict.fromkeys(s.head for s in segments if s.classes_E is None and len(s.labelled_M))
     for head in heads:
         chosen = [
@@ -217,7 +167,8 @@ def _token_targets(segments: Sequence[Segment], flat_T: np.ndarray) -> Iterator[
         ]
         weights = [np.full(len(labels), weight, dtype=np.float32) for _, _, labels, weight in chosen]
         labelled = [(n, i, t, w) for (n, i, t, _), w in zip(chosen, weights, strict=True)]
-        yield _targets(head, len(segments), labelled, LABELS_MULTIPLE)
+        drawn = any(segment.head == head and segment.drawn is not None for segment in segments)
+        yield replace(_targets(head, len(segments), labelled, LABELS_MULTIPLE), of_replacements=drawn)
 
 
 def _text_targets(
@@ -232,7 +183,7 @@ def _text_targets(
             if segment.head != head or segment.classes_E is None or not segment.texts:
                 continue
             weight = np.ones(segment.texts, dtype=np.float32)
-            if class_weights is not None:
+            if class_weights is not None and segment.weighted:
                 weight = class_weights[segment.classes_E]
             index = np.arange(segment.texts) + offsets[number]
             chosen.append((number, index, segment.classes_E, (weight / segment.normaliser).astype(np.float32)))
@@ -252,12 +203,15 @@ def _targets(
 
     def joined(column: int, dtype: type[np.generic]) -> Tensor:
         values = np.concatenate([np.asarray(row[column]) for row in chosen])
-        return torch.from_numpy(np.pad(values, (0, padding)).astype(dtype))
+        nothing = np.zeros((padding, *values.shape[1:]), dtype=values.dtype)
+        return torch.from_numpy(np.concatenate((values, nothing)).astype(dtype))
+
+    real = np.issubdtype(np.asarray(chosen[0][2]).dtype, np.floating)
 
     return Targets(
         head=head,
         index_K=joined(1, np.int64),
-        label_K=joined(2, np.int64),
+        label_K=joined(2, np.float32 if real else np.int64),
         weight_K=joined(3, np.float32),
         segment_K=torch.from_numpy(np.repeat(np.arange(segments), counts)),
         rows=SegmentRows(tuple(int(bound) for bound in bounds)),

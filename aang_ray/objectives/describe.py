@@ -18,16 +18,16 @@ def render_space(name: str, legality: Semantics, console: Console) -> None:
     legal = set(space.objectives)
     everything = list(legal) + list(space.ruled_out)
     representations = list(dict.fromkeys(k.representation for k in (*space.objectives, *space.ruled_out)))
-    rows = sorted({(k.data, k.output, k.transform) for k in everything})
+    grid: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for data, output, transform in sorted({(k.data, k.output, k.transform) for k in everything}):
+        objectives = [Objective(data, transform, representation, output) for representation in representations]
+        marks = tuple("yes" if k in legal else "–" if k in space.ruled_out else "" for k in objectives)
+        grid.setdefault((output, transform, marks), []).append(data)  # kinds of data that are alike share a row
     table = Table(title=f"{name}: {len(space)} objectives ({legality} semantics)", title_justify="left")
     for column in ("data", "output", "transform", *representations):
         table.add_column(column, overflow="fold")
-    for data, output, transform in rows:
-        marks = []
-        for representation in representations:
-            objective = Objective(data, transform, representation, output)
-            marks.append("yes" if objective in legal else "–" if objective in space.ruled_out else "")
-        table.add_row(data, output, transform, *marks)
+    for (output, transform, marks), data_names in grid.items():
+        table.add_row(", ".join(data_names), output, transform, *marks)
     console.print(table)
     if space.ruled_out:
         console.print("Ruled out:")

@@ -1,13 +1,14 @@
 """The unweighted mean loss of every segment of a piece.
 
-L_s = (sum over the segment's labels of weight * cross-entropy) / (sum of its label weights at this
-step), so that shares of pieces add up to the step's mean whatever the accumulation. A segment
-without labels has L = 0. (semantics section 2.6)
+L_s = (sum over the segment's labels of weight * loss) / (sum of its label weights at this step), so that shares of
+pieces add up to the step's mean whatever the accumulation. The loss is cross-entropy for tokens and classes and
+squared error for values. A segment without labels has L = 0. (semantics section 2.6)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch.nn import functional as F
 from aang_ray.model.encoder import Encoder
 from aang_ray.model.segments import segment_rows
 from aang_ray.objectives.batch import BatchPiece, Targets
+from aang_ray.objectives.outputs import DENOISE_HEAD
+from aang_ray.objectives.replacements import draw, replaced
 
 
 def segment_losses(encoder: Encoder, heads: Mapping[str, nn.Module], piece: BatchPiece) -> Tensor:
@@ -23,6 +26,7 @@ def segment_losses(encoder: Encoder, heads: Mapping[str, nn.Module], piece: Batc
 
     Vocabulary logits are computed at labelled positions only; cross-entropy in fp32 or wider.
     """
+    piece = with_replacements(encoder, heads, piece)
     hidden_RLH = encoder(piece.inputs)
     losses_S = torch.zeros(piece.segments, device=hidden_RLH.device, dtype=_wide(hidden_RLH.dtype))
     flat_TH = hidden_RLH.flatten(0, 1)
@@ -33,6 +37,21 @@ def segment_losses(encoder: Encoder, heads: Mapping[str, nn.Module], piece: Batc
         for targets in piece.pooled:
             losses_S = losses_S + shares(heads[targets.head], pooled_EH, targets, piece.segments)
     return losses_S
+
+
+def with_replacements(encoder: Encoder, heads: Mapping[str, nn.Module], piece: BatchPiece) -> BatchPiece:
+    """The piece with tokens drawn by the denoise head in their places, and labels that say which changed."""
+    wanted = piece.replacements
+    if wanted is None:
+        return piece
+    inputs, changed_T = replaced(piece.inputs, wanted, draw(encoder, heads[DENOISE_HEAD], wanted))
+
+    def labelled(targets: Targets) -> Targets:
+        if not targets.of_replacements:
+            return targets
+        return replace(targets, label_K=changed_T.index_select(0, targets.index_K).long())
+
+    return replace(piece, inputs=inputs, vocabulary=tuple(map(labelled, piece.vocabulary)), replacements=None)
 
 
 def shares(head: nn.Module, source: Tensor, targets: Targets, segments: int) -> Tensor:

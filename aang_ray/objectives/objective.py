@@ -9,14 +9,6 @@ from typing import Final
 STAGES: Final = ("data", "transform", "representation", "output")
 """Input data, input transformation, representation, output (Dery et al. 2023, section 3)."""
 
-PRIMITIVES: Final[dict[str, tuple[str, ...]]] = {
-    "data": ("end-task", "in-domain", "out-of-domain"),
-    "transform": ("no-op", "mask", "replace", "bert-op"),
-    "representation": ("bidirectional", "left-to-right", "right-to-left", "random-factorized"),
-    "output": ("denoise", "end-task"),
-}
-"""What can be chosen at each stage. A name means something only together with its stage."""
-
 
 @dataclass(frozen=True, order=True)
 class Objective:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aang_ray.objectives.transforms import Int64
+from aang_ray.objectives.texts import Int64
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from aang_ray.objectives.allocation import Share, published_shares
 from aang_ray.objectives.objective import Objective
 from aang_ray.objectives.sampling import Cursors, epoch_examples
 from aang_ray.objectives.space import Space
-from aang_ray.objectives.transforms import Int64
+from aang_ray.objectives.texts import Int64
 
 _END_TASK_CODE = -1
 NOTHING: Int64 = np.zeros(0, dtype=np.int64)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aang_ray.objectives import randomness
-from aang_ray.objectives.transforms import Int64
+from aang_ray.objectives.texts import Int64
 
 
 def draw_objectives(size: int, n: int, seed: int, step: int) -> tuple[int, ...]:

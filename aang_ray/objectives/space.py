@@ -6,18 +6,21 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aang_ray.config.load import describe_error, read_yaml
 from aang_ray.config.section import Semantics
 from aang_ray.errors import UserError
 from aang_ray.objectives.images.taxonomy import IMAGE_PRIMITIVES, IMAGE_RULES
-from aang_ray.objectives.legality import RULES, Capabilities, Rule, ruled_out, unavailable
-from aang_ray.objectives.objective import PRIMITIVES, STAGES, Objective
+from aang_ray.objectives.legality import EXTERNAL, Capabilities, Rule, ruled_out, unavailable
+from aang_ray.objectives.objective import STAGES, Objective
+from aang_ray.objectives.primitives import BUILT_IN, Primitives, digest
+from aang_ray.objectives.token_labels import ORDERED
 
 Choices = Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -26,51 +29,68 @@ class Block(BaseModel):
     """Choices at every stage; their product is the block's objectives."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    primitives: ClassVar[Mapping[str, tuple[str, ...]]] = PRIMITIVES
 
     data: Choices
     transform: Choices
     representation: Choices
     output: Choices
 
-    @field_validator(*STAGES)
-    @classmethod
-    def _known(cls, names: tuple[str, ...], info: object) -> tuple[str, ...]:
-        stage = str(getattr(info, "field_name", ""))
-        for name in names:
-            if name not in cls.primitives[stage]:
-                raise ValueError(f"{name!r} is no {stage}; allowed: {', '.join(cls.primitives[stage])}")
-        return names
-
-
-class ImageBlock(Block):
-    """Choices for images."""
-
-    primitives: ClassVar[Mapping[str, tuple[str, ...]]] = IMAGE_PRIMITIVES
-
 
 class SpaceFile(BaseModel):
     """The contents of a file of `search_spaces/`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    rules: ClassVar[tuple[Rule, ...]] = RULES
 
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
+    primitives: tuple[str, ...] = ()
+    """Python files that add primitives, relative to the space's own place."""
+
+    @cached_property
+    def known(self) -> Primitives:
+        """What is built in, and what the files add."""
+        return BUILT_IN.plus(self.primitives)
+
+    def allowed(self, stage: str) -> tuple[str, ...]:
+        """Names that can be chosen at a stage."""
+        return self.known.names(stage)
+
+    def rules(self, objective: Objective) -> Sequence[Rule]:
+        """The rules of the objective's primitives."""
+        return self.known.rules(objective)
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        for block in self.blocks:
+            for stage in STAGES:
+                allowed = self.allowed(stage)
+                for name in getattr(block, stage):
+                    external = stage == "data" and name.startswith(EXTERNAL) and f"{EXTERNAL}NAME" in allowed
+                    if name not in allowed and not external:
+                        raise ValueError(f"{name!r} is no {stage}; allowed: {', '.join(allowed)}")
+        return self
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the blocks: two files that say the same are the same space."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """Hash of the blocks and of the content of the files: two that say the same are the same space."""
+        value = self.model_dump(mode="json", exclude={"primitives"})
+        if self.primitives:
+            value["primitives"] = [digest(file) for file in self.primitives]
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class ImageSpaceFile(SpaceFile):
     """A space of objectives on images; the file says `domain: images`."""
 
-    rules: ClassVar[tuple[Rule, ...]] = IMAGE_RULES
-
     domain: Literal["images"]
-    blocks: Annotated[tuple[ImageBlock, ...], Field(min_length=1)]
+    primitives: tuple[()] = ()
+
+    def allowed(self, stage: str) -> tuple[str, ...]:
+        """Names that can be chosen at a stage."""
+        return IMAGE_PRIMITIVES[stage]
+
+    def rules(self, objective: Objective) -> Sequence[Rule]:
+        """All rules about images: each names the primitives that it is about."""
+        return IMAGE_RULES
 
 
 @dataclass(frozen=True)
@@ -81,6 +101,10 @@ class Space:
     objectives: tuple[Objective, ...]
     ruled_out: Mapping[Objective, str]
     """Reason by objective."""
+    left_out: frozenset[Objective] = frozenset()
+    """Those ruled out that are legal, and cannot be computed for this end task and encoder."""
+    primitives: Primitives = BUILT_IN
+    """What the names of objectives on text stand for."""
 
     def __len__(self) -> int:
         return len(self.objectives)
@@ -118,6 +142,9 @@ def read_space(name: str) -> SpaceFile:
     path = space_path(name)
     mapping: dict[str, Any] = read_yaml(path)
     model = ImageSpaceFile if "domain" in mapping else SpaceFile
+    files = mapping.get("primitives")
+    if isinstance(files, list):
+        mapping["primitives"] = [str(path.parent / str(file)) for file in files]
     try:
         return model.model_validate(mapping)
     except ValidationError as error:
@@ -147,17 +174,35 @@ def enumerate_space(
     """
     legal: dict[Objective, None] = {}
     illegal: dict[Objective, str] = {}
+    left_out: set[Objective] = set()
     for block in file.blocks:
         for choice in itertools.product(block.data, block.transform, block.representation, block.output):
             objective = Objective(*choice)
-            reason = ruled_out(objective, legality, file.rules)
+            reason = ruled_out(objective, legality, file.rules(objective))
             if reason is None and capabilities is not None:
                 reason = unavailable(objective, capabilities, labels)
+                left_out.update([objective] if reason is not None else [])
             if reason is None:
                 legal[objective] = None
             else:
                 illegal[objective] = reason
+    for objective, reason in _beside_others(legal, file.known, labels).items():
+        del legal[objective]
+        illegal[objective] = reason
     if not legal:
         reasons = "; ".join(dict.fromkeys(illegal.values()))
         raise UserError(f"space {name}: no objective is left: {reasons}")
-    return Space(name, tuple(legal), illegal)
+    return Space(name, tuple(legal), illegal, frozenset(left_out), file.known)
+
+
+def _beside_others(legal: Mapping[Objective, None], known: Primitives, labels: Semantics) -> dict[Objective, str]:
+    """Objectives that are none beside, or without, others of the space, with the reasons."""
+    reasons: dict[Objective, str] = {}
+    outputs = {objective.output for objective in legal}
+    for objective in legal:
+        intact = (objective.transform, objective.output) == ("no-op", "denoise") and objective.representation in ORDERED
+        if labels == "sound" and intact and replace(objective, output="next-token") in legal:
+            reasons[objective] = "denoising an input that nothing corrupted is next-token, which the space has, too"
+        elif (output := known.outputs.get(objective.output)) is not None and (lacking := output.needs - outputs):
+            reasons[objective] = f"{output.name} needs {', '.join(sorted(lacking))} in the space, too"
+    return reasons

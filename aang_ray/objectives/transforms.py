@@ -1,75 +1,40 @@
-"""T: what corrupts the input. Works on the tokens of many texts at once, end to end."""
+"""T: what corrupts the input. Works on the tokens of many texts at once, end to end. (semantics section 2.4)
+
+| transform | of the selected tokens |
+|---|---|
+| no-op | nothing changes |
+| mask | all become the mask token |
+| replace | all become ordinary tokens, drawn uniformly |
+| bert-op | 80 % mask token, 10 % replaced, 10 % unchanged (Devlin et al. 2018) |
+| noised-embeddings | Gaussian noise is added to their input embeddings |
+| deletion | they are gone, and the rest moves together (Lewis et al. 2019) |
+| span-mask | mask, but whole spans are selected (`spans`) |
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from aang_ray.objectives import randomness
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
+from aang_ray.objectives.legality import Rule
+from aang_ray.objectives.spans import select_spans
+from aang_ray.objectives.texts import Bool, Int32, Texts, Vocabulary
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Texts end to end. Suffixes: T tokens, E texts."""
+class Corrupted:
+    """What T made of texts, token by token of the original. Suffix: T original tokens."""
 
     ids_T: Int32
-    lengths_E: Int64
-    keys_E: randomness.U64
-    """A key of randomness for each text: a function of (seed, step, objective, example)."""
-
-    @property
-    def text_T(self) -> Int64:
-        """Index of each token's text."""
-        return np.repeat(np.arange(len(self.lengths_E)), self.lengths_E)
-
-    @property
-    def starts_E(self) -> Int64:
-        return np.cumsum(self.lengths_E) - self.lengths_E
-
-    @property
-    def positions_T(self) -> Int64:
-        """Position of each token in its text, from 0."""
-        return np.arange(len(self.ids_T)) - np.repeat(self.starts_E, self.lengths_E)
-
-    def uniform_T(self, purpose: int) -> npt.NDArray[np.float64]:
-        """One number in [0, 1) for each token."""
-        return randomness.uniform(self.keys_E[self.text_T].view(np.int64), purpose, self.positions_T)
-
-    def uniform_E(self, purpose: int) -> npt.NDArray[np.float64]:
-        """One number in [0, 1) for each text."""
-        return randomness.uniform(self.keys_E.view(np.int64), purpose, -1)
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What the transforms and labels need to know of the tokenizer."""
-
-    size: int
-    mask_id: int
-    special_ids: tuple[int, ...]
-
-    @cached_property
-    def _ordinary(self) -> Bool:
-        ordinary = np.ones(self.size, dtype=np.bool_)
-        ordinary[list(self.special_ids)] = False
-        return ordinary
-
-    @cached_property
-    def ordinary_ids(self) -> Int32:
-        """Every id that is not special: what replacements are drawn from."""
-        return np.flatnonzero(self._ordinary).astype(np.int32)
-
-    def real(self, ids_T: Int32) -> Bool:
-        """Tokens that are text: only they are selected, and only they are labels."""
-        real: Bool = self._ordinary[ids_T]
-        return real
+    """What stands in each token's place."""
+    kept_T: Bool | None = None
+    """Tokens that are still there; None: all of them. Special tokens always are."""
+    noised_T: Bool | None = None
+    """Tokens whose embeddings get noise; None: none."""
 
 
 def select(texts: Texts, real_T: Bool, rate: float) -> Bool:
@@ -77,37 +42,79 @@ def select(texts: Texts, real_T: Bool, rate: float) -> Bool:
 
     The expected count is rate * m wherever that exceeds one (semantics section 2.4).
     """
-    text_T = texts.text_T
-    real_E = np.bincount(text_T, weights=real_T, minlength=len(texts.lengths_E))
-    wanted_E = np.floor(rate * real_E + texts.uniform_E(randomness.COUNT))
-    wanted_E = np.minimum(np.maximum(wanted_E, 1), real_E)
+    wanted_E = texts.budget(real_T, rate)
     draw_T = np.where(real_T, texts.uniform_T(randomness.SELECT), 2.0)
-    rank_T = np.empty(len(text_T), dtype=np.int64)
-    rank_T[np.lexsort((draw_T, text_T))] = texts.positions_T
-    selected: Bool = rank_T < wanted_E[text_T]
+    rank_T = np.empty(len(real_T), dtype=np.int64)
+    rank_T[np.lexsort((draw_T, texts.text_T))] = texts.positions_T
+    selected: Bool = rank_T < wanted_E[texts.text_T]
     return selected
 
 
-def corrupt(name: str, texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Int32:
-    """The ids that the encoder reads.
+@dataclass(frozen=True)
+class Transform:
+    """A primitive of the stage T.
 
-    mask: all selected become the mask token. replace: all selected become ordinary tokens, uniformly.
-    bert-op: 80 % mask, 10 % replaced, 10 % unchanged (Devlin et al. 2018). no-op: unchanged.
+    Randomness comes from `texts.uniform_T` alone: so it is a function of (seed, step, objective, example).
     """
-    if name == "no-op":
-        return texts.ids_T
+
+    stage: ClassVar[str] = "transform"
+
+    name: str
+    corrupt: Callable[[Texts, Bool, Vocabulary], Corrupted]
+    """Of the texts, which tokens are selected [T], and the vocabulary."""
+    select: Callable[[Texts, Bool, float], Bool] = select
+    """Which tokens are selected, [T], of the texts, which tokens are real [T], and the rate."""
+    rules: tuple[Rule, ...] = ()
+
+
+def replacements(texts: Texts, vocabulary: Vocabulary) -> Int32:
+    """An ordinary token for every place, drawn uniformly, [T]."""
     ordinary = vocabulary.ordinary_ids
-    draw_T = texts.uniform_T(randomness.REPLACEMENT)
-    replacement_T = ordinary[(draw_T * len(ordinary)).astype(np.int64)]
-    if name == "mask":
-        masked_T, replaced_T = selected_T, np.zeros_like(selected_T)
-    elif name == "replace":
-        masked_T, replaced_T = np.zeros_like(selected_T), selected_T
-    elif name == "bert-op":
-        operation_T = texts.uniform_T(randomness.OPERATION)
-        masked_T = selected_T & (operation_T < 0.8)
-        replaced_T = selected_T & (operation_T >= 0.8) & (operation_T < 0.9)
-    else:
-        raise ValueError(f"no transform {name!r}")
-    corrupted_T: Int32 = np.where(masked_T, np.int32(vocabulary.mask_id), texts.ids_T).astype(np.int32)
-    return np.where(replaced_T, replacement_T, corrupted_T).astype(np.int32)
+    drawn_T: Int32 = ordinary[(texts.uniform_T(randomness.REPLACEMENT) * len(ordinary)).astype(np.int64)]
+    return drawn_T
+
+
+def _no_op(texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Corrupted:
+    return Corrupted(texts.ids_T)
+
+
+def _mask(texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Corrupted:
+    return Corrupted(np.where(selected_T, np.int32(vocabulary.mask_id), texts.ids_T))
+
+
+def _replace(texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Corrupted:
+    return Corrupted(np.where(selected_T, replacements(texts, vocabulary), texts.ids_T))
+
+
+def _bert_op(texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Corrupted:
+    operation_T = texts.uniform_T(randomness.OPERATION)
+    masked = _mask(texts, selected_T & (operation_T < 0.8), vocabulary)
+    replaced_T = selected_T & (operation_T >= 0.8) & (operation_T < 0.9)
+    return Corrupted(np.where(replaced_T, replacements(texts, vocabulary), masked.ids_T))
+
+
+def _noised(texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Corrupted:
+    return Corrupted(texts.ids_T, noised_T=selected_T)
+
+
+def _deletion(texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Corrupted:
+    return Corrupted(texts.ids_T, kept_T=~selected_T)
+
+
+TRANSFORMS = (
+    Transform("no-op", _no_op),
+    Transform("mask", _mask),
+    Transform("replace", _replace),
+    Transform("bert-op", _bert_op),
+    Transform("noised-embeddings", _noised),
+    Transform("deletion", _deletion),
+    Transform("span-mask", _mask, select=select_spans),
+)
+
+
+def remaining(texts: Texts, corrupted: Corrupted) -> Texts:
+    """The corrupted texts without what was deleted."""
+    if corrupted.kept_T is None:
+        return replace(texts, ids_T=corrupted.ids_T)
+    lengths_E = np.bincount(texts.text_T[corrupted.kept_T], minlength=len(texts.lengths_E))
+    return Texts(corrupted.ids_T[corrupted.kept_T], lengths_E, texts.keys_E)

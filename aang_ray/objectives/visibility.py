@@ -17,41 +17,65 @@ text and was seen by all would carry each label through layer 2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 
 from aang_ray.objectives import randomness
-from aang_ray.objectives.transforms import Int32, Texts
+from aang_ray.objectives.legality import Rule
+from aang_ray.objectives.texts import Int32, Texts
 
 LOWEST = 0
 HIGHEST = np.iinfo(np.int32).max
 """As a key rank: nobody but the token itself sees it. As a rank: sees everything that anybody may see."""
 
 
-def random_order(texts: Texts) -> Int32:
-    """A uniformly random order of each text's tokens, from 1."""
+@dataclass(frozen=True)
+class Representation:
+    """A primitive of the stage R."""
+
+    stage: ClassVar[str] = "representation"
+
+    name: str
+    order: Callable[[Texts], Int32] | None
+    """Rank of every token among its text's, from 1, [T]: a token sees what has its rank or a lower one.
+    None: all see all."""
+    rules: tuple[Rule, ...] = ()
+
+
+def _left_to_right(texts: Texts) -> Int32:
+    return (texts.positions_T + 1).astype(np.int32)
+
+
+def _right_to_left(texts: Texts) -> Int32:
+    return (np.repeat(texts.lengths_E, texts.lengths_E) - texts.positions_T).astype(np.int32)
+
+
+def _random_order(texts: Texts) -> Int32:
+    """A uniformly random order of each text's tokens."""
     order = np.empty(len(texts.ids_T), dtype=np.int64)
     order[np.lexsort((texts.uniform_T(randomness.ORDER), texts.text_T))] = texts.positions_T
     return (order + 1).astype(np.int32)
 
 
-def ranks(representation: str, texts: Texts, first_token: int | None) -> Int32:
+REPRESENTATIONS = (
+    Representation("bidirectional", None),
+    Representation("left-to-right", _left_to_right),
+    Representation("right-to-left", _right_to_left),
+    Representation("random-factorized", _random_order),
+)
+
+
+def ranks(representation: Representation, texts: Texts, first_token: int | None) -> Int32:
     """Rank of every token, even numbers so that a query fits below any token.
 
     `first_token`: the rank of each text's first token, or None to leave it in the order.
     """
-    positions = texts.positions_T
-    match representation:
-        case "bidirectional":
-            return np.zeros(len(texts.ids_T), dtype=np.int32)
-        case "left-to-right":
-            order = (positions + 1).astype(np.int32)
-        case "right-to-left":
-            order = (np.repeat(texts.lengths_E, texts.lengths_E) - positions).astype(np.int32)
-        case "random-factorized":
-            order = random_order(texts)
-        case _:
-            raise ValueError(f"no representation {representation!r}")
-    result = order * 2
+    if representation.order is None:
+        return np.zeros(len(texts.ids_T), dtype=np.int32)
+    result = representation.order(texts) * 2
     if first_token is not None:
         result[texts.starts_E] = first_token
     return result.astype(np.int32)
@@ -77,4 +101,4 @@ def published_matrix(
             np.fill_diagonal(matrix, False)
             return matrix
         case _:
-            raise ValueError(f"no representation {representation!r}")
+            raise ValueError(f"the released code has no representation {representation!r}")

@@ -37,6 +37,7 @@ _LATEX = str.maketrans(
         "^": r"\textasciicircum{}",
         "±": r"$\pm$",
         "†": r"$^\dagger$",
+        "‡": r"$^\ddagger$",
         "–": "--",
         "·": r"$\cdot$",
         "<": r"$<$",
@@ -169,6 +170,7 @@ def _entry(row: str, column: Column, entry: Entry, chosen_by: str, configuration
         "seconds": configuration.seconds,
         "candidates": entry.selection.candidates,
         "incomplete": entry.selection.incomplete,
+        "cut": entry.cut,
         "group": configuration.group,
         "settings": dict(configuration.choices),
     }

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 
-from aang_ray.report.notes import MAJORITY_MARK
-from aang_ray.report.select import Configuration, Estimate
+from aang_ray.report.notes import CUT_MARK, MAJORITY_MARK
+from aang_ray.report.select import Estimate
 from aang_ray.report.table import Column, Entry, Table
 
 ABSENT = "–"
@@ -34,27 +34,23 @@ def percent(estimate: Estimate) -> str:
     return mean if estimate.sd is None else f"{mean} ± {100 * estimate.sd:.2f}"
 
 
-def _score(configuration: Configuration) -> str:
-    return percent(configuration.test) + (MAJORITY_MARK if configuration.majority else "")
+def _score(entry: Entry) -> str:
+    chosen = entry.selection.by_dev
+    return percent(chosen.test) + (MAJORITY_MARK if chosen.majority else "") + (CUT_MARK if entry.cut else "")
 
 
 def _overview(table: Table) -> Grid:
     lines = []
     for row in table.rows:
-        chosen = [_chosen(table.entries.get((row, column.label))) for column in table.columns]
-        means = [configuration.test.mean for configuration in chosen if configuration is not None]
-        average = f"{100 * fmean(means):.2f}" if len(means) == len(chosen) else ABSENT
+        entries = [table.entries.get((row, column.label)) for column in table.columns]
+        means = [entry.selection.by_dev.test.mean for entry in entries if entry is not None]
+        average = f"{100 * fmean(means):.2f}" if len(means) == len(entries) else ABSENT
         cells = (
-            ABSENT if configuration is None else f"{_score(configuration)} ({len(configuration.seeds)})"
-            for configuration in chosen
+            ABSENT if entry is None else f"{_score(entry)} ({len(entry.selection.by_dev.seeds)})" for entry in entries
         )
         lines.append((row, *cells, average))
     header = ("method", *(f"{column.label}, {column.metric}" for column in table.columns), "average")
     return Grid("Test scores in %, mean ± standard deviation (seeds), chosen by dev", header, tuple(lines))
-
-
-def _chosen(entry: Entry | None) -> Configuration | None:
-    return None if entry is None else entry.selection.by_dev
 
 
 def _detail(table: Table, column: Column) -> Grid:
@@ -74,7 +70,7 @@ def _detail(table: Table, column: Column) -> Grid:
 
 def _fields(column: Column, oracle: bool) -> dict[str, Callable[[Entry], str]]:
     """Headings of a detail grid and their texts."""
-    fields: dict[str, Callable[[Entry], str]] = {"test": lambda entry: _score(entry.selection.by_dev)}
+    fields: dict[str, Callable[[Entry], str]] = {"test": _score}
     if column.has_clean_view:
         fields["test clean"] = lambda entry: _optional(entry.selection.by_dev.test_clean)
     if oracle:

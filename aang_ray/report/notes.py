@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
+from aang_ray.report.runs import Unfinished
 from aang_ray.report.select import Selection
 
 MAJORITY_MARK = "†"
+CUT_MARK = "‡"
 
 Place = tuple[str, str]
 """Row and column label."""
 
 
-def notes_of(selections: Mapping[Place, Selection], failed: Mapping[Place, int]) -> tuple[str, ...]:
-    """All notes, sorted by kind and place. `failed` counts the failed runs by row and task."""
+def notes_of(selections: Mapping[Place, Selection], unfinished: Sequence[Unfinished]) -> tuple[str, ...]:
+    """All notes, sorted by kind and place."""
     places = sorted(selections.items())
     return (
         *_majority(places),
         *_chosen(places),
         *_incomplete(places),
         *_budgets(places),
-        *(f"{row} on {task}: {_runs(count)} failed." for (row, task), count in sorted(failed.items())),
+        *_cut(unfinished),
+        *_failed(unfinished),
     )
 
 
@@ -52,7 +56,7 @@ def _incomplete(places: list[tuple[Place, Selection]]) -> Iterator[str]:
 
 
 def _budgets(places: list[tuple[Place, Selection]]) -> Iterator[str]:
-    """Comparisons are meant to be at equal budgets of end-task examples, steps times batch."""
+    """Comparisons are meant to be at equal budgets of end-task examples, steps times batch, a final stage's included."""
     for column in sorted({column for (_, column), _ in places}):
         budgets = {row: _budget(selection) for (row, place), selection in places if place == column}
         if len(set(budgets.values())) > 1:
@@ -63,7 +67,34 @@ def _budgets(places: list[tuple[Place, Selection]]) -> Iterator[str]:
 def _budget(selection: Selection) -> int | None:
     choices = selection.by_dev.choices
     steps, batch = choices.get("schedule.steps", ""), choices.get("batch.end_task", "")
-    return int(steps) * int(batch) if steps.isdecimal() and batch.isdecimal() else None
+    final = choices.get("final_finetune.steps", "0")
+    return (int(steps) + int(final)) * int(batch) if steps.isdecimal() and batch.isdecimal() else None
+
+
+def _cut(unfinished: Sequence[Unfinished]) -> Iterator[str]:
+    """Whole runs that were chosen while others were cut short are not what a whole grid would have chosen."""
+    for (row, task), runs in _by_place(unfinished, "cut"):
+        first, last = min(run.steps for run in runs), max(run.steps for run in runs)
+        steps = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        verb = "was" if len(runs) == 1 else "were"
+        yield (
+            f"{CUT_MARK} {row} on {task}: {_runs(len(runs))} {verb} cut short by a scheduler after {steps} steps "
+            f"and did not compete."
+        )
+
+
+def _failed(unfinished: Sequence[Unfinished]) -> Iterator[str]:
+    for (row, task), runs in _by_place(unfinished, "failed"):
+        yield f"{row} on {task}: {_runs(len(runs))} failed."
+
+
+def _by_place(unfinished: Sequence[Unfinished], status: str) -> list[tuple[Place, list[Unfinished]]]:
+    """Row and task, with their runs of a status."""
+    places: dict[Place, list[Unfinished]] = defaultdict(list)
+    for run in unfinished:
+        if run.status == status:
+            places[run.row, run.task].append(run)
+    return sorted(places.items())
 
 
 def _runs(count: int) -> str:

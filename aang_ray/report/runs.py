@@ -60,17 +60,19 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A failed cell."""
+class Unfinished:
+    """A cell that failed, or that a scheduler cut short: it has no test score and stands in no average."""
 
     row: str
     task: str
     auxiliary: bool
     method: str
+    status: Literal["failed", "cut"]
+    steps: int
 
 
-def load_runs(store: Store, metric: str | None) -> tuple[list[Run], list[Failed]]:
-    """All runs of a store; scores by `metric`, or by each run's own.
+def load_runs(store: Store, metric: str | None) -> tuple[list[Run], list[Unfinished]]:
+    """All runs of a store, and those without a score; scores by `metric`, or by each run's own.
 
     Raises `UserError` for an unknown metric, a store that is not there, and one without a finished run.
     """
@@ -80,14 +82,15 @@ def load_runs(store: Store, metric: str | None) -> tuple[list[Run], list[Failed]
         raise UserError(f"there is no store at {store.uri}; run a sweep first, or name another with --store")
     rows = store.results().to_pylist(maps_as_pydicts="strict")
     runs = [_run(row, metric or row["metric"]) for row in rows if row["status"] == "done" and _scored(row)]
-    failed = [
-        Failed(_row_name(row), row["task"], row["space"] is not None, row["method"])
+    unfinished = [
+        Unfinished(_row_name(row), row["task"], row["space"] is not None, row["method"], row["status"], row["steps"])
         for row in rows
-        if row["status"] == "failed"
+        if row["status"] != "done"
     ]
     if not runs:
-        raise UserError(f"store {store.uri} has no finished run ({len(failed)} failed); run a sweep first")
-    return sorted(runs, key=lambda run: (run.group, run.seed)), failed
+        failed = sum(row.status == "failed" for row in unfinished)
+        raise UserError(f"store {store.uri} has no finished run ({failed} failed); run a sweep first")
+    return sorted(runs, key=lambda run: (run.group, run.seed)), unfinished
 
 
 def _scored(row: Mapping[str, Any]) -> bool:

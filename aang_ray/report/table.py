@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from aang_ray.report.labels import column_labels
 from aang_ray.report.notes import notes_of
-from aang_ray.report.runs import Failed, Run, load_runs
+from aang_ray.report.runs import Run, Unfinished, load_runs
 from aang_ray.report.select import Selection, select
 from aang_ray.report.significance import paired_p_value
 from aang_ray.store import Store
@@ -39,6 +39,8 @@ class Entry:
     selection: Selection
     p_value: float | None
     """Of the test score against the best row without auxiliary objectives (by dev); None where there is no test."""
+    cut: int
+    """Further runs of the row on the task that a scheduler cut short."""
 
 
 @dataclass(frozen=True)
@@ -61,22 +63,25 @@ def table_from(store: Store, *, metric: str | None = None, oracle: bool = False)
     best mean DEV score, as fractions; both by `metric`, or by each task's own. `oracle` adds the configuration with
     the best test score, which is how the papers chose. Raises `UserError` where there is nothing to report.
     """
-    runs, failed = load_runs(store, metric)
+    runs, unfinished = load_runs(store, metric)
     labels = column_labels(runs)
     by_place: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         by_place[run.row, labels[run.cell]].append(run)
     selections = {place: select(members) for place, members in by_place.items()}
     auxiliary = {run.row for run in runs if run.auxiliary}
+    cut = Counter((run.row, run.task) for run in unfinished if run.status == "cut")
     entries = {
-        (row, column): Entry(selection, _against_single(row, column, selections, auxiliary))
+        (row, column): Entry(
+            selection, _against_single(row, column, selections, auxiliary), cut[row, by_place[row, column][0].task]
+        )
         for (row, column), selection in selections.items()
     }
     return Table(
         columns=_columns(runs, labels),
-        rows=_row_order([*runs, *failed]),
+        rows=_row_order([*runs, *unfinished]),
         entries=entries,
-        notes=notes_of(selections, Counter((failure.row, failure.task) for failure in failed)),
+        notes=notes_of(selections, unfinished),
         oracle=oracle,
     )
 
@@ -112,7 +117,7 @@ def _columns(runs: Sequence[Run], labels: Mapping[str, str]) -> tuple[Column, ..
     )
 
 
-def _row_order(runs: Sequence[Run | Failed]) -> tuple[str, ...]:
+def _row_order(runs: Sequence[Run | Unfinished]) -> tuple[str, ...]:
     """Single-task rows, then multitask rows, AANG last, as in the AANG paper's Table 2."""
     keys = {(run.auxiliary, run.method == "aang", run.row) for run in runs}
     return tuple(row for _, _, row in sorted(keys))

@@ -20,7 +20,7 @@ def describe_crash(account: str) -> str:
 
 
 def last_lines(actor: str | None) -> list[str]:
-    """The last lines that a process printed on stderr, from the node it ran on; a line that says why where it cannot."""
+    """The last lines that a process printed on stderr, from the node it ran on, or why there are none."""
     from ray.util.state import get_log
     from ray.util.state.exception import RayStateApiException
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -120,7 +120,13 @@ def _applies(key: str, method: str) -> bool:
 def _check_settings(spec: SweepSpec, settings: Mapping[str, Any], where: str) -> None:
     """Refuse settings that a sweep varies otherwise, and settings of no method at all."""
     known = sorted({f"method.{field}" for model in _method_models().values() for field in model.model_fields})
-    for source, key in [*((f"{where}: grid", key) for key in spec.grid), *(("--set", key) for key in settings)]:
+    searched = spec.search.space if spec.search is not None else {}
+    sources: dict[str, Iterable[str]] = {
+        f"{where}: grid": spec.grid,
+        f"{where}: search.space": searched,
+        "--set": settings,
+    }
+    for source, key in ((source, key) for source, keys in sources.items() for key in keys):
         _check_reserved(source, key)
         if key.startswith("method.") and key not in known:
             close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

@@ -42,7 +42,7 @@ class Asha:
         rungs: list[int] = []
         share = self.grace
         while share < 1:
-            step = math.ceil(share * steps / every) * every
+            step = math.ceil(round(share * steps / every, 9)) * every
             if step < steps and before + step not in rungs:
                 rungs.append(before + step)
             share *= self.reduction
@@ -104,6 +104,8 @@ class _Group:
         for level in range(self.level, self.level + 1 if end.status == "cut" else len(scores)):
             scores[level] = end.dev
         self.failed = self.failed or end.status == "failed" or end.dev is None
+        if self.value(self.last) is not None:
+            self.level = self.last
 
 
 class Halving:
@@ -188,14 +190,11 @@ def _ranked(groups: Sequence[_Group], level: int) -> list[_Group]:
 
 
 def _furthest(groups: Sequence[_Group]) -> _Group | None:
-    """The best of the highest rung that any has come to, unless one is at the end; then, too, where all failed."""
-    for level in reversed(range(1 + max(group.last for group in groups))):
-        there = _ranked(groups, level)
-        if any(level == group.last or group.level == group.last for group in there):
-            return None
-        if there:
-            return there[0]
-    return None
+    """The best of the highest rung that any has come to; None where one is at its end, and where all failed."""
+    if any(group.level == group.last and not group.failed for group in groups):
+        return None
+    ranked = (_ranked(groups, level) for level in reversed(range(max(group.last for group in groups))))
+    return next((there[0] for there in ranked if there), None)
 
 
 def _group(members: Sequence[PlannedCell], past: Mapping[str, Past], asha: Asha, *, alone: bool) -> _Group:

@@ -1,4 +1,4 @@
-"""The driver's ear: what becomes of Ray Tune's trials, told to the queue, to people and, for dead ones, to the store."""
+"""The driver's ear: what becomes of Ray Tune's trials, told to the queue and to people, and rows of dead ones."""
 
 from __future__ import annotations
 

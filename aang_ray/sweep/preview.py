@@ -10,10 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from aang_ray.config import RunConfig
 from aang_ray.store import Store
 from aang_ray.sweep.needs import Need, trials_at_once
 from aang_ray.sweep.plan import PlannedCell, seconds_per_text, to_run
 from aang_ray.sweep.progress import duration
+from aang_ray.sweep.search_space import SearchSpec
 
 
 def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, keep_failed: bool) -> None:
@@ -41,6 +43,16 @@ def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, kee
     console.print(
         f"time: at most about {duration(sum(known) / at_once)} at {at_once} trials at once, by the rows in the store"
     )
+
+
+def preview_search(runs: Sequence[RunConfig], spec: SearchSpec, seeds: Sequence[int], console: Console) -> None:
+    """Print what a search would ask for: its configurations depend on results, so they are not known before."""
+    for run in runs:
+        console.print(
+            f"{run.task_name} · {run.row_name}: {spec.samples} configurations x {len(seeds)} seeds", highlight=False
+        )
+    for key, values in spec.space.items():
+        console.print(f"  {key}: {values}", markup=False, highlight=False)
 
 
 def this_machine() -> dict[str, float]:

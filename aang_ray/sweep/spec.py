@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aang_ray.config.load import describe_error, override, read_yaml
 from aang_ray.errors import UserError
+from aang_ray.sweep.presets import preset
+from aang_ray.sweep.search_space import SearchSpec
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -29,6 +31,8 @@ class SweepSpec(BaseModel):
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """Dotted setting -> its values; applied to the methods that have the setting."""
+    search: SearchSpec | None = None
+    """Settings that Optuna chooses, for each of the runs that the fields above make."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,13 @@ class SweepOverrides:
     """`a.b=value`, applied last to every run whose method has the setting."""
 
 
-def load_sweep(path: Path, overrides: SweepOverrides) -> SweepSpec:
-    """Read and validate a sweep file, with the command line's tasks and seeds in place of its own.
+def load_sweep(path: Path, overrides: SweepOverrides, *, is_preset: bool = False) -> SweepSpec:
+    """Read and validate a sweep file, or the preset of that name, with the command line's tasks and seeds.
 
     Raises:
         UserError: for a file that cannot be read or is not a sweep.
     """
-    mapping = read_yaml(path)
+    mapping = preset(str(path)) if is_preset else read_yaml(path)
     if "base" not in mapping and "methods" not in mapping:
         raise UserError(f"{path}: not a sweep file (no `methods`); one run is started with `aang train {path}`")
     if overrides.tasks:

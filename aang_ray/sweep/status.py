@@ -17,9 +17,10 @@ from aang_ray.sweep.agenda import Agenda, AgendaCell, read_agenda
 from aang_ray.sweep.heartbeat import Beat, read_beats
 from aang_ray.sweep.progress import duration
 
-CellState = Literal["done", "running", "stopped", "failed", "waiting"]
+CellState = Literal["done", "running", "stopped", "cut", "failed", "waiting"]
+"""`stopped`: its trial died; `cut`: a scheduler has paused it or ended it early."""
 
-STATES: tuple[CellState, ...] = ("done", "running", "stopped", "failed", "waiting")
+STATES: tuple[CellState, ...] = ("done", "running", "stopped", "cut", "failed", "waiting")
 """In the order in which they are shown."""
 
 
@@ -110,7 +111,7 @@ def _status(planned: AgendaCell, beat: Beat | None, row: Mapping[str, Any] | Non
     elif beat is not None and beat.alive(now):
         state = "running"
     elif row is not None:
-        state = "failed"
+        state = "cut" if row["status"] == "cut" else "failed"
     else:
         state = "waiting" if beat is None else "stopped"
     return CellStatus(planned, state, beat, row)

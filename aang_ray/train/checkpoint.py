@@ -19,11 +19,8 @@ from aang_ray.train.notices import Notices
 from aang_ray.train.parallel.workers import Workers
 from aang_ray.train.precision import Compute
 
-MINUTES = 5.0
-"""Between two checkpoints."""
-
 DRAINING_MINUTES = 0.25
-"""The same while the machine is about to go away: a spot machine says so two minutes before."""
+"""Between two checkpoints while the machine is about to go away: a spot machine says so two minutes before."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +49,7 @@ class Keeper:
         self,
         files: CheckpointFiles,
         compute: Compute,
-        minutes: float = MINUTES,
+        minutes: float,
         workers: Workers | None = None,
         notices: Notices | None = None,
     ) -> None:
@@ -86,6 +83,8 @@ class Keeper:
         if self._workers.first:
             self._files.save(step, content, best_step, kept)
         self._written = time.monotonic()
+        if wish > Wish.SAVE:
+            self._workers.wait_for_all()  # who leaves early may be taken for lost before the file is there
         if wish == Wish.INTERRUPT:
             raise KeyboardInterrupt
         if wish == Wish.CUT:

@@ -26,6 +26,7 @@ def stepper_state(stepper: Stepper) -> dict[str, Any]:
         "method": setup.method.state_dict(),
         "dev_head": None if stepper.dev_head is None else dict(stepper.dev_head.state_dict()),
         "micro": stepper.micro.texts,
+        "round": stepper.round_state(),
     }
 
 
@@ -46,6 +47,7 @@ def restore_stepper(stepper: Stepper, state: Mapping[str, Any]) -> None:
     stepper.dev_head = None if state["dev_head"] is None else _dev_head(state["dev_head"], setup.compute.device)
     if not stepper.micro.fixed:
         stepper.micro.texts = int(state["micro"])
+    stepper.restore_round(state["round"])
 
 
 def _dev_head(parameters: Mapping[str, Tensor], device: torch.device) -> nn.Module:

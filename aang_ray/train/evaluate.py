@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from aang_ray.data.task import Labelled, Metric
 from aang_ray.model.encoder import Encoder
-from aang_ray.objectives import outputs
 from aang_ray.objectives.batch import BatchPiece, collate
-from aang_ray.objectives.transforms import Int64, Texts
+from aang_ray.objectives.build import plain
+from aang_ray.objectives.texts import Int64, Texts
 from aang_ray.store.rows import Scores
 from aang_ray.train.precision import Compute
 
@@ -111,7 +111,7 @@ class SplitReader:
             chosen = examples[order[start : start + TEXTS_AT_ONCE]]
             ids, lengths = split.tokens.take(chosen)
             texts = Texts(ids, lengths, np.zeros(len(chosen), dtype=np.uint64))
-            self._pieces.append(collate([outputs.plain("split", "split", texts, split.labels[chosen])], pad_id))
+            self._pieces.append(collate([plain("split", "split", texts, split.labels[chosen])], pad_id))
 
     @torch.no_grad()
     def predict(self, encoder: Encoder, head: nn.Module, compute: Compute) -> Predictions:

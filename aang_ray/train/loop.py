@@ -18,13 +18,14 @@ from aang_ray.store.rows import HistoryRow, Scores
 from aang_ray.train.checkpoint import Keeper
 from aang_ray.train.checkpoint_state import restore_stepper, stepper_state
 from aang_ray.train.distances import local_distances
-from aang_ray.train.evaluate import Predictions, bootstrap_interval, score_of
+from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
 from aang_ray.train.losses import LossLog
 from aang_ray.train.prefetch import prefetched
 from aang_ray.train.progress import Progress, SplitScores
+from aang_ray.train.rounds import make_stepper
 from aang_ray.train.setup import Setup, majority_class
 from aang_ray.train.stages import staged, stages_of
-from aang_ray.train.step import Prepared, Stepper
+from aang_ray.train.step import Prepared
 
 OnEvaluation = Callable[[HistoryRow], None]
 
@@ -67,6 +68,7 @@ class Trainer:
         """
         if self._keeper is None or not self._keeper.resume(self._restore):
             self.stepper.estimate_memory(self.stepper.prepare(0))
+        self.stepper.check_same(self.progress.steps)
         with nullcontext() if self._keeper is None else self._keeper.watching():
             self._train()
             while self.progress.stage + 1 < len(self._stages):
@@ -86,13 +88,15 @@ class Trainer:
     @property
     def _over(self) -> bool:
         progress = self.progress
-        return progress.stage_steps >= self._total or progress.since_best >= self.setup.config.schedule.patience
+        return (
+            self.stepper.ends_after(progress.stage_steps) or progress.since_best >= self.setup.config.schedule.patience
+        )
 
     def _enter(self) -> None:
         """Make the stage that the progress names: its batches, method, optimiser and schedule."""
         self.stage = self._stages[self.progress.stage]
         self.setup = staged(self._whole, self.stage.config)
-        self.stepper = Stepper(self.setup)
+        self.stepper = make_stepper(self.setup)
 
     def _next_stage(self) -> None:
         """Go on from the model that dev kept, where dev decides, else from the last one."""
@@ -107,7 +111,7 @@ class Trainer:
     def _train(self) -> None:
         """Step after step of a stage, from the one after the last that was done."""
         first = self.progress.stage_steps
-        depth = 0 if self.setup.domain.follows_factors else 2
+        depth = 2 if self.stepper.prepares_ahead else 0
         for prepared in prefetched(self.stepper.prepare, first, first if self._over else self._total, depth):
             gradients = self.stepper.step(prepared)
             progress = self.progress
@@ -116,8 +120,7 @@ class Trainer:
             progress.examples += prepared.batch.segments[END_TASK].texts
             progress.tokens += prepared.real_tokens
             self._losses.add(progress.steps, prepared.names, gradients.losses_S)
-            every = self.setup.config.schedule.eval_every
-            if progress.stage_steps % every == 0 or progress.stage_steps == self._total:
+            if self.stepper.evaluates_after(progress.stage_steps):
                 self._evaluate(prepared)
             if self._keeper is not None:
                 self._keeper.after_step(self.progress.steps, self._state, self.progress.best_step, self._kept)
@@ -145,6 +148,7 @@ class Trainer:
     def _evaluate(self, prepared: Prepared) -> None:
         """Score dev where it decides, log losses and weights."""
         setup, progress = self.setup, self.progress
+        self.stepper.check_same(progress.steps)
         row = HistoryRow(
             step=progress.steps,
             dev=self._decide() if self.stage.decides else None,
@@ -161,13 +165,13 @@ class Trainer:
                 distances = local_distances(self.stepper, progress.stage_steps)
                 weights = replace(weights, health={**weights.health, **distances})
             progress.weights.append(weights)
-        if self._on_evaluation is not None:
+        if self._on_evaluation is not None and setup.workers.first:
             self._on_evaluation(row)
 
     def _decide(self) -> Scores:
         """Score dev, and keep the model if it is the best so far (first of ties)."""
         setup, progress = self.setup, self.progress
-        predictions = self._dev.predict(setup.encoder, setup.head_of[END_TASK_HEAD], setup.compute)
+        predictions = self._predict(self._dev)
         scores = predictions.scores(setup.task.label_names)
         score = score_of(scores, self._metric)
         if not self._at_majority(predictions, scores):
@@ -177,6 +181,12 @@ class Trainer:
             progress.best_score, progress.best_step, progress.since_best = score, progress.steps, 0
             self._kept = {name: value.detach().to("cpu", copy=True) for name, value in self._model_state().items()}
         return scores
+
+    def _predict(self, reader: Reader) -> Predictions:
+        """Logits of the end task; of several workers all take the first one's, so that they decide alike."""
+        setup = self.setup
+        predictions = reader.predict(setup.encoder, setup.head_of[END_TASK_HEAD], setup.compute)
+        return replace(predictions, logits_EC=setup.workers.first_of(predictions.logits_EC))
 
     def _at_majority(self, predictions: Predictions, scores: Scores) -> bool:
         """One class for all, or no better than the majority class of train."""
@@ -204,7 +214,7 @@ class Trainer:
     def _kept_scores(self) -> tuple[SplitScores, Predictions]:
         """Of the kept model, once it is loaded; and its predictions on the clean view of test."""
         setup = self.setup
-        test = self._whole.domain.reader("test").predict(setup.encoder, setup.head_of[END_TASK_HEAD], setup.compute)
+        test = self._predict(self._whole.domain.reader("test"))
         clean = test.take(setup.task.test_clean)
         dev = next(row.dev for row in self.progress.history if row.step == self.progress.best_step)
         if dev is None:

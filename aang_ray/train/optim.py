@@ -16,7 +16,7 @@ PUBLISHED_OBJECTIVE_CLIP = 10.0
 
 
 def make_optimizer(body: nn.Module, heads: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD with rates and weight decays of their own for body and heads (semantics section 4: no exemptions)."""
+    """AdamW or SGD, rates and weight decays of their own for body and heads (semantics section 4: no exemptions)."""
     groups: list[dict[str, Any]] = [
         {"params": list(body.parameters()), "lr": config.body_lr, "weight_decay": config.body_weight_decay},
         {"params": list(heads.parameters()), "lr": config.head_lr, "weight_decay": config.head_weight_decay},
@@ -73,6 +73,13 @@ def clipped_sum(body: nn.Module, separate_SP: Tensor, coefficients_S: Tensor) ->
         part = flat_P[start : start + parameter.numel()].view_as(parameter).to(parameter.dtype)
         parameter.grad = part if parameter.grad is None else parameter.grad + part
         start += parameter.numel()
+
+
+def get_gradient(body: nn.Module) -> Tensor:
+    """The body's gradients as one vector, zeros where there is none; in fp32, in fp64 for an fp64 body."""
+    parameters = [p for p in body.parameters() if p.requires_grad]
+    flat_P = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    return flat_P.to(torch.promote_types(flat_P.dtype, torch.float32))
 
 
 def set_gradient(body: nn.Module, direction_P: Tensor) -> None:

@@ -81,7 +81,7 @@ def with_steps(config: RunConfig, method: PretrainSection) -> PretrainSection:
     sizes = {"end-task": len(task.train), "in-domain": len(task.corpora.get("in_domain", ()))}
     for text in missing:
         if not sizes[text]:
-            raise UserError(f"method {config.method.name}: no {text} text is given; set data.{text.replace('-', '_')} to a file")
+            raise UserError(f"method {config.method.name}: no {text} text is given; set data.{text.replace('-', '_')}")
     steps = {STEPS[text]: math.ceil(method.epochs * sizes[text] / method.batch) for text in missing}
     return method.model_copy(update=steps)
 

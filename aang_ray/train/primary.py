@@ -5,6 +5,8 @@ With dropout off every worker computes the same from the same examples, so that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,7 @@ from aang_ray.gradients.jacobian import ExampleJacobian
 from aang_ray.methods.base import PrimaryMethod
 from aang_ray.objectives import randomness
 from aang_ray.objectives.source import END_TASK_HEAD
-from aang_ray.objectives.transforms import Int64
+from aang_ray.objectives.texts import Int64
 from aang_ray.train.domain import DomainPiece
 from aang_ray.train.setup import Setup
 
@@ -34,13 +36,40 @@ class PrimaryPieces:
         return sum(piece.real_tokens for piece in (*self.subspace, *self.mean))
 
 
+class ExampleLosses:
+    """A piece's cross-entropies, [E], through the end-task head, times the class weights where there are any."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        weights = setup.task.class_weights
+        self._class_weights_C = None if weights is None else torch.from_numpy(weights).to(setup.compute.device)
+
+    def __call__(self, piece: DomainPiece) -> Tensor:
+        setup = self._setup
+        with setup.compute.autocast():
+            features_EH, labels_E = setup.domain.features(piece.to(setup.compute.device))
+            logits_EC = setup.head_of[END_TASK_HEAD](features_EH)
+        wide = torch.promote_types(logits_EC.dtype, torch.float32)
+        weights_C = None if self._class_weights_C is None else self._class_weights_C.to(wide)
+        return F.cross_entropy(logits_EC.to(wide), labels_E, weight=weights_C, reduction="none")
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Dropout off for the time being."""
+        modules = (self._setup.encoder, *self._setup.head_of.values())
+        training = [module.training for module in modules]
+        for module in modules:
+            module.eval()
+        yield
+        for module, was in zip(modules, training, strict=True):
+            module.train(was)
+
+
 class PrimaryView:
     """Lets a method look at the end task before each step, through the body and the end-task head as they are."""
 
     def __init__(self, setup: Setup, method: PrimaryMethod) -> None:
-        self._setup, self._method = setup, method
-        weights = setup.task.class_weights
-        self._class_weights_C = None if weights is None else torch.from_numpy(weights).to(setup.compute.device)
+        self._setup, self._method, self._losses = setup, method, ExampleLosses(setup)
 
     def prepare(self, step: int, micro: int) -> PrimaryPieces:
         """The examples of a step, a function of (seed, step); two sets that share none where train has enough."""
@@ -56,28 +85,13 @@ class PrimaryView:
     def look(self, step: int, pieces: PrimaryPieces) -> None:
         """Hand the method the Jacobians of its examples' losses."""
         body = self._setup.encoder
-        modules = (body, *self._setup.head_of.values())
-        training = [module.training for module in modules]
-        for module in modules:
-            module.eval()
         subspace, mean = (
             ExampleJacobian(body, part, self._losses, count) if part else None
             for part, count in zip((pieces.subspace, pieces.mean), pieces.counts, strict=True)
         )
         assert mean is not None, "a method looks at one example at least"
-        self._method.look(step, subspace, mean)
-        for module, was in zip(modules, training, strict=True):
-            module.train(was)
-
-    def _losses(self, piece: DomainPiece) -> Tensor:
-        """Cross-entropy of every example, [E], times its class weight where there are any."""
-        setup = self._setup
-        with setup.compute.autocast():
-            features_EH, labels_E = setup.domain.features(piece.to(setup.compute.device))
-            logits_EC = setup.head_of[END_TASK_HEAD](features_EH)
-        wide = torch.promote_types(logits_EC.dtype, torch.float32)
-        weights_C = None if self._class_weights_C is None else self._class_weights_C.to(wide)
-        return F.cross_entropy(logits_EC.to(wide), labels_E, weight=weights_C, reduction="none")
+        with self._losses.evaluating():
+            self._method.look(step, subspace, mean)
 
     def _pieces(self, examples: Int64, micro: int) -> tuple[DomainPiece, ...]:
         pieces = self._setup.domain.end_task_pieces("train", examples, micro)

@@ -11,12 +11,13 @@ from typing import Any
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import RunFailure
 from aang_ray.store.rows import CellRecord, HistoryRow, ResultRow
-from aang_ray.train.checkpoint import MINUTES, CutShort, Keeper
+from aang_ray.train.checkpoint import CutShort, Keeper
 from aang_ray.train.checkpoint_files import CheckpointFiles
 from aang_ray.train.export import check_export, export_model
 from aang_ray.train.loop import Finished, Trainer
 from aang_ray.train.micro import is_out_of_memory
 from aang_ray.train.notices import Notices
+from aang_ray.train.parallel.workers import Workers
 from aang_ray.train.precision import Compute, choose_compute
 from aang_ray.train.setup import build
 from aang_ray.train.versions import versions
@@ -29,21 +30,23 @@ def run_cell(
     *,
     on_evaluation: Callable[[HistoryRow], None] | None = None,
     checkpoints: Path | str | None = None,
-    checkpoint_minutes: float = MINUTES,
     export: Path | None = None,
     notices: Notices | None = None,
+    workers: Workers | None = None,
 ) -> CellRecord:
     """Run a resolved configuration; a run that cannot go on is a failed row.
 
     With `checkpoints` (a folder or any URI that a store may have) the run's state is kept in `<checkpoints>/<cell>`,
-    written every `checkpoint_minutes`, on SIGTERM and on Ctrl-C, and a run that has a checkpoint goes on from it: on
-    the same device with as many threads it ends with the very numbers of a run that was not stopped. Whoever writes
-    the row removes it with `discard`. `notices` tell that the machine goes away or that nobody waits for the run.
-    With `export` a run that is done leaves its classifier in that folder.
+    written every `resources.checkpoint_minutes`, on SIGTERM and on Ctrl-C, and a run that has a checkpoint goes on from
+    it: on the same device with as many threads it ends with the very numbers of a run that was not stopped. Whoever
+    writes the row removes it with `discard`. `notices` tell that the machine goes away or that nobody waits for the
+    run. With `export` a run that is done leaves its classifier in that folder. Several `workers` each call this with
+    the same arguments and return the same record; the first alone reports evaluations and writes files.
 
     Raises:
         UserError: for an input that is wrong, before anything was trained.
         Interrupted, KeyboardInterrupt: after SIGTERM or Ctrl-C, with `checkpoints` once the state is written.
+        WorkerLost: if another worker ended before the run did.
     """
     if export is not None:
         check_export(export)
@@ -51,8 +54,9 @@ def run_cell(
     logger.info("cell %s: %s on %s, %s", config.cell, config.row_name, compute.device_name, compute.precision)
     keeper = None
     if checkpoints is not None:
-        keeper = Keeper(CheckpointFiles(checkpoints, config.cell), compute, checkpoint_minutes, notices=notices)
-    trainer = Trainer(build(config, compute), on_evaluation, keeper)
+        minutes = config.resources.checkpoint_minutes
+        keeper = Keeper(CheckpointFiles(checkpoints, config.cell), compute, minutes, workers, notices)
+    trainer = Trainer(build(config, compute, workers), on_evaluation, keeper)
     try:
         finished = trainer.run()
     except CutShort:
@@ -65,7 +69,7 @@ def run_cell(
         line = "out of memory: lower batch.micro, data.max_tokens, batch.auxiliary or encoder.layers"
         return _failed(trainer, compute, line)
     record = _done(trainer, compute, finished)
-    if export is not None:
+    if export is not None and trainer.setup.workers.first:
         export_model(export, trainer.setup, record.result)
     return record
 

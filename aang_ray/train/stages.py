@@ -59,7 +59,9 @@ def _pretraining(config: RunConfig, method: PretrainSection) -> Iterator[Stage]:
     shared = {name: getattr(method, name) for name in PretrainSection.model_fields}
     for text in method.texts:
         steps = method.steps_of(text)
-        single = DaptConfig(**shared, dapt_steps=steps) if text == "in-domain" else TaptConfig(**shared, tapt_steps=steps)
+        single = (
+            DaptConfig(**shared, dapt_steps=steps) if text == "in-domain" else TaptConfig(**shared, tapt_steps=steps)
+        )
         changed = {
             "method": single,
             "batch": _changed(config.batch, auxiliary=method.batch),
@@ -74,9 +76,7 @@ def _final(config: RunConfig, final: FinalFinetuneConfig) -> RunConfig:
     changed = {
         "method": FinetuneConfig(),
         "optim": _changed(config.optim, body_lr=final.body_lr, head_lr=final.head_lr or config.optim.head_lr),
-        "schedule": _changed(
-            config.schedule, steps=final.steps, patience=final.patience or config.schedule.patience
-        ),
+        "schedule": _changed(config.schedule, steps=final.steps, patience=final.patience or config.schedule.patience),
     }
     return config.model_copy(update=changed)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +18,18 @@ from aang_ray.objectives import randomness
 from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD
 from aang_ray.train.domain import DomainBatch, DomainPiece
 from aang_ray.train.micro import MicroBatch, activation_bytes, free_memory, is_out_of_memory
-from aang_ray.train.optim import clip, clipped_sum, make_optimizer, make_schedule, set_gradient, wants_separate
+from aang_ray.train.optim import (
+    clip,
+    clipped_sum,
+    get_gradient,
+    make_optimizer,
+    make_schedule,
+    set_gradient,
+    wants_separate,
+)
+from aang_ray.train.parallel.agreement import check_same, held
 from aang_ray.train.parallel.exchange import Exchange, Share, failing_for_all, no_gradients
+from aang_ray.train.parallel.sharded import Sharded
 from aang_ray.train.primary import NO_PIECES, PrimaryPieces, primary_view
 from aang_ray.train.setup import Setup
 
@@ -62,12 +74,12 @@ class Stepper:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         config = setup.config
-        self.optimizer = make_optimizer(setup.encoder, setup.heads, config.optim)
+        plain = make_optimizer(setup.encoder, setup.heads, config.optim)
+        sharded = config.resources.optimizer_state == "sharded" and setup.workers.size > 1
+        self.optimizer = Sharded(plain, setup.workers) if sharded else plain
         self.schedule = make_schedule(self.optimizer, config.schedule)
         tied_in_scores = config.gradients.tied_in_scores or setup.method.whole_gradients
-        self.engine = make_engine(
-            config.gradients.engine, setup.encoder, setup.heads, tied_in_scores=tied_in_scores
-        )
+        self.engine = make_engine(config.gradients.engine, setup.encoder, setup.heads, tied_in_scores=tied_in_scores)
         self.exchange = Exchange(setup.workers, setup.encoder, setup.heads, tied_in_scores)
         texts = (config.batch.end_task or 1) + (config.batch.auxiliary or 0) + config.batch.dev
         self.micro = MicroBatch(None if config.batch.micro == "auto" else config.batch.micro, texts)
@@ -77,6 +89,26 @@ class Stepper:
         self._class_weights_C = None if weights is None else torch.from_numpy(weights).to(setup.compute.device)
         self.dev_head: nn.Module | None = None
         """phi*, where one was fitted; it stays until the next fit."""
+
+    @property
+    def prepares_ahead(self) -> bool:
+        """Whether a step's batch depends on nothing that the steps before it learn."""
+        return not self.setup.domain.follows_factors
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether dev is scored after so many steps."""
+        return step % self.setup.config.schedule.eval_every == 0 or self.ends_after(step)
+
+    def ends_after(self, step: int) -> bool:
+        """Whether so many steps are all."""
+        return step >= (self.setup.config.schedule.steps or 0)
+
+    def round_state(self) -> dict[str, Any]:
+        """What a method of rounds needs to go on from within a round; nothing for the others."""
+        return {}
+
+    def restore_round(self, state: Mapping[str, Any]) -> None:
+        """Take back what `round_state` gave, when all else is restored."""
 
     def prepare(self, step: int) -> Prepared:
         """The batch of a step; safe on another thread unless the allocation follows the factors."""
@@ -135,9 +167,21 @@ class Stepper:
             set_gradient(setup.encoder, direction_P)
         clip(setup.encoder, setup.head_of, setup.config.optim)
         self.optimizer.step()
+        if isinstance(self.optimizer, Sharded):
+            self.exchange.traffic.parameters += self.optimizer.bytes
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
-        return replace(gradients, separate_SP=None)
+        return replace(gradients, separate_SP=None, kept={}, update_P=None)
+
+    def check_same(self, steps: int) -> None:
+        """Make sure that all workers of the run hold the same parameters and method state after so many steps.
+
+        Raises:
+            RunFailure: naming what differs.
+        """
+        setup = self.setup
+        if setup.workers.size > 1:
+            check_same(setup.workers, steps, held(setup.encoder, setup.heads, setup.method.state_dict()))
 
     def _gradients_that_fit(self, prepared: Prepared) -> StepGradients:
         # Dropout differs between workers; alone, rank 0 leaves the seed as it is.
@@ -180,6 +224,8 @@ class Stepper:
             gradients = self.exchange.gradients(failing_for_all(compute), request, prepared.share)
         if gradients.separate_SP is not None and wants_separate(setup.config):
             clipped_sum(setup.encoder, gradients.separate_SP, request.coefficients_S)
+        if request.keep:
+            gradients = replace(gradients, update_P=get_gradient(setup.encoder))
         return gradients
 
     def losses(self, piece: DomainPiece) -> Tensor:

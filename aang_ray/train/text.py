@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from aang_ray.data.task import EndTask
 from aang_ray.model.encoder import Encoder
 from aang_ray.objectives.batch import BatchPiece, PublishedVisibility, collate, cut
+from aang_ray.objectives.build import plain
 from aang_ray.objectives.losses import segment_losses
-from aang_ray.objectives.outputs import plain
 from aang_ray.objectives.segment import Segment, label_weight
 from aang_ray.objectives.source import END_TASK_HEAD, BatchSource, StepBatch
-from aang_ray.objectives.transforms import Int64, Texts
+from aang_ray.objectives.texts import Int64, Texts
 from aang_ray.train.evaluate import SplitReader
 from aang_ray.train.parallel.placement import Range, parts_of
 
@@ -38,9 +38,9 @@ class TextDomain:
         return tuple(segment.lengths_E for segment in batch.segments)
 
     def entries_read(self, batch: StepBatch, ranges: Sequence[Range]) -> Int64:
+        ids_T = np.concatenate([segment.ids_T for segment in parts_of(batch.segments, ranges)])
         # Padding is looked up, too, and has a gradient where an encoder's table does not exempt it.
-        ids = [segment.ids_T for segment in parts_of(batch.segments, ranges)]
-        return np.unique(np.concatenate([*ids, [self._pad]])).astype(np.int64)
+        return np.unique(np.append(ids_T, self._pad) if len(ids_T) else ids_T).astype(np.int64)
 
     def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> StepBatch:
         return self.source.chosen(number, end_task, objectives)

@@ -18,11 +18,12 @@ from aang_ray.errors import UserError
 from aang_ray.model.encoder import Encoder
 from aang_ray.model.heads import ClassificationHead, TokenHead
 from aang_ray.model.loading import LoadedEncoder, load_encoder
-from aang_ray.objectives.legality import Capabilities, ruled_out
-from aang_ray.objectives.outputs import OutputSettings
-from aang_ray.objectives.source import END_TASK_HEAD, BatchSource, head_names
+from aang_ray.objectives.build import OutputSettings
+from aang_ray.objectives.legality import EXTERNAL, Capabilities, how_to_give
+from aang_ray.objectives.noise import Noise
+from aang_ray.objectives.source import END_TASK_HEAD, BatchSource, space_heads
 from aang_ray.objectives.space import ImageSpaceFile, Space, enumerate_space, masked_lm, read_space
-from aang_ray.objectives.transforms import Vocabulary
+from aang_ray.objectives.texts import Vocabulary
 from aang_ray.train.batches import sampled_count, source_settings
 from aang_ray.train.domain import DomainParts
 from aang_ray.train.text import TextDomain
@@ -67,8 +68,15 @@ def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space | No
     settings = config.objectives
     capabilities = Capabilities(
         positions_given=encoder.positions_given,
-        corpora=frozenset(name.replace("_", "-") for name, texts in task.corpora.items() if len(texts)),
-        queries=settings.visibility == "sound",
+        data=frozenset(
+            (
+                "end-task",
+                *(name.replace("_", "-") for name, texts in task.corpora.items() if len(texts)),
+                *(f"{EXTERNAL}{name}" for name in task.external),
+            )
+        ),
+        sound_visibility=settings.visibility == "sound",
+        shared_heads=settings.heads == "shared",
     )
     if isinstance(config.method, PretrainSection):
         file = masked_lm(config.method.texts)
@@ -78,14 +86,14 @@ def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space | No
             raise UserError(f"space: {config.space} holds objectives on images; {config.data.task} is a task of text")
     else:
         return None
-    missing = {data for block in file.blocks for data in block.data} - {"end-task", *capabilities.corpora}
+    missing = {data for block in file.blocks for data in block.data} - capabilities.data
     if missing:
         data = sorted(missing)[0]
         named = f"space {config.space}" if config.method.auxiliary else f"method {config.method.name}"
-        raise UserError(f"{named}: no {data} text is given; set data.{data.replace('-', '_')} to a file")
+        raise UserError(f"{named}: no {data} text is given; {how_to_give(data)}")
     space = enumerate_space(config.space, file, settings.legality, settings.labels, capabilities)
     for objective, reason in space.ruled_out.items():
-        if ruled_out(objective, settings.legality) is None:
+        if objective in space.left_out:
             logger.warning("%s is left out: %s", objective.title(task.name), reason)
     return space
 
@@ -97,23 +105,23 @@ def make_heads(
     encoder = loaded.encoder
     classes, dropout = len(task.label_names), config.encoder.head_dropout
     heads: dict[str, nn.Module] = {END_TASK_HEAD: ClassificationHead(encoder.hidden_size, classes, dropout)}
-    names = head_names(space, config.objectives.heads == "per_objective")
-    bias_V = (
-        log_unigrams(task, encoder.vocab_size, facts.special_ids)
-        if names["token"] and loaded.mlm_head is None
-        else None
-    )
-    for name in names["token"]:
-        heads[name] = TokenHead(
-            encoder.word_embeddings,
-            encoder.hidden_size,
-            bias_V=bias_V,
-            start=loaded.mlm_head,
-            untied=config.objectives.heads == "per_objective",
-            std=encoder.initializer_range,
-        )
-    for name in names["label"]:
-        heads[name] = ClassificationHead(encoder.hidden_size, classes, dropout)
+    per_objective = config.objectives.heads == "per_objective"
+    wanted = space_heads(space, task, per_objective)
+    fresh = loaded.mlm_head is None and any(head.kind == "vocabulary" for head in wanted.values())
+    bias_V = log_unigrams(task, encoder.vocab_size, facts.special_ids) if fresh else None
+    for name, head in wanted.items():
+        if head.kind == "vocabulary":
+            heads[name] = TokenHead(
+                encoder.word_embeddings,
+                encoder.hidden_size,
+                bias_V=bias_V,
+                start=loaded.mlm_head,
+                untied=per_objective,
+                std=encoder.initializer_range,
+            )
+        else:
+            assert head.size is not None
+            heads[name] = ClassificationHead(encoder.hidden_size, head.size, dropout)
     return heads
 
 
@@ -122,7 +130,9 @@ def make_source(
 ) -> BatchSource:
     """The source of every step's batch."""
     vocabulary = Vocabulary(facts.vocab_size, facts.mask, facts.special_ids)
-    output = OutputSettings(config.objectives.mask_rate, config.objectives.labels, encoder.pooling)
+    table = encoder.word_embeddings
+    noise = Noise(table.embedding_dim, config.objectives.noise_scale * float(table.weight.detach().std()))
+    output = OutputSettings(config.objectives.mask_rate, config.objectives.labels, encoder.pooling, noise)
     return BatchSource(task, space, sampled_count(config, space), vocabulary, output, source_settings(config))
 
 

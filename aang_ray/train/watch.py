@@ -37,10 +37,15 @@ def watching(draining: Sign, abandoned: Sign, pause: float = POLL_SECONDS) -> It
 
 
 def node_drains() -> bool:
-    """Whether the node of this process takes no new work and will go away: a spot notice, `ray drain-node`."""
+    """Whether the node of this process takes no new work and will go away: a spot notice, `ray drain-node`.
+
+    A process that is not connected to Ray is on no node.
+    """
     import ray
     from ray._private.state import state  # the public state API does not tell; Ray Train's own watcher asks here
 
+    if not ray.is_initialized():
+        return False
     try:
         return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
     except (ray.exceptions.RayError, RuntimeError) as error:

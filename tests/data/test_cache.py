@@ -6,11 +6,14 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
-from aang_ray.data.cache import building, cache_folder, content_key, file_digest, write_whole
+from aang_ray.data.cache import building, cache_folder, content_key, file_digest, made_once, write_whole
 from aang_ray.errors import UserError
 
 
@@ -42,6 +45,34 @@ def test_a_rename_that_fails_for_another_reason_is_said(tmp_path: Path) -> None:
     target.write_text("a file is in the way")
     with pytest.raises(OSError, match="it"), building(target):
         pass
+
+
+def test_of_many_who_want_the_same_folder_one_makes_it_and_the_others_wait(tmp_path: Path) -> None:
+    target, makers, together = tmp_path / "made" / "it", 4, Barrier(4)
+    made: list[Path] = []
+
+    def make(draft: Path) -> None:
+        made.append(draft)
+        (draft / "a").write_text("whole")
+        time.sleep(0.05)  # long enough for the others to begin, too, if they did not wait
+
+    def want(_: int) -> str:
+        together.wait()
+        return (made_once(target, make) / "a").read_text()
+
+    with ThreadPoolExecutor(makers) as pool:
+        assert list(pool.map(want, range(makers))) == ["whole"] * makers
+    assert len(made) == 1
+
+
+def test_a_maker_that_fails_lets_the_next_try(tmp_path: Path) -> None:
+    def fail(draft: Path) -> None:
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        made_once(tmp_path / "it", fail)
+    made_once(tmp_path / "it", lambda draft: (draft / "a").touch())
+    assert (tmp_path / "it" / "a").is_file()
 
 
 def test_concurrent_processes_build_the_same_folder(tmp_path: Path) -> None:

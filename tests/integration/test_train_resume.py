@@ -44,7 +44,7 @@ for value in json.loads(sys.argv[2]):
     config = resolve(parse_config(value, "test"))
     if config.cell not in store.done():
         print("cell", config.cell, flush=True)
-        store.write(run_cell(config, checkpoints=checkpoints, checkpoint_minutes=0))
+        store.write(run_cell(config, checkpoints=checkpoints))
         discard(checkpoints, config.cell)
 """
 
@@ -59,7 +59,7 @@ def cells(folder: Path) -> list[dict[str, Any]]:
         "batch": {"end_task": 16, "auxiliary": 24, "dev": 8, "dev_head": 8},
         "schedule": {"steps": STEPS, "eval_every": 7},
         "precision": "fp32",
-        "resources": {"device": "cpu", "threads": 1},
+        "resources": {"device": "cpu", "threads": 1, "checkpoint_minutes": 0},
     }
     return [{**base, "method": method} for method in METHODS]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aang_ray.objectives import randomness
-from aang_ray.objectives.transforms import Texts, Vocabulary
+from aang_ray.objectives.texts import Texts, Vocabulary
 
 FIRST, LAST, MASK, PAD = 1, 2, 3, 0
 

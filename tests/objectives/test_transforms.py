@@ -7,10 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aang_ray.objectives.transforms import Texts, Vocabulary, corrupt, select
+from aang_ray.objectives.texts import Bool, Int32, Texts, Vocabulary
+from aang_ray.objectives.transforms import TRANSFORMS, select
 from tests.objectives.conftest import FIRST, LAST, MASK, PAD, make_texts
 
 VOCABULARY = Vocabulary(50, MASK, (PAD, FIRST, LAST, MASK))
+BY_NAME = {transform.name: transform for transform in TRANSFORMS}
+
+
+def corrupt(name: str, texts: Texts, selected: Bool, vocabulary: Vocabulary) -> Int32:
+    return BY_NAME[name].corrupt(texts, selected, vocabulary).ids_T
 
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=8), st.integers(0, 10))

@@ -23,11 +23,12 @@ def write_cell(
     task: str = "movie",
     majority: bool = False,
     failed: bool = False,
+    cut: int | None = None,
     metric: str = "accuracy",
     seconds: float = 10.0,
     **settings: Any,
 ) -> None:
-    """A row of a run with the given settings, dotted names written with `__`."""
+    """A row of a run with the given settings, dotted names written with `__`; `cut` is the step it was cut short at."""
     mapping: dict[str, Any] = {
         "data": {"task": task},
         "method": {"name": method},
@@ -61,17 +62,17 @@ def write_cell(
                 seed=seed,
                 config=config.model_dump(mode="json"),
                 metric=metric,
-                status="failed" if failed else "done",
+                status="failed" if failed else "done" if cut is None else "cut",
                 error="loss is nan" if failed else None,
                 log_tail=None,
                 dev=None if failed else scores(dev, 500),
-                test=None if failed else scores(test, 1500),
+                test=None if failed or cut else scores(test, 1500),
                 test_clean=None
-                if failed
+                if failed or cut
                 else scores(test if clean is None else clean, 1500 if clean is None else 1480),
                 majority=None if failed else majority,
                 best_step=None if failed else 60,
-                steps=100,
+                steps=cut or 100,
                 examples=3200,
                 tokens=1_000_000,
                 seconds=seconds,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aang_ray.errors import UserError
-from aang_ray.report import Entry, table_from
+from aang_ray.report import Entry, render, table_from
 from aang_ray.report.select import Estimate
 from aang_ray.store import Store
 
@@ -169,6 +169,25 @@ def test_failed_runs_are_counted(store: Store, write: Write) -> None:
     assert "aang-td on movie: 2 runs failed." in table.notes
 
 
+def test_runs_that_were_cut_short_are_in_no_average_and_marked(store: Store, write: Write) -> None:
+    write(store, test=0.6)
+    write(store, dev=0.9, optim__body_lr=1e-3, cut=40)
+    write(store, dev=0.9, optim__body_lr=2e-3, cut=60)
+    write(store, method="aang", dev=0.9, cut=40)
+    table = table_from(store)
+    chosen = entry(store, "finetune")
+    assert chosen.selection.by_dev.test.values == (0.6,)
+    assert (chosen.selection.candidates, chosen.cut) == (1, 2)
+    assert [note for note in table.notes if note.startswith("‡")] == [
+        "‡ aang-td on movie: 1 run was cut short by a scheduler after 40 steps and did not compete.",
+        "‡ finetune on movie: 2 runs were cut short by a scheduler after 40 to 60 steps and did not compete.",
+    ]
+    assert table.rows == ("finetune", "aang-td")
+    text = render(table)
+    assert "60.00‡" in text
+    assert render(table, "latex").count(r"$^\ddagger$") == 3
+
+
 def test_unequal_budgets_are_told(store: Store, write: Write) -> None:
     write(store)
     write(store, method="static")
@@ -176,6 +195,14 @@ def test_unequal_budgets_are_told(store: Store, write: Write) -> None:
     write(store, method="aang", schedule__steps=200)
     assert table_from(store).notes == (
         "movie: budgets of end-task examples differ: aang-td 6,400, finetune 3,200, static-td 3,200.",
+    )
+
+
+def test_a_final_fine_tuning_counts_in_the_budget(store: Store, write: Write) -> None:
+    write(store)
+    write(store, final_finetune__steps=10)
+    assert table_from(store).notes == (
+        "movie: budgets of end-task examples differ: finetune 3,200, finetune+finetune 3,520.",
     )
 
 

@@ -66,8 +66,20 @@ results = st.builds(
     precision=texts,
     versions=st.dictionaries(texts, texts, max_size=3),
     finished_at=texts,
+    dev_before=st.none() | scores,
+    test_before=st.none() | scores,
+    test_clean_before=st.none() | scores,
 )
-history = st.builds(HistoryRow, step=counts, dev=scores, losses=maps, seconds=numbers, examples=counts, tokens=counts)
+history = st.builds(
+    HistoryRow,
+    step=counts,
+    dev=st.none() | scores,
+    losses=maps,
+    seconds=numbers,
+    examples=counts,
+    tokens=counts,
+    stage=st.none() | texts,
+)
 weights = st.builds(
     WeightRow,
     step=counts,

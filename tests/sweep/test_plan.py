@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from aang_ray.config import RunConfig, parse_config
-from aang_ray.store import Store
+from aang_ray.store import Status, Store
 from aang_ray.sweep.failure import failed_record
-from aang_ray.sweep.plan import PlannedCell, concurrency, plan, seconds_per_text
+from aang_ray.sweep.plan import PlannedCell, plan, seconds_per_text, to_run
 from aang_ray.sweep.preview import preview
 from tests.sweep.conftest import done_record, fake_resolve
 
@@ -23,7 +23,7 @@ def config(**mapping: Any) -> RunConfig:
 
 
 def cells_of(
-    *runs: RunConfig, seeds: tuple[int, ...] = (0,), status: dict[str, str] | None = None
+    *runs: RunConfig, seeds: tuple[int, ...] = (0,), status: dict[str, Status] | None = None
 ) -> list[PlannedCell]:
     return plan(runs, seeds, status or {}, fake_resolve)
 
@@ -56,29 +56,18 @@ def test_each_run_is_resolved_once_whatever_the_seeds() -> None:
 
 
 def test_states_come_from_the_store() -> None:
-    runs = [config(method=name) for name in ("finetune", "static", "aang")]
-    status = {runs[0].cell: "done", runs[1].cell: "failed"}
-    assert [cell.state for cell in cells_of(*runs, status=status)] == ["done", "failed", "waiting"]
+    runs = [config(method=name, seed=seed) for seed in (0, 1) for name in ("finetune", "static")]
+    status: dict[str, Status] = {runs[0].cell: "done", runs[1].cell: "failed"}
+    cells = [*cells_of(*runs[:2], status=status), *cells_of(*runs[:2], seeds=(1,), status={runs[2].cell: "cut"})]
+    assert [cell.state for cell in cells] == ["done", "failed", "cut", "waiting"]
+    assert [cell.state for cell in to_run(cells, keep_failed=False)] == ["failed", "cut", "waiting"]
+    assert [cell.state for cell in to_run(cells, keep_failed=True)] == ["cut", "waiting"]
 
 
 def test_work_counts_what_goes_through_the_body() -> None:
     # 60 steps x 32 end-task (+ 48 auxiliary (+ 32 dev)) texts
     work = [cell.work for cell in cells_of(*(config(method=name) for name in ("finetune", "static", "aang")))]
     assert work == [60 * 32, 60 * 80, 60 * 112]
-
-
-@pytest.mark.parametrize(
-    ("resources", "available", "cells", "expected"),
-    [
-        ({"cpus": 1}, {"CPU": 4.0}, 10, 4),
-        ({"cpus": 1}, {"CPU": 4.0}, 3, 3),
-        ({"cpus": 3}, {"CPU": 4.0}, 10, 1),
-        ({"cpus": 1, "gpus": 0.1}, {"CPU": 64.0, "GPU": 1.0}, 99, 10),
-        ({"cpus": 1}, {}, 5, 1),
-    ],
-)
-def test_trials_at_once(resources: dict[str, float], available: dict[str, float], cells: int, expected: int) -> None:
-    assert concurrency([config(resources=resources)], available, cells) == expected
 
 
 def finished(run: RunConfig, seconds: float, steps: int) -> dict[str, Any]:

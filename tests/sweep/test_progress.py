@@ -9,7 +9,8 @@ from rich.console import Console
 
 from aang_ray.config import parse_config
 from aang_ray.sweep import progress as module
-from aang_ray.sweep.monitor import CRASHED, describe_crash, describe_end
+from aang_ray.sweep.crash import CRASHED, describe_crash
+from aang_ray.sweep.monitor import describe_end
 from aang_ray.sweep.plan import PlannedCell
 from aang_ray.sweep.progress import SweepProgress, duration
 from tests.sweep.conftest import fake_resolve
@@ -63,6 +64,17 @@ def test_the_time_left_follows_the_work_done(clock: Clock) -> None:
     assert stream.getvalue().splitlines()[1:] == ["1/2 cells, 64 % of the work, about 33 s left"]
 
 
+def test_cells_that_come_later_count_from_then_on() -> None:
+    stream = io.StringIO()
+    cells = [cell("finetune"), cell("static")]
+    with SweepProgress([], Console(file=stream, width=60)) as progress:
+        progress.add(cells[:1])
+        progress.ended(cells[0], "done")
+        progress.add(cells[1:])
+        progress.ended(cells[1], "done")
+    assert [line[:5] for line in stream.getvalue().splitlines()] == ["[1/1]", "[2/2]"]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
 )
@@ -74,6 +86,9 @@ def test_ends_in_words() -> None:
     done = {"status": "done", "dev": 0.5, "test": 0.25, "metric": "macro_f1", "seconds": 61, "majority": True}
     assert describe_end(done) == "dev 50.00 · test 25.00 macro_f1 · 1 min 01 s · stayed at the majority class"
     assert describe_end({"status": "failed", "error": "out of memory"}) == "FAILED: out of memory"
+    paused = {"status": "cut", "step": 40, "dev": 0.5}
+    assert describe_end(paused) == "paused after step 40 · dev 50.00 so far"
+    assert describe_end({"status": "cut", "step": 4}) == "paused after step 4 · no dev score yet"
     assert describe_end({"status": "elsewhere"}) == "done already, by another process"
 
 

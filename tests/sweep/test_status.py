@@ -60,6 +60,14 @@ def shown(status: SweepStatus) -> str:
     return stream.getvalue()
 
 
+def test_a_cell_that_a_scheduler_cut_is_neither_done_nor_failed(store: Store) -> None:
+    store.write(done_record(FINETUNE, status="cut", test=None, test_clean=None))
+    store.write(done_record(STATIC, status="cut", test=None, test_clean=None))
+    beat(store, STATIC)
+    assert states(store)["movie · finetune · seed 0"] == "cut"
+    assert states(store)["movie · static-td n=6 · seed 0"] == "running", "it goes on"
+
+
 def test_every_cell_has_one_state(store: Store) -> None:
     store.write(done_record(FINETUNE))
     store.write(failed_record(STATIC, "out of memory"))

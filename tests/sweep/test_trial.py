@@ -15,10 +15,15 @@ from aang_ray.errors import RunFailure, UserError
 from aang_ray.store import CellRecord, HistoryRow, Store
 from aang_ray.sweep.failure import failed_record
 from aang_ray.sweep.trial import run_and_store
+from aang_ray.train.checkpoint_files import checkpoint_folder
 from tests.sweep.conftest import done_record, fake_resolve, history_row
 
 CONFIG = fake_resolve(parse_config({"method": "static"}, "test"))
 RunCell = Callable[..., CellRecord]
+
+
+class InWorker(Exception):
+    """Stands for `WorkerError`."""
 
 
 @pytest.fixture
@@ -27,7 +32,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunCell], None]:
 
     def put(run_cell: RunCell) -> None:
         module = ModuleType("aang_ray.train.launch")
-        vars(module).update(launch=run_cell, WorkerError=ArithmeticError)
+        vars(module).update(launch=run_cell, WorkerError=InWorker)
         monkeypatch.setitem(sys.modules, "aang_ray.train.launch", module)
 
     return put
@@ -64,7 +69,7 @@ def test_an_error_is_a_failed_row(tmp_path: Path, install: Callable[[RunCell], N
     assert "Traceback" in row.log_tail
 
 
-@pytest.mark.parametrize("error", [UserError, RunFailure, ArithmeticError])
+@pytest.mark.parametrize("error", [UserError, RunFailure, InWorker])
 def test_a_whole_sentence_is_the_error_as_it_is(
     tmp_path: Path, install: Callable[[RunCell], None], error: type[Exception]
 ) -> None:
@@ -80,6 +85,28 @@ def test_a_whole_sentence_is_the_error_as_it_is(
     assert row.error == "data: the file is gone"
     assert row.log_tail is not None
     assert row.log_tail.endswith("in worker 1: the last line")
+
+
+def test_a_run_that_stops_at_a_step_keeps_its_checkpoint_and_goes_on_from_it(
+    tmp_path: Path, install: Callable[[RunCell], None]
+) -> None:
+    store, told = Store(tmp_path), []
+    checkpoint = Path(checkpoint_folder(store.uri)) / CONFIG.cell
+
+    def run_cell(config: RunConfig, *, until: int | None, **_: object) -> CellRecord:
+        told.append(until)
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        return done_record(config) if until is None else done_record(config, status="cut", steps=until, test=None)
+
+    install(run_cell)
+    ends: list[dict[str, Any]] = []
+    run_and_store(CONFIG, store, ends.append, until=30)
+    assert (ends[0]["status"], ends[0]["step"], ends[0]["dev"]) == ("cut", 30, 0.75)
+    assert store.record(CONFIG.cell).result.status == "cut"
+    assert checkpoint.is_dir()
+    run_and_store(CONFIG, store, ends.append)
+    assert (ends[1]["status"], store.done(), told) == ("done", {CONFIG.cell: "done"}, [30, None])
+    assert not checkpoint.exists()
 
 
 def test_a_failed_row_is_run_again(tmp_path: Path, install: Callable[[RunCell], None]) -> None:

@@ -39,8 +39,9 @@ PUBLISHED = ["objectives.allocation=published", "optim.clipping=published", "met
 
 
 def short(tiny: dict[str, Any], *settings: str) -> RunConfig:
-    """Seven steps, evaluated after 3, 6 and 7, every method with dropout."""
-    return tiny_config(tiny, f"schedule.steps={STEPS}", "schedule.eval_every=3", *settings)
+    """Seven steps, evaluated after 3, 6 and 7, every method with dropout, a checkpoint after every step."""
+    often = "resources.checkpoint_minutes=0"
+    return tiny_config(tiny, f"schedule.steps={STEPS}", "schedule.eval_every=3", often, *settings)
 
 
 def numbers(record: CellRecord) -> dict[str, Any]:
@@ -98,14 +99,14 @@ def test_resumed_after_any_step_it_ends_with_the_same_numbers(
 ) -> None:
     config = short(tiny, *METHODS[method])
     plain = run_cell(config)
-    whole = run_cell(config, checkpoints=tmp_path / "whole", checkpoint_minutes=0)
+    whole = run_cell(config, checkpoints=tmp_path / "whole")
     assert numbers(whole) == numbers(plain), "writing checkpoints changes nothing"
     expected = last_state(tmp_path / "whole", config)
     assert expected["progress"]["steps"] == STEPS
     for step in range(1, STEPS + 1):
         folder = snapshots / str(step)
         seen: list[HistoryRow] = []
-        resumed = run_cell(config, checkpoints=folder, checkpoint_minutes=0, on_evaluation=seen.append)
+        resumed = run_cell(config, checkpoints=folder, on_evaluation=seen.append)
         assert numbers(resumed) == numbers(plain)
         assert [row.step for row in seen] == [after for after in (3, 6, 7) if after > step], "it went on, not anew"
         assert_identical(last_state(folder, config), expected)
@@ -123,8 +124,8 @@ def test_published_allocation_and_two_stops(tiny: dict[str, Any], tmp_path: Path
 
 def test_a_run_that_stopped_early_is_not_trained_on(tiny: dict[str, Any], tmp_path: Path) -> None:
     still = ["optim.body_lr=1e-12", "optim.head_lr=1e-12", "schedule.patience=1", "schedule.steps=100"]
-    config = tiny_config(tiny, "method=finetune", "schedule.eval_every=3", *still)
-    first = run_cell(config, checkpoints=tmp_path, checkpoint_minutes=0)
+    config = short(tiny, "method=finetune", *still)
+    first = run_cell(config, checkpoints=tmp_path)
     assert first.result.steps == 6
     seen: list[HistoryRow] = []
     assert numbers(run_cell(config, checkpoints=tmp_path, on_evaluation=seen.append)) == numbers(first)
@@ -133,7 +134,7 @@ def test_a_run_that_stopped_early_is_not_trained_on(tiny: dict[str, Any], tmp_pa
 
 def test_seconds_and_the_size_of_a_forward_pass_go_on(tiny: dict[str, Any], tmp_path: Path) -> None:
     config = short(tiny, "method=finetune")
-    run_cell(config, checkpoints=tmp_path, checkpoint_minutes=0)
+    run_cell(config, checkpoints=tmp_path)
     files = CheckpointFiles(tmp_path, config.cell)
     found = files.load()
     assert found is not None
@@ -144,7 +145,7 @@ def test_seconds_and_the_size_of_a_forward_pass_go_on(tiny: dict[str, Any], tmp_
     for micro, texts in (("auto", 3), ("5", 5)):
         stated = short(tiny, "method=finetune", f"batch.micro={micro}")
         compute = choose_compute(stated)
-        trainer = Trainer(build(stated, compute), keeper=Keeper(files, compute))
+        trainer = Trainer(build(stated, compute), keeper=Keeper(files, compute, minutes=5.0))
         trainer.run()
         assert trainer.stepper.micro.texts == texts
 
@@ -333,7 +334,7 @@ def test_another_configuration_or_version_is_refused(tmp_path: Path, monkeypatch
 
 def test_a_state_of_another_model_is_refused(tiny: dict[str, Any], tmp_path: Path) -> None:
     config = short(tiny, "method=finetune")
-    run_cell(config, checkpoints=tmp_path, checkpoint_minutes=0)
+    run_cell(config, checkpoints=tmp_path)
     files = CheckpointFiles(tmp_path, config.cell)
     found = files.load()
     assert found is not None
@@ -368,7 +369,7 @@ def test_beside_a_store(tiny: dict[str, Any], tmp_path: Path) -> None:
     assert checkpoint_folder("s3://bucket/a?region=x&scheme=http") == "s3://bucket/a/.checkpoints?region=x&scheme=http"
     config, store = short(tiny, "method=finetune"), Store(tmp_path)
     checkpoints = checkpoint_folder(store.uri)
-    store.write(run_cell(config, checkpoints=checkpoints, checkpoint_minutes=0))
+    store.write(run_cell(config, checkpoints=checkpoints))
     other = "0" * 16
     CheckpointFiles(checkpoints, other).save(1, STATE, 1, KEPT)
     assert store.done() == {config.cell: "done"}

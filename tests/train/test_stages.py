@@ -82,10 +82,11 @@ def test_rows_of_a_run_with_pretraining(tiny: dict[str, Any]) -> None:
 
 
 def test_pretraining_learns_its_objective(tiny: dict[str, Any]) -> None:
-    settings = ["method.name=tapt", "method.tapt_steps=30", "method.lr=3e-3", "schedule.steps=1"]
-    history = run_cell(tiny_config(tiny, *settings, "method.batch=32", "schedule.eval_every=5")).history
-    first, last = (next(iter(row.losses.values())) for row in (history[0], history[5]))
-    assert last < first - 0.1
+    settings = ["method.name=tapt", "method.tapt_steps=60", "method.lr=1e-2", "method.batch=64", "schedule.steps=1"]
+    history = run_cell(tiny_config(tiny, *settings, "schedule.eval_every=15")).history
+    losses = [next(iter(row.losses.values())) for row in history[:4]]
+    # Words of random sentences are hard to guess: from the unigram loss, about 3.03, to about 2.9.
+    assert losses[3] < losses[0] - 0.05
 
 
 def test_fine_tuning_after_it_equals_fine_tuning_from_that_body(tiny: dict[str, Any]) -> None:
@@ -108,11 +109,14 @@ def test_fine_tuning_after_it_equals_fine_tuning_from_that_body(tiny: dict[str, 
 
 @pytest.mark.parametrize("settings", [BOTH, FINAL], ids=["tapt_dapt", "final"])
 def test_resumed_after_any_step_of_any_stage_it_ends_with_the_same_numbers(
-    tiny: dict[str, Any], settings: list[str], tmp_path: Path, snapshots: Path  # noqa: F811
+    tiny: dict[str, Any],
+    settings: list[str],
+    tmp_path: Path,
+    snapshots: Path,  # noqa: F811
 ) -> None:
-    config = tiny_config(tiny, *settings)
+    config = tiny_config(tiny, *settings, "resources.checkpoint_minutes=0")
     plain = run_cell(config)
-    whole = run_cell(config, checkpoints=tmp_path / "whole", checkpoint_minutes=0)
+    whole = run_cell(config, checkpoints=tmp_path / "whole")
     assert numbers(whole) == numbers(plain)
     expected = last_state(tmp_path / "whole", config)
     assert expected["progress"]["stage"] == len(stages_of(config)) - 1
@@ -120,7 +124,7 @@ def test_resumed_after_any_step_of_any_stage_it_ends_with_the_same_numbers(
         folder = snapshots / str(step)
         seen: list[HistoryRow] = []
         assert CheckpointFiles(folder, config.cell).load() is not None
-        resumed = run_cell(config, checkpoints=folder, checkpoint_minutes=0, on_evaluation=seen.append)
+        resumed = run_cell(config, checkpoints=folder, on_evaluation=seen.append)
         assert numbers(resumed) == numbers(plain)
         assert [row.step for row in seen] == [row.step for row in plain.history if row.step > step]
         assert_identical(last_state(folder, config), expected)
@@ -167,5 +171,5 @@ def test_pretraining_on_a_domain_without_text_is_one_clear_line(tiny: dict[str, 
     folder = write_task(tmp_path / "bare", {"train": 8, "dev": 4, "test": 4})
     (folder / "in_domain.txt").unlink()
     for settings in (["method.name=dapt"], ["method.name=dapt", "method.dapt_steps=2"]):
-        with pytest.raises(UserError, match="method dapt: no in-domain text is given; set data.in_domain to a file"):
+        with pytest.raises(UserError, match=r"method dapt: no in-domain text is given; set data\.in_domain"):
             run_cell(tiny_config(tiny, *settings, f"data.task={folder}"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aang_ray.config.run import RunConfig
-from aang_ray.objectives import batch
+from aang_ray.objectives import batch, lay_out
 from aang_ray.train.text import TextDomain
 from tests.train.running import parameters, run_steps, stepper, tiny_config
 
@@ -61,8 +61,13 @@ def test_both_rates_zero_is_static_multitask(tiny: dict[str, Any]) -> None:
 def test_padding_never_matters(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(tiny, *NO_DROPOUT)
     packed = run_steps(config, 3, torch.float64)
-    for name, value in (("SHORTEST_ROW", 200), ("ROWS_MULTIPLE", 3), ("LABELS_MULTIPLE", 50), ("TEXTS_MULTIPLE", 7)):
-        monkeypatch.setattr(batch, name, value)
+    for module, name, value in (
+        (lay_out, "SHORTEST_ROW", 200),
+        (lay_out, "ROWS_MULTIPLE", 3),
+        (batch, "LABELS_MULTIPLE", 50),
+        (batch, "TEXTS_MULTIPLE", 7),
+    ):
+        monkeypatch.setattr(module, name, value)
     wide = run_steps(config, 3, torch.float64)
     torch.testing.assert_close(parameters(packed), parameters(wide), rtol=1e-6, atol=1e-9)
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.model.segments import SegmentRows
-from aang_ray.objectives.batch import Targets, pinned
+from aang_ray.objectives.batch import Targets
 from aang_ray.objectives.images.segment import ImageSegment
 from aang_ray.objectives.losses import shares
+from aang_ray.objectives.tensors import moved, pinned
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ImagePiece:
         return replace(
             self,
             pixels_E1HW=self.pixels_E1HW.to(device, non_blocking=True),
-            targets=tuple(targets.to(device) for targets in self.targets),
+            targets=tuple(moved(targets, device) for targets in self.targets),
         )
 
     def pin(self) -> ImagePiece:

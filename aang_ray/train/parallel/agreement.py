@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,37 +60,33 @@ def _failure(kind: int, text: str, rank: int) -> Exception:
     return RunFailure(text) if kind == _RUN else UserError(text)
 
 
-def check_same(workers: Workers, step: int, named: Iterable[tuple[str, Tensor]], learned: Sequence[Tensor]) -> None:
-    """Refuse to go on where workers hold different parameters, method states or steps.
-
-    Waits for the device.
+def check_same(workers: Workers, steps: int, named: Mapping[str, Tensor]) -> None:
+    """Refuse to go on where workers differ in a tensor, or in how many steps they have made; waits for the device.
 
     Raises:
-        RunFailure: naming the first parameter that differs.
+        RunFailure: naming the first that differs.
     """
-    if workers.size == 1:
-        return
-    names, tensors = zip(*named, strict=True)
-    names = ("the step", *names, *(f"the method's state {number}" for number in range(len(learned))))
-    sums = torch.stack([_checksum(tensor) for tensor in (*tensors, *learned)]).tolist()
-    values = [step, *sums]
-    largest, smallest = workers.max_host(values), workers.max_host([-value for value in values])
-    different = [name for name, most, least in zip(names, largest, smallest, strict=True) if most != -least]
+    sums = [steps, *(int(_checksum(tensor)) for tensor in named.values())]
+    largest, least = workers.max_host(sums), workers.max_host([-value for value in sums])
+    names = ("the number of steps", *named)
+    different = [name for name, most, negative in zip(names, largest, least, strict=True) if most != -negative]
     if different:
         raise RunFailure(
-            f"step {step}: the workers of this run differ in {different[0]} (and {len(different) - 1} more); "
-            "they must run the same version on the same kind of device and read the same checkpoint"
+            f"after step {steps} the workers of this run differ in {different[0]} and {len(different) - 1} more: they "
+            "need the same version, the same kind of device and checkpoints that all of them can read"
         )
 
 
-def parameters_of(body: nn.Module, heads: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    """All parameters by their qualified names."""
-    for root, module in (("encoder", body), ("heads", heads)):
-        for name, parameter in module.named_parameters():
-            yield f"{root}.{name}", parameter
+def held(body: nn.Module, heads: nn.Module, method: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What all workers must hold alike, by name."""
+    return {
+        **{f"encoder.{name}": parameter for name, parameter in body.named_parameters()},
+        **{f"heads.{name}": parameter for name, parameter in heads.named_parameters()},
+        **{f"method.{name}": value for name, value in method.items() if isinstance(value, Tensor)},
+    }
 
 
 def _checksum(tensor: Tensor) -> Tensor:
-    """The sum of a tensor's bits, read as integers: any single change moves it."""
-    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    """The sum of a tensor's bits, read as whole numbers: a change of any one entry changes it."""
+    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return tensor.detach().contiguous().view(words).sum(dtype=torch.int64)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from aang_ray.errors import RunFailure
 from aang_ray.gradients.engine import Final, Request, StepGradients
 from aang_ray.gradients.matrix import from_gram
+from aang_ray.gradients.products import products
 from aang_ray.model.heads import TiedDecoder
 from aang_ray.objectives.source import END_TASK, FIRST_OBJECTIVE
 from aang_ray.train.domain import Domain
@@ -86,6 +87,8 @@ class Exchange:
         self.traffic = Traffic()
         if request.gram or request.separate:
             return self._matrix(compute, request)
+        if request.keep:
+            return self._kept(compute, request)
         if request.scores:
             return self._scored(compute, request, share)
         return self._weighted(compute, request)
@@ -97,6 +100,17 @@ class Exchange:
         self._sum(losses_S, "scalars")
         body.wait()
         return StepGradients(losses_S)
+
+    def _kept(self, compute: Compute, request: Request) -> StepGradients:
+        """The update, and some segments' gradients: a body-sized vector is sent for each. Scores are not known."""
+        body = BodySum(self._buckets, self._workers)
+        local = self._agreed(compute, request, body)
+        losses_S = local.losses_S / self._computed(local.losses_S)
+        self._sum(losses_S, "scalars")
+        for segment in request.keep:
+            self._sum(local.kept[segment], "separate")
+        body.wait()
+        return StepGradients(losses_S, kept=local.kept)
 
     def _scored(self, compute: Compute, request: Request, share: Share) -> StepGradients:
         split = share.placement.split()
@@ -202,7 +216,7 @@ class Exchange:
         body.wait()
         if self._table is None:
             self._set_body(request.coefficients_S.to(rows_SP.dtype) @ rows_SP)
-        return from_gram(losses_S, rows_SP @ rows_SP.t(), request, rows_SP)
+        return from_gram(losses_S, products(rows_SP, rows_SP), request, rows_SP)
 
     def _set_body(self, update_P: Tensor) -> None:
         start = 0
@@ -290,5 +304,6 @@ def no_gradients(request: Request, body: nn.Module) -> StepGradients:
         dots_S=zeros_S.clone(),
         norms2_S=zeros_S.clone(),
         separate_SP=zeros_S.new_zeros(segments, sum(p.numel() for p in parameters)) if request.separate else None,
+        kept={segment: zeros_S.new_zeros(sum(p.numel() for p in parameters)) for segment in request.keep},
         joint_rows_UH=None if rows is None else zeros_S.new_zeros(rows.rows, rows.table.shape[1]),
     )

@@ -53,7 +53,7 @@ class Workers:
         """All processes of the initialised default group of `torch.distributed`; alone where there is none."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls.alone()
-        with _losing():
+        with losing():
             tensors = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout)
             control = dist.new_group(backend="gloo", timeout=timeout)
         return cls(dist.get_rank(), dist.get_world_size(), tensors, control, timeout)
@@ -66,27 +66,34 @@ class Workers:
     def sum_(self, tensor: Tensor, members: Sequence[int] | None = None) -> None:
         """Replace a tensor by its sum over all workers, or over `members`, of which this one must be one."""
         if self.size > 1:
-            with _losing():
+            with losing():
                 dist.all_reduce(tensor, group=self.tensors if members is None else self._groups[tuple(members)])
 
     def sum_later(self, tensor: Tensor) -> Pending:
         """Begin to replace a tensor by its sum over all workers, while other work goes on."""
         if self.size == 1:
             return Pending(None)
-        with _losing():
+        with losing():
             return Pending(dist.all_reduce(tensor, group=self.tensors, async_op=True))
 
     def broadcast_(self, tensor: Tensor, source: int = 0) -> None:
         """Replace a tensor, on the device, by that of one worker."""
         if self.size > 1:
-            with _losing():
+            with losing():
                 dist.broadcast(tensor, source, group=self.tensors)
+
+    def first_of(self, tensor: Tensor) -> Tensor:
+        """The first worker's tensor, in host memory."""
+        if self.size > 1:
+            with losing():
+                dist.broadcast(tensor, 0, group=self.control)
+        return tensor
 
     def join(self, members: Sequence[int]) -> None:
         """Make the sub-group of these ranks where it does not exist yet; called by all workers."""
         key = tuple(members)
         if key not in self._groups:
-            with _losing():
+            with losing():
                 group = dist.new_group(list(key), timeout=self.timeout, backend=dist.get_backend(self.tensors))
             assert isinstance(group, dist.ProcessGroup) or self.rank not in key
             self._groups[key] = group
@@ -96,7 +103,7 @@ class Workers:
         if self.size == 1:
             return list(values)
         gathered = torch.tensor(values, dtype=torch.int64)
-        with _losing():
+        with losing():
             dist.all_reduce(gathered, dist.ReduceOp.MAX, group=self.control)
         return [int(value) for value in gathered]
 
@@ -109,7 +116,7 @@ class Workers:
         if self.size == 1:
             return list(values)
         gathered = torch.tensor(values, dtype=torch.float64)
-        with _losing():
+        with losing():
             dist.all_reduce(gathered, group=self.control)
         return [float(value) for value in gathered]
 
@@ -121,7 +128,7 @@ class Workers:
         if self.rank == source:
             raw = text.encode()[:TEXT_BYTES]
             encoded[: len(raw)] = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else encoded[:0]
-        with _losing():
+        with losing():
             dist.broadcast(encoded, source, group=self.control)
         return bytes(encoded.tolist()).rstrip(b"\0").decode(errors="ignore")
 
@@ -143,12 +150,12 @@ class Pending:
             WorkerLost: where it will never come.
         """
         if self._work is not None:
-            with _losing():
+            with losing():
                 self._work.wait()
 
 
 @contextmanager
-def _losing() -> Iterator[None]:
+def losing() -> Iterator[None]:
     """An error of communication says that another worker is gone; which one, the network does not know."""
     try:
         yield

@@ -17,32 +17,51 @@ class Slot:
     """Which of the task's steps in this round."""
     owner: int
     """Rank of the worker that makes it."""
+    group: int
     leads: bool
     """Whether it comes first among the steps that the workers of its group make at the same time."""
     ends: bool
-    """Whether the tasks of its group are trained after it."""
+    """Whether all tasks of its group are trained after it."""
 
 
-def slots(steps_N: Sequence[int], workers: int) -> tuple[Slot, ...]:
-    """The steps of all tasks, each of which is trained alone.
+class TaskPlan:
+    """The steps of all tasks of a round, each of which is trained alone.
 
-    Task i is worker i mod W's: W tasks at a time form a group. What the workers of a group do at the same time are
-    consecutive slots, all of it done at the leading one: so the slots of a round are as many for any W.
+    Task i is worker i mod W's; W tasks at a time form a group. What the workers of a group do at the same time stands
+    in consecutive slots and is done at the leading one: so a round has as many slots for any W.
     """
-    result: list[Slot] = []
-    for start in range(0, len(steps_N), workers):
-        group = range(start, min(start + workers, len(steps_N)))
-        numbers = range(max(steps_N[task] for task in group))
-        order = [(number, [task for task in group if steps_N[task] > number]) for number in numbers]
-        for number, tasks in order:
-            for task in tasks:
-                last = number == numbers[-1] and task == tasks[-1]
-                result.append(Slot(task, number, task - start, leads=task == tasks[0], ends=last))
-    return tuple(result)
+
+    def __init__(self, steps_N: Sequence[int], workers: int) -> None:
+        self.slots: list[Slot] = []
+        for group, start in enumerate(range(0, len(steps_N), workers)):
+            members = range(start, min(start + workers, len(steps_N)))
+            steps = max(steps_N[task] for task in members)
+            for number in range(steps):
+                tasks = [task for task in members if steps_N[task] > number]
+                self.slots += [
+                    Slot(task, number, task - start, group, task == tasks[0], number == steps - 1 and task == tasks[-1])
+                    for task in tasks
+                ]
+        self._places = {(slot.group, slot.number, slot.owner): slot for slot in self.slots}
+
+    def own(self, slot: Slot, rank: int) -> Slot | None:
+        """What a worker does while this step is made; None where it has nothing to do."""
+        return self._places.get((slot.group, slot.number, rank))
+
+    def members(self, group: int) -> list[tuple[int, int]]:
+        """(task, owner) of a group."""
+        return [(slot.task, slot.owner) for slot in self.slots if slot.group == group and slot.number == 0]
+
+    def first(self, task: int) -> int:
+        """Place of the first slot of the group that trains a task."""
+        group = next(slot.group for slot in self.slots if slot.task == task)
+        return next(place for place, slot in enumerate(self.slots) if slot.group == group)
 
 
 def fitted(lengths: Sequence[int], total: int) -> tuple[int, ...]:
-    """The lengths of a round's parts, shortened in proportion where the run has fewer steps than one round.
+    """The lengths of a round's parts, shortened where the run has fewer steps than one round.
+
+    Every part keeps one step; what is left is shared out in proportion to what each wanted beyond it.
 
     Raises:
         UserError: where there is no step for every part.
@@ -51,9 +70,8 @@ def fitted(lengths: Sequence[int], total: int) -> tuple[int, ...]:
         return tuple(lengths)
     if len(lengths) > total:
         raise UserError(
-            f"schedule.steps: {total} steps are less than one for each of the {len(lengths)} parts of a round; "
+            f"schedule.steps: {total} is less than one step for each of the {len(lengths)} parts of a round; "
             "raise it or lower n"
         )
-    # Every part keeps one step, the rest is shared out in proportion to what was wanted beyond it.
     spare, wanted = total - len(lengths), sum(lengths) - len(lengths)
     return tuple(1 + (length - 1) * spare // wanted for length in lengths)

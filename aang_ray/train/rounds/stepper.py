@@ -1,8 +1,8 @@
 """Training in rounds: every task alone from the same parameters, then what the method makes of it.
 
-A step of a round is one optimiser step of one task, so that the loop, its checkpoints and its counts stay those of
-any other method. Between a task's first and last step body and heads hold that task's parameters; at the end of a
-round they hold the round's result, and only there dev is scored.
+A step is one optimiser step of one task, so that the loop, its checkpoints and its counts stay those of any other
+method. Within a round body and heads hold the parameters of a task in training; at its end they hold the round's
+result, and only there dev is scored.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,10 +21,10 @@ from aang_ray.config.methods import RoundsSection
 from aang_ray.errors import UserError
 from aang_ray.gradients.engine import StepGradients
 from aang_ray.methods.base import Sampled
-from aang_ray.methods.rounds import RoundMethod
+from aang_ray.train.domain import DomainBatch
 from aang_ray.train.optim import make_optimizer, rate_factor
 from aang_ray.train.parallel.agreement import Agreement
-from aang_ray.train.rounds.plan import Slot, fitted, slots
+from aang_ray.train.rounds.plan import Slot, TaskPlan, fitted
 from aang_ray.train.rounds.vector import ParameterVector
 from aang_ray.train.setup import Setup
 from aang_ray.train.step import Prepared, Stepper
@@ -32,75 +32,207 @@ from aang_ray.train.step import Prepared, Stepper
 
 @dataclass(frozen=True)
 class RoundPrepared(Prepared):
-    """A step's batch, and what this worker trains meanwhile."""
+    """A step's batch, and what this worker does meanwhile."""
 
     step: int = 0
     slot: Slot | None = None
     """None where all tasks are trained together."""
     own: Prepared | None = None
-    """This worker's own step, at a slot that leads."""
+    """This worker's own step, where the slot leads and the worker has one."""
 
     @property
     def sampled(self) -> Sampled:
-        return Sampled(self.step, self.batch.sampled, self.batch.shares, (1.0,) * len(self.batch.sampled))
+        count = len(self.batch.sampled)
+        return Sampled(self.step, self.batch.sampled, self.batch.shares, (1.0,) * count)
 
 
 class RoundStepper(Stepper, ABC):
-    """Rounds of the tasks: 0 the end task, then the objectives that step 0 samples, for the whole run.
+    """Rounds of the tasks: 0 is the end task, then come the objectives that step 0 samples, for the whole run.
 
-    A task's batch is `batch.end_task` or, alone, the whole of `batch.auxiliary`. A round is as many of its steps as
-    `method` says, and the run as many whole rounds as `schedule.steps` holds. A task's learning rates go through the
-    part of the schedule that the round takes, as if all tasks were trained at once: their updates do not depend on
-    their order.
+    A task's batch is `batch.end_task`, or the whole of `batch.auxiliary`. A run has as many whole rounds as
+    `schedule.steps` holds; one that is shorter than a round shortens it. The learning rates of every task go through
+    the part of the schedule that the whole round takes, as if all were trained at once: a task's update does not
+    depend on the order.
+
+    On W workers task i is trained by worker i mod W alone, and nothing is sent but the tasks' losses; a run that is
+    resumed trains the tasks at hand again from their start.
     """
 
-    extra_parts: tuple[int, ...] = ()
-    """Steps of a round beyond those of the tasks."""
-
-    def __init__(self, setup: Setup, method: RoundMethod, config: RoundsSection) -> None:
+    def __init__(self, setup: Setup, config: RoundsSection) -> None:
         super().__init__(setup)
+        name = setup.config.method.name
         if setup.domain.follows_factors:
-            raise UserError(f"objectives.allocation: published does not go with {setup.config.method.name}; use equal")
-        self.tasks = method
+            raise UserError(f"objectives.allocation: published does not go with {name}; use equal")
+        if setup.config.resources.optimizer_state == "sharded":
+            raise UserError(f"resources.optimizer_state: sharded does not go with {name}; use replicated")
         self.objectives = setup.domain.batch(0, False, None).sampled
-        self.total = setup.config.schedule.steps or 0
-        wanted = self._task_steps(config)
-        lengths = fitted((*wanted, *self._extra_parts(wanted)), self.total)
-        self.task_steps = lengths[: len(wanted)]
-        self.extra_parts = lengths[len(wanted) :]
+        self._total = setup.config.schedule.steps or 0
+        wanted = [self._wanted(config, task) for task in range(1 + len(self.objectives))]
+        lengths = fitted((*wanted, *self._beyond(wanted)), self._total)
+        self.task_steps, self.beyond = lengths[: len(wanted)], lengths[len(wanted) :]
         self.round_steps = sum(lengths)
-        """Of a round at the least."""
-        self.slots = slots(self.task_steps, setup.workers.size)
+        """Of a round, at the least."""
+        self.plan = TaskPlan(self.task_steps, setup.workers.size)
         self.vector = ParameterVector(setup.encoder, setup.heads)
         self._rate = rate_factor(setup.config.schedule)
         self._start_Q: Tensor | None = None
-        """The parameters that the round began with."""
         self._losses_W: Tensor | None = None
-        """What the workers' steps at the leading slot cost, by rank."""
-        self.round, self.round_began, self.place = 0, 0, 0
-        """Number of the round, the step it began at, and slots of it that are done."""
-        self.round_over = False
+        """Of the steps that the workers made at the leading slot, by rank."""
+        self.round, self.began, self.place = 0, 0, 0
+        """Number of the round, the step it began with, and how many steps of its present part are done."""
+        self.over = False
+        """Whether the last step ended a round."""
 
     def evaluates_after(self, step: int) -> bool:
-        return self.round_over
+        return self.over
 
     def ends_after(self, step: int) -> bool:
-        return self.round_over and step + self.round_steps > self.total
+        return self.over and step + self.round_steps > self._total
 
     def prepare(self, step: int) -> RoundPrepared:
-        """The batch of a step of a task alone."""
-        round_, place = self.position(step)
-        slot = self.slots[place]
-        mine = next((s for s in self.slots if s.owner == self.setup.workers.rank and _together(s, slot, self)), None)
-        own = None if mine is None or not slot.leads else self._prepared(mine, round_)
-        plain = own if own is not None and mine == slot else self._prepared(slot, round_, pieces=False)
-        shared = {f.name: getattr(plain, f.name) for f in fields(Prepared)}
-        return RoundPrepared(**shared, step=step, slot=slot, own=own)
-
-    @abstractmethod
-    def position(self, step: int) -> tuple[int, int]:
-        """Round and slot of a step."""
+        round_, place = self._position(step)
+        slot, rank = self.plan.slots[place], self.setup.workers.rank
+        batch = self._task_batch(slot, round_)
+        mine = self.plan.own(slot, rank) if slot.leads else None
+        own = None
+        if mine is not None:
+            own_batch = batch if mine == slot else self._task_batch(mine, round_)
+            micro = self.micro.texts
+            own = Prepared(own_batch, self._pieces(own_batch, micro, None), None, micro)
+        return RoundPrepared(batch, (), None, 0, batch_tokens=self._tokens(batch), step=step, slot=slot, own=own)
 
     def step(self, prepared: Prepared) -> StepGradients:
         assert isinstance(prepared, RoundPrepared)
-        return self._task_step(prepared)
+        self._count()
+        slot = prepared.slot
+        assert slot is not None
+        if slot.leads:
+            self._losses_W = self._lead(slot, prepared.own)
+        assert self._start_Q is not None
+        assert self._losses_W is not None, "a group begins with a slot that leads"
+        losses_S = self._losses_W.new_zeros(len(prepared.batch.segments))
+        losses_S[-1] = self._losses_W[slot.owner]
+        if slot.ends:
+            for task, owner in self.plan.members(slot.group):
+                self._take(task, owner)
+            self.vector.write(self._start_Q)
+        if slot is self.plan.slots[-1]:
+            self._tasks_trained(prepared.step)
+        return StepGradients(losses_S)
+
+    def round_state(self) -> dict[str, Any]:
+        """What a resumed run needs beyond the parameters of the task at hand."""
+        return {
+            "start": None if self._start_Q is None else self._start_Q.cpu(),
+            "round": self.round,
+            "began": self.began,
+            "place": self.place,
+            "over": self.over,
+        }
+
+    def restore_round(self, state: Mapping[str, Any]) -> None:
+        self._start_Q = None if state["start"] is None else state["start"].to(self.setup.compute.device)
+        self.round, self.began, self.over = int(state["round"]), int(state["began"]), bool(state["over"])
+        if self._start_Q is not None:
+            self.vector.write(self._start_Q)
+            self._replay(int(state["place"]))
+
+    def _replay(self, place: int) -> None:
+        """Make the steps of the part at hand again: nothing but whole parts is kept."""
+        over = self.over
+        self.place = self._replay_from()
+        while self.place < place:
+            self.step(self.prepare(self.began + self.place))
+        self.over = over
+
+    def _replay_from(self) -> int:
+        """Place of the first step whose outcome is not known."""
+        return self.plan.first(self._known) if self._known < len(self.task_steps) else 0
+
+    @property
+    @abstractmethod
+    def _known(self) -> int:
+        """How many tasks' outcomes of this round are known."""
+
+    def _position(self, step: int) -> tuple[int, int]:
+        """Round and place of a step."""
+        return self.round, self.place
+
+    def _count(self) -> None:
+        """One more step of the round."""
+        if self._start_Q is None:
+            self._start_Q = self.vector.read()
+        self.over = False
+        self.place += 1
+
+    def _end_round(self, step: int) -> None:
+        self.round, self.began, self.place, self.over = self.round + 1, step + 1, 0, True
+        self._start_Q = None
+
+    @abstractmethod
+    def _take(self, task: int, owner: int) -> None:
+        """A task is trained: its owner's parameters are the outcome."""
+
+    @abstractmethod
+    def _tasks_trained(self, step: int) -> None:
+        """All tasks are trained; body and heads hold the parameters that the round began with."""
+
+    @abstractmethod
+    def _task_weight(self, task: int) -> float:
+        """What the task's learning rate is multiplied by."""
+
+    def _beyond(self, wanted: list[int]) -> tuple[int, ...]:
+        """Steps of a round's other parts, from those of its tasks."""
+        return ()
+
+    def _lead(self, slot: Slot, own: Prepared | None) -> Tensor:
+        """The steps of all workers of a group at the same time; their losses by rank, [W]."""
+        setup, workers = self.setup, self.setup.workers
+        dtype = torch.promote_types(self.vector.parameters[0].dtype, torch.float32)
+        losses_W = torch.zeros(workers.size, dtype=dtype, device=setup.compute.device)
+        with Agreement(workers):
+            if own is not None:
+                if slot.number == 0:
+                    self._begin(own)
+                losses_W[workers.rank] = super().step(own).losses_S[-1]
+        workers.sum_(losses_W)
+        return losses_W
+
+    def _begin(self, own: Prepared) -> None:
+        """A fresh optimiser for a task of this worker."""
+        task = self._task_of(own.batch)
+        self._fresh_optimizer(self.task_steps[task], self._task_weight(task))
+
+    def _fresh_optimizer(self, steps: int, weight: float) -> None:
+        """Rates times `weight`; the schedule's factor goes through the round in so many steps.
+
+        Under SGD the weight stands for one on the loss, behind the clipping: so weight decay is not multiplied.
+        """
+        optim = self.setup.config.optim
+        self.optimizer = make_optimizer(self.setup.encoder, self.setup.heads, optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= weight
+            if optim.algorithm == "sgd":
+                group["weight_decay"] /= weight
+        began, span, rate = self.began, self.round_steps, self._rate
+        self.schedule = LambdaLR(self.optimizer, lambda step: rate(began + step * span // steps))
+
+    def _task_of(self, batch: DomainBatch) -> int:
+        return 1 + self.objectives.index(batch.sampled[0]) if batch.sampled else 0
+
+    def _task_batch(self, slot: Slot, round_: int) -> DomainBatch:
+        number = round_ * self.task_steps[slot.task] + slot.number
+        objectives = (self.objectives[slot.task - 1],) if slot.task else ()
+        return self.setup.domain.chosen(number, slot.task == 0, objectives)
+
+    def _tokens(self, batch: DomainBatch) -> int:
+        return sum(int(costs_E.sum()) for costs_E in self.setup.domain.costs(batch))
+
+    def _wanted(self, config: RoundsSection, task: int) -> int:
+        """Steps of a task in a round."""
+        if config.round_steps is not None:
+            return config.round_steps
+        setup, batch = self.setup, self.setup.config.batch
+        examples = setup.domain.size(self.objectives[task - 1]) if task else len(setup.task.train)
+        size = (batch.auxiliary if task else batch.end_task) or 1
+        return math.ceil(config.round_fraction * examples / size)

@@ -29,5 +29,5 @@ class ParameterVector:
 
     def split(self, vector_Q: Tensor) -> dict[str, Tensor]:
         """Views of a vector by name, each in its parameter's shape."""
-        parts = vector_Q.split([p.numel() for p in self._named.values()])
+        parts = torch.split(vector_Q, [p.numel() for p in self._named.values()])
         return {name: part.view_as(p) for (name, p), part in zip(self._named.items(), parts, strict=True)}

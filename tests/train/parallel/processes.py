@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -15,13 +16,34 @@ from torch import multiprocessing
 from aang_ray.train.parallel.workers import Workers
 
 SECONDS = 60
+"""How long a worker waits for another: far more than any step takes, on a busy machine, too."""
+# One process imports everything, and all workers are copies of it.
+multiprocessing.set_forkserver_preload(["aang_ray.train.run", "tests.train.parallel.processes"])
 
 
-def together(size: int, folder: Path, work: Callable[..., Any], *arguments: Any, seconds: float = SECONDS) -> list[Any]:
-    """What `work(workers, *arguments)` returns, or the exception that it raises, in each of `size` processes."""
+def together(
+    size: int, folder: Path, work: Callable[..., Any], *arguments: Any, seconds: float = SECONDS, limit: float = 300
+) -> list[Any]:
+    """What `work(workers, *arguments)` returns in each of `size` processes, the exception that it raises, or None.
+
+    None stands for a process that ended otherwise. After `limit` seconds all are ended.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    multiprocessing.spawn(_worker, (size, folder, seconds, work, arguments), nprocs=size)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
+    context = multiprocessing.get_context("forkserver")
+    members = [
+        context.Process(target=_worker, args=(rank, size, folder, seconds, work, arguments), daemon=True)
+        for rank in range(size)
+    ]
+    for member in members:
+        member.start()
+    end = time.monotonic() + limit
+    for member in members:
+        member.join(max(0.0, end - time.monotonic()))
+    for member in members:
+        member.kill()
+        member.join()
+    files = [folder / f"{rank}.pt" for rank in range(size)]
+    return [torch.load(file, weights_only=False) if file.exists() else None for file in files]
 
 
 def _worker(

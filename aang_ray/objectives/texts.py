@@ -1,0 +1,82 @@
+"""Texts end to end, with their keys of randomness, and what is to be known of the vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from aang_ray.objectives import randomness
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts end to end. Suffixes: T tokens, E texts."""
+
+    ids_T: Int32
+    lengths_E: Int64
+    keys_E: randomness.U64
+    """A key of randomness for each text: a function of (seed, step, objective, example)."""
+    capitals_T: Bool | None = None
+    """Tokens that begin with an upper-case letter in the raw text, where that is known."""
+
+    @cached_property
+    def text_T(self) -> Int64:
+        """Index of each token's text."""
+        return np.repeat(np.arange(len(self.lengths_E)), self.lengths_E)
+
+    @cached_property
+    def starts_E(self) -> Int64:
+        return np.cumsum(self.lengths_E) - self.lengths_E
+
+    @cached_property
+    def positions_T(self) -> Int64:
+        """Position of each token in its text, from 0."""
+        return np.arange(len(self.ids_T)) - np.repeat(self.starts_E, self.lengths_E)
+
+    def uniform_T(self, purpose: int) -> Float64:
+        """One number in [0, 1) for each token; purposes from `randomness.FREE` on are the user's own."""
+        return randomness.uniform(self.keys_E[self.text_T].view(np.int64), purpose, self.positions_T)
+
+    def uniform_E(self, purpose: int) -> Float64:
+        """One number in [0, 1) for each text."""
+        return randomness.uniform(self.keys_E.view(np.int64), purpose, -1)
+
+    def budget(self, real_T: Bool, rate: float) -> Int64:
+        """How many of each text's m real tokens are to be selected: floor(rate * m + u), at least one, [E]."""
+        real_E = np.bincount(self.text_T, weights=real_T, minlength=len(self.lengths_E))
+        wanted_E = np.floor(rate * real_E + self.uniform_E(randomness.COUNT))
+        return np.minimum(np.maximum(wanted_E, 1), real_E).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the transforms and labels need to know of the tokenizer."""
+
+    size: int
+    mask_id: int
+    special_ids: tuple[int, ...]
+
+    @cached_property
+    def _ordinary(self) -> Bool:
+        ordinary = np.ones(self.size, dtype=np.bool_)
+        ordinary[list(self.special_ids)] = False
+        return ordinary
+
+    @cached_property
+    def ordinary_ids(self) -> Int32:
+        """Every id that is not special: what replacements are drawn from."""
+        return np.flatnonzero(self._ordinary).astype(np.int32)
+
+    def real(self, ids_T: Int32) -> Bool:
+        """Tokens that are text: only they are selected, and only they are labels."""
+        real: Bool = self._ordinary[ids_T]
+        return real

@@ -1,0 +1,118 @@
+"""The grids of the AANG paper as sweeps: `paper/<task>/<row>` (Dery et al. 2023, Tables 4-7; semantics section 4).
+
+As the released code applied them: every `published` switch is on, and the tables' "learning rate" is that of the
+heads, while the body learns at 1e-4.
+
+| rows | source | grid |
+|---|---|---|
+| `roberta`, `tapt`, `dapt`, `tapt+dapt` | Gururangan et al. 2020 | none: 2e-5, batch 16, 10 epochs, patience 3 |
+| `gpt`, `xlnet`, `bert`, `meta-tartan` | Table 7 | `sopt_lr` x rate of the heads |
+| `mt-tartan` | semantics section 4 | none: body 1e-4, heads 1e-3 |
+| `static-td` | Table 5, without factors to learn | n x rate of the heads |
+| `xyz`, `aang-td` | Table 5 (`xyz`: n = 3, all there are) | `aux_lr` x `sopt_lr` x n x rate of the heads |
+| `aang-td+ed` | Table 6 | `aux_lr` x n |
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from aang_ray.errors import UserError
+
+TRAIN_SIZES = {"citation_intent": 1688, "sciie": 3219, "chemprot": 4169, "se2016": 2497, "hyperpartisan": 515}
+"""Tasks, and examples of each one's train split (Table 4): a fine-tuning epoch is so many examples."""
+SEEDS = (0, 1, 2)
+
+_FINETUNE_BATCH, _FINETUNE_EPOCHS, _FINETUNE_PATIENCE = 16, 10, 3
+_AUXILIARY_BATCH_ED = 1024
+_PUBLISHED: Mapping[str, Any] = {
+    "objectives": {
+        "legality": "published",
+        "allocation": "published",
+        "visibility": "published",
+        "labels": "published",
+        "heads": "per_objective",
+    },
+    "optim": {"body_lr": 1e-4, "clipping": "published"},
+}
+_AANG = {"name": "aang", "dev_sample": "published", "auxiliary_score": "published"}
+_TABLE_5 = {"method.aux_lr": [1.0, 0.1], "method.sopt_lr": [0.1, 0.01], "optim.head_lr": [1e-3, 1e-4]}
+_TABLE_6 = {"method.aux_lr": [1.0, 0.5, 0.1], "n": [6, 12, 24]}
+_TABLE_7 = {"method.sopt_lr": [1.0, 0.1, 0.01], "optim.head_lr": [1e-3, 1e-4, 5e-5]}
+
+ROWS: Mapping[str, Mapping[str, Any]] = {
+    "roberta": {"method": "finetune"},
+    "tapt": {"method": "tapt"},
+    "dapt": {"method": "dapt"},
+    "tapt+dapt": {"method": "tapt_dapt"},
+    "gpt": {"method": _AANG, "space": "gpt", "n": 1, "grid": _TABLE_7},
+    "xlnet": {"method": _AANG, "space": "xlnet", "n": 1, "grid": _TABLE_7},
+    "bert": {"method": _AANG, "space": "bert", "n": 1, "grid": _TABLE_7},
+    "meta-tartan": {"method": _AANG, "space": "tapt_dapt", "n": "all", "grid": _TABLE_7},
+    "mt-tartan": {"method": "mt_tartan", "space": "tapt_dapt", "n": "all", "optim": {"head_lr": 1e-3}},
+    "static-td": {
+        "method": "static",
+        "space": "td",
+        "grid": {"n": [3, 6], "optim.head_lr": _TABLE_5["optim.head_lr"]},
+    },
+    "xyz": {"method": _AANG, "space": "xyz", "n": 3, "grid": _TABLE_5},
+    "aang-td": {"method": _AANG, "space": "td", "grid": {**_TABLE_5, "n": [3, 6]}},
+    "aang-td+ed": {
+        "method": {**_AANG, "sopt_lr": 0.1},
+        "space": "td_ed",
+        "optim": {"head_lr": 1e-4},
+        "batch": {"auxiliary": _AUXILIARY_BATCH_ED},
+        "grid": _TABLE_6,
+    },
+}
+"""What a row changes about a run, in the form of a sweep file's `methods`."""
+
+
+def preset_names() -> tuple[str, ...]:
+    """All presets, tasks varying slowest."""
+    return tuple(f"paper/{task}/{row}" for task in TRAIN_SIZES for row in ROWS)
+
+
+def preset(name: str) -> dict[str, Any]:
+    """A preset as the mapping that a sweep file holds. The task's data are not part of it: `--task FOLDER` gives them.
+
+    Raises:
+        UserError: for a name that is none.
+    """
+    source, _, rest = name.partition("/")
+    task, _, row = rest.partition("/")
+    if source != "paper" or task not in TRAIN_SIZES or row not in ROWS:
+        close = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else "`aang preset list` shows them"
+        raise UserError(f"preset {name!r} is unknown; {hint}")
+    changes = {key: _copied(value) for key, value in ROWS[row].items()}
+    base = _base(task, gururangan="space" not in changes)
+    return {"base": base, "tasks": [task], "methods": [changes], "seeds": list(SEEDS)}
+
+
+def _base(task: str, *, gururangan: bool) -> dict[str, Any]:
+    """Settings of every run of a preset; what is not here is the default, or the task's card's."""
+    encoder = {"name": "roberta-base"}
+    if not gururangan:
+        return {"encoder": encoder, **{key: dict(value) for key, value in _PUBLISHED.items()}}
+    epoch = math.ceil(TRAIN_SIZES[task] / _FINETUNE_BATCH)
+    return {
+        "encoder": {**encoder, "dropout": 0.1, "head_dropout": 0.1},
+        "batch": {"end_task": _FINETUNE_BATCH},
+        "optim": {"body_lr": 2e-5, "head_lr": 2e-5},
+        "schedule": {
+            "steps": _FINETUNE_EPOCHS * epoch,
+            "eval_every": epoch,
+            "patience": _FINETUNE_PATIENCE,
+        },
+    }
+
+
+def _copied(value: Any) -> Any:
+    """Without anything shared between presets, which callers may change."""
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, list) else value

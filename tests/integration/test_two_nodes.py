@@ -1,0 +1,131 @@
+"""One run on two machines, of which one dies in mid-run: the run goes on elsewhere and ends as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aang_ray.config import parse_config
+from aang_ray.store import Store
+from aang_ray.train.checkpoint_files import CheckpointFiles, checkpoint_folder
+from aang_ray.train.plan import resolve
+from tests.integration.conftest import Start, Started
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+
+STEPS = 60
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class Machines:
+    """A head without CPUs, and machines of one CPU each, all on this one."""
+
+    def __init__(self, start: Start, environment: dict[str, str], folder: Path) -> None:
+        self._start, self._folder = start, folder
+        self._environment = environment | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        port, dashboard, client = free_ports(3)
+        self.address = f"127.0.0.1:{port}"
+        head = self._join(
+            "head",
+            0,
+            "--head",
+            f"--port={port}",
+            "--include-dashboard=true",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}",
+        )
+        head.wait_for(lambda: "Ray runtime started" in head.output, 90)
+
+    def add(self, name: str) -> Started:
+        """A machine that has joined."""
+        machine = self._join(name, 1, f"--address={self.address}")
+        machine.wait_for(lambda: "Ray runtime started" in machine.output, 90)
+        return machine
+
+    def _join(self, name: str, cpus: int, *flags: str) -> Started:
+        (agent,) = free_ports(1)
+        common = ["--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}", f"--num-cpus={cpus}"]
+        memory = f"--object-store-memory={100 * 2**20}"
+        place = f"--temp-dir={self._folder / name}"
+        return self._start(["ray", "start", "--block", *common, memory, place, *flags], self._environment)
+
+
+@pytest.fixture
+def machines(start: Start, environment: dict[str, str], short_folder: Path) -> Machines:
+    return Machines(start, environment, short_folder)
+
+
+def run_file(tmp_path: Path, tiny: Path) -> dict[str, Any]:
+    """A run of AANG with dropout on two workers, with a checkpoint after every step."""
+    return {
+        "data": {"task": str(tiny / "task")},
+        "encoder": {"name": str(tiny / "encoder")},
+        "method": {"name": "aang"},
+        "n": 3,
+        "batch": {"end_task": 8, "auxiliary": 6, "dev": 8, "dev_head": 8},
+        "schedule": {"steps": STEPS, "eval_every": 10},
+        "precision": "fp32",
+        "resources": {"device": "cpu", "threads": 1, "workers": 2, "cpus_per_worker": 1.0, "checkpoint_minutes": 0},
+    }
+
+
+def numbers(store: Path, cell: str) -> dict[str, Any]:
+    """Everything in a record but the clocks."""
+    record = Store(store).record(cell)
+    result = {key: value for key, value in vars(record.result).items() if key not in ("seconds", "finished_at")}
+    history = [{**vars(row), "seconds": 0.0} for row in record.history]
+    return {"result": result, "history": history, "weights": record.weights}
+
+
+def test_a_machine_dies_and_another_takes_over(
+    machines: Machines,
+    start: Start,
+    environment: dict[str, str],
+    tmp_path: Path,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AANG_CACHE", environment["AANG_CACHE"])
+    value = run_file(tmp_path, tiny)
+    cell = resolve(parse_config(value, "test")).cell
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(value), encoding="utf-8")
+    inside = environment | {"RAY_ADDRESS": machines.address, "RAY_AUTH_MODE": "disabled"}
+
+    def train(store: Path) -> Started:
+        aang = str(Path(sys.executable).with_name("aang"))
+        return start([aang, "train", str(file), "--store", str(store)], inside)
+
+    machines.add("first")
+    doomed = machines.add("second")
+    disturbed = train(tmp_path / "disturbed")
+    files = CheckpointFiles(checkpoint_folder(tmp_path / "disturbed"), cell)
+    disturbed.wait_for(lambda: files.newest_step() >= 5, 120)
+    doomed.look()
+    doomed.kill()
+    reached = files.newest_step()
+    assert reached < STEPS, "the run was over before the machine died"
+    machines.add("third")
+    assert disturbed.wait(180) == 0, disturbed.output
+    assert f"cell {cell} lost workers" in disturbed.output
+
+    undisturbed = train(tmp_path / "undisturbed")
+    assert undisturbed.wait(120) == 0, undisturbed.output
+    assert "lost workers" not in undisturbed.output
+    assert numbers(tmp_path / "disturbed", cell) == numbers(tmp_path / "undisturbed", cell)

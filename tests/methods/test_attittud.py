@@ -1,0 +1,106 @@
+"""ATTITTUD on problems with two parameters, and its state. (semantics section 6)"""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aang_ray.config.methods import AttittudConfig
+from aang_ray.gradients.engine import StepGradients
+from aang_ray.gradients.jacobian import ExampleJacobian
+from aang_ray.methods.attittud import Attittud
+from tests.methods.problem import sampled, weighting
+
+
+def linear(*rows: tuple[float, ...]) -> ExampleJacobian:
+    """Losses whose gradients are these rows, whatever the parameters are."""
+    J_MP = torch.tensor(rows, dtype=torch.float64)
+    body = nn.Module()
+    body.theta = nn.Parameter(torch.zeros(J_MP.shape[1], dtype=torch.float64))
+    return ExampleJacobian(body, (J_MP,), lambda part: part @ body.theta, len(J_MP))
+
+
+def gradients(*rows: tuple[float, float]) -> StepGradients:
+    """The end task's gradient and the static update: half of it, and half of the objectives' mean."""
+    each = torch.tensor(rows, dtype=torch.float64)
+    update_P = 0.5 * each[0] + 0.5 * each[1:].mean(dim=0)
+    return StepGradients(torch.zeros(1 + len(each)), kept={1: each[0]}, update_P=update_P)
+
+
+def update(config: AttittudConfig, *rows: tuple[float, float]) -> list[float]:
+    """The direction where the end task's gradients all lie along the first axis and point to its positive side."""
+    method = Attittud(weighting(), config, seed=0)
+    method.look(0, linear((1.0, 0.0), (2.0, 0.0)), linear((3.0, 0.0)))
+    step = sampled(*range(len(rows) - 1))
+    direction_P = method.direction(step, gradients(*rows))
+    assert method.request(step).keep == (1,)
+    return [float(value) for value in direction_P]
+
+
+@pytest.mark.parametrize(
+    ("etas", "expected"),
+    [
+        # lambda = 1/2: d = (2, 0)/2 + g with g = (-1, 1)/2 = g_minus (-1/2, 0) + g_perp (0, 1/2), g_plus = 0.
+        ((1.0, 1.0, 1.0), [0.5, 0.5]),
+        ((0.0, 0.0, 0.0), [1.0, 0.0]),
+        ((1.0, 1.0, 0.0), [1.0, 0.5]),
+        ((1.0, 1.0, -1.0), [1.5, 0.5]),
+        ((0.0, 5.0, 2.0), [0.0, 0.0]),
+    ],
+)
+def test_worked_by_hand(etas: tuple[float, float, float], expected: list[float]) -> None:
+    perp, plus, minus = etas
+    config = AttittudConfig(eta_perp=perp, eta_plus=plus, eta_minus=minus, rank=1)
+    assert update(config, (2.0, 0.0), (-1.0, 1.0)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_two_objectives_are_one_joint_gradient() -> None:
+    """(3, 1) helps and (-1, 1) harms, but their mean (1, 1) helps: d = (2, 0)/2 + (1, 1)/2 with (1, 1, -1)."""
+    assert update(AttittudConfig(rank=1), (2.0, 0.0), (3.0, 1.0), (-1.0, 1.0)) == pytest.approx([1.5, 0.5])
+
+
+def test_the_subspace_is_kept_between_refreshes_and_through_a_checkpoint() -> None:
+    """p is measured anew at every step: the same gradient helps after the end task has turned round."""
+    config = AttittudConfig(rank=1, refresh_every=3)
+    method = Attittud(weighting(), config, seed=0)
+    wanted = [method.primary_examples(step) for step in range(4)]
+    assert [examples.subspace for examples in wanted] == [64, 0, 0, 64]
+    assert {examples.mean for examples in wanted} == {32}
+    method.look(0, linear((1.0, 0.0)), linear((1.0, 0.0)))
+    first = method.direction(sampled(0), gradients((2.0, 0.0), (-1.0, 1.0)))
+    stream = io.BytesIO()
+    torch.save(method.state_dict(), stream)
+    stream.seek(0)
+    resumed = Attittud(weighting(), config, seed=0)
+    resumed.load_state_dict(torch.load(stream, weights_only=True))
+    directions: list[Tensor] = []
+    for each in (method, resumed):
+        each.look(1, None, linear((-1.0, 0.0)))
+        directions.append(each.direction(sampled(0), gradients((2.0, 0.0), (-1.0, 1.0))))
+    assert torch.equal(*directions)
+    assert first.tolist() == pytest.approx([1.5, 0.5])
+    assert directions[0].tolist() == pytest.approx([0.5, 0.5])
+    rows = [each.describe(sampled(0)) for each in (method, resumed)]
+    assert rows[0] == rows[1]
+    # g = (-1/2, 1/2): half of its square lies in the subspace; it harms at the first step and helps at the second.
+    assert rows[0].health == pytest.approx({"aux_neutral": 0.5, "aux_helps": 0.25, "aux_harms": 0.25})
+    assert not method.describe(sampled(0)).health
+
+
+def test_fewer_examples_than_directions() -> None:
+    """k = 10 of two examples: both directions, and none that is made up."""
+    method = Attittud(weighting(), AttittudConfig(), seed=0)
+    method.look(0, linear((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)), linear((1.0, 1.0, 0.0)))
+    basis_PK = method.state_dict()["basis"]
+    torch.testing.assert_close(basis_PK @ basis_PK.t(), torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)))
+
+
+def test_without_a_look_there_is_no_direction() -> None:
+    method = Attittud(weighting(), AttittudConfig(), seed=0)
+    with pytest.raises(ValueError, match="a look at the end task"):
+        method.direction(sampled(0), gradients((1.0, 0.0), (1.0, 0.0)))
+    with pytest.raises(ValueError, match="estimated before it is used"):
+        method.look(1, None, linear((1.0, 0.0)))

@@ -1,0 +1,152 @@
+"""Objectives on images: which are legal, what corrupts, what is asked, and whose loss is whose."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from aang_ray.data.images import LabelledImages
+from aang_ray.errors import UserError
+from aang_ray.objectives import randomness
+from aang_ray.objectives.batch import cut
+from aang_ray.objectives.images.batch import collate_images, image_losses
+from aang_ray.objectives.images.outputs import NOISE, add_noise, build, rotate, segment
+from aang_ray.objectives.images.segment import ImageSegment
+from aang_ray.objectives.images.taxonomy import IMAGE_RULES
+from aang_ray.objectives.objective import Objective
+from aang_ray.objectives.space import enumerate_space, read_space
+
+
+def keys(count: int, seed: int = 0) -> randomness.U64:
+    return randomness.keys(seed, np.arange(count))
+
+
+def images(count: int = 20, size: int = 6) -> LabelledImages:
+    rng = np.random.default_rng(0)
+    return LabelledImages(
+        rng.normal(size=(count, size, size)).astype(np.float32), rng.integers(0, 10, count), rng.integers(0, 10, count)
+    )
+
+
+def objective(transform: str, output: str) -> Objective:
+    return Objective("end-task", transform, "whole", output)
+
+
+@pytest.mark.parametrize(("name", "sound", "published"), [("digits", 4, 5), ("digits_pair", 1, 1)])
+def test_sizes_of_the_spaces(name: str, sound: int, published: int) -> None:
+    assert len(enumerate_space(name, read_space(name))) == sound
+    assert len(enumerate_space(name, read_space(name), "published")) == published
+
+
+def test_every_rule_rules_something_out_and_says_why() -> None:
+    space = enumerate_space("digits", read_space("digits"))
+    reasons = space.ruled_out.values()
+    assert {rule.reason for rule in IMAGE_RULES} == set(reasons)
+    assert space.ruled_out[objective("no-op", "denoise")].endswith("is copying")
+    assert space.ruled_out[objective("rotate", "other-digit")].startswith("a turned image has its digits in other")
+
+
+def test_a_name_of_another_domain_is_refused(tmp_path: pytest.TempPathFactory) -> None:
+    path = f"{tmp_path}/mine.yaml"
+    with open(path, "w") as file:
+        file.write(
+            "domain: images\nblocks:\n"
+            "  - {data: [end-task], transform: [bert-op], representation: [whole], output: [denoise]}\n"
+        )
+    with pytest.raises(UserError, match=r"'bert-op' is no transform; allowed: no-op, rotate, noise"):
+        read_space(path)
+
+
+def test_rotation_is_undone_by_the_label() -> None:
+    made = images(400)
+    turned, turns = rotate(made.pixels_NHW, keys(400))
+    for image, back, quarter in zip(made.pixels_NHW, turned, turns, strict=True):
+        assert np.array_equal(np.rot90(back, -quarter), image)
+    # 400 draws of four: each count is binomial with deviation 8.7; six of them is one in a billion.
+    assert (abs(np.bincount(turns, minlength=4) - 100) < 52).all()
+
+
+def test_rotation_needs_squares() -> None:
+    with pytest.raises(ValueError, match="2 x 3 pixels cannot be turned"):
+        rotate(np.zeros((1, 2, 3), dtype=np.float32), keys(1))
+
+
+def test_noise_is_standard_normal_and_of_its_own_for_every_image() -> None:
+    clean = np.zeros((200, 12, 12), dtype=np.float32)
+    noise = add_noise(clean, keys(200)) / NOISE
+    assert abs(noise.mean()) < 6 / noise.size**0.5
+    assert noise.std() == pytest.approx(1.0, abs=0.03)
+    assert abs((noise**4).mean() - 3) < 0.3  # normal, not only scaled
+    correlations = np.corrcoef(noise.reshape(200, -1)) - np.eye(200)
+    assert abs(correlations).max() < 6 / 144**0.5
+    order = np.random.default_rng(1).permutation(200)
+    assert np.array_equal(add_noise(clean, keys(200)[order]), noise[order] * NOISE)
+    assert add_noise(clean[:0], keys(0)).shape == (0, 12, 12)
+
+
+def test_inputs_and_labels() -> None:
+    made = images()
+    key = keys(len(made))
+    other = build(objective("no-op", "other-digit"), "other-digit", made, key)
+    assert np.array_equal(other.pixels_EHW, made.pixels_NHW)
+    assert other.classes_E is not None
+    assert np.array_equal(other.classes_E, made.others)
+    noisy = build(objective("noise", "other-digit"), "other-digit", made, key)
+    assert not np.array_equal(noisy.pixels_EHW, made.pixels_NHW)
+    denoise = build(objective("noise", "denoise"), "denoise", made, key)
+    assert denoise.classes_E is None
+    assert denoise.clean_EHW is not None
+    assert np.array_equal(denoise.clean_EHW, made.pixels_NHW)
+    label = build(objective("noise", "end-task"), "label", made, key)
+    assert label.classes_E is not None
+    assert np.array_equal(label.classes_E, made.labels)
+    assert [s.normaliser for s in (other, denoise)] == [20.0, 20.0]
+
+
+def step() -> list[ImageSegment]:
+    """Dev, an empty end task, two segments that share a head, one of pixels."""
+    made, key = images(24), keys(24)
+    take = [made.take(np.arange(start, stop)) for start, stop in ((0, 5), (5, 9), (9, 16), (16, 24))]
+    return [
+        segment("dev", "dev", take[0].pixels_NHW, take[0].labels),
+        segment("end-task", "end-task", take[0].pixels_NHW[:0], take[0].labels[:0]),
+        build(objective("no-op", "other-digit"), "other", take[1], key[:4]),
+        build(objective("noise", "denoise"), "pixels", take[2], key[4:11]),
+        build(objective("noise", "other-digit"), "other", take[3], key[11:19]),
+    ]
+
+
+def model() -> tuple[nn.Module, dict[str, nn.Module]]:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 8))
+    return body, {"dev": nn.Linear(8, 10), "other": nn.Linear(8, 10), "pixels": nn.Linear(8, 36)}
+
+
+def test_every_segment_has_the_mean_loss_of_its_own_images() -> None:
+    body, heads = model()
+    segments = step()
+    expected = []
+    for one in segments:
+        features = body(torch.tensor(one.pixels_EHW)[:, None])
+        if not one.texts:
+            expected.append(torch.tensor(0.0))
+        elif one.classes_E is not None:
+            expected.append(F.cross_entropy(heads[one.head](features), torch.tensor(one.classes_E)))
+        else:
+            expected.append(F.mse_loss(heads["pixels"](features), torch.tensor(one.clean_EHW).flatten(1)))
+    losses = image_losses(body, heads, collate_images(segments))
+    torch.testing.assert_close(losses, torch.stack(expected))
+
+
+@pytest.mark.parametrize("per_segment", [False, True])
+@pytest.mark.parametrize("micro", [1, 5, 100])
+def test_pieces_add_up(micro: int, per_segment: bool) -> None:
+    body, heads = model()
+    segments = step()
+    pieces = [collate_images(part) for part in cut(segments, micro, per_segment)]
+    assert max(piece.real_tokens for piece in pieces) <= micro
+    total = torch.stack([image_losses(body, heads, piece) for piece in pieces]).sum(0)
+    torch.testing.assert_close(total, image_losses(body, heads, collate_images(segments)))

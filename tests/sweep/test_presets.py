@@ -1,0 +1,108 @@
+"""The paper's grids: as many configurations as its tables have, and every one of them a valid run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aang_ray.cli import main
+from aang_ray.config import RunConfig
+from aang_ray.errors import UserError
+from aang_ray.sweep.expand import expand
+from aang_ray.sweep.presets import ROWS, TRAIN_SIZES, preset, preset_names
+from aang_ray.sweep.spec import SweepOverrides, load_sweep
+
+
+def runs_of(name: str, *settings: str) -> list[RunConfig]:
+    overrides = SweepOverrides(settings=settings)
+    return expand(load_sweep(Path(name), overrides, is_preset=True), overrides, name)
+
+
+@pytest.mark.parametrize(
+    ("row", "size"),
+    [
+        # Table 7: three values of sopt_lr by three rates.
+        ("gpt", 9),
+        ("xlnet", 9),
+        ("bert", 9),
+        ("meta-tartan", 9),
+        # Table 5: aux_lr, sopt_lr, n and rate, two values each; X+Y+Z has no choice of n.
+        ("aang-td", 16),
+        ("xyz", 8),
+        ("static-td", 4),
+        # Table 6: three values of aux_lr by three of n.
+        ("aang-td+ed", 9),
+        ("roberta", 1),
+        ("tapt", 1),
+        ("dapt", 1),
+        ("tapt+dapt", 1),
+        ("mt-tartan", 1),
+    ],
+)
+def test_as_many_configurations_as_the_tables_have(row: str, size: int) -> None:
+    runs = runs_of(f"paper/citation_intent/{row}")
+    assert len(runs) == len({run.cell for run in runs}) == size
+
+
+def test_every_row_is_tested_above() -> None:
+    assert set(ROWS) == {
+        *("roberta", "tapt", "dapt", "tapt+dapt", "gpt", "xlnet", "bert", "meta-tartan", "mt-tartan"),
+        *("static-td", "xyz", "aang-td", "aang-td+ed"),
+    }
+    assert len(preset_names()) == len(ROWS) * len(TRAIN_SIZES)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_a_valid_sweep(name: str) -> None:
+    for run in runs_of(name):
+        assert run.data.task == name.split("/")[1]
+        assert run.encoder.name == "roberta-base"
+
+
+def test_values_of_the_tables() -> None:
+    runs = runs_of("paper/sciie/aang-td+ed")
+    assert {run.batch.auxiliary for run in runs} == {1024}
+    assert {run.n for run in runs} == {6, 12, 24}
+    assert {run.method.aux_lr for run in runs if run.method.name == "aang"} == {1.0, 0.5, 0.1}
+    assert {run.method.sopt_lr for run in runs if run.method.name == "aang"} == {0.1}
+    assert {(run.optim.body_lr, run.optim.head_lr) for run in runs} == {(1e-4, 1e-4)}
+    assert all(run.row_name.startswith("aang-td_ed (published) n=") for run in runs)
+    (tapt,) = runs_of("paper/sciie/tapt")
+    # ceil(3219 / 16) = 202 steps an epoch, 10 epochs.
+    assert (tapt.schedule.steps, tapt.schedule.eval_every, tapt.schedule.patience) == (2020, 202, 3)
+    assert (tapt.optim.body_lr, tapt.batch.end_task, tapt.encoder.dropout) == (2e-5, 16, 0.1)
+
+
+def test_shown_presets_are_sweep_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["preset", "show", "paper/chemprot/xyz"]) == 0
+    shown = capsys.readouterr().out
+    assert yaml.safe_load(shown) == preset("paper/chemprot/xyz")
+    file = tmp_path / "xyz.yaml"
+    file.write_text(shown)
+    overrides = SweepOverrides()
+    assert expand(load_sweep(file, overrides), overrides, "xyz") == runs_of("paper/chemprot/xyz")
+
+
+def test_presets_share_nothing() -> None:
+    changed: dict[str, Any] = preset("paper/sciie/bert")
+    changed["methods"][0]["grid"]["optim.head_lr"].append(1.0)
+    changed["methods"][0]["method"]["name"] = "static"
+    assert preset("paper/sciie/gpt")["methods"][0]["grid"]["optim.head_lr"] == [1e-3, 1e-4, 5e-5]
+    assert preset("paper/sciie/bert")["methods"][0]["method"]["name"] == "aang"
+
+
+@pytest.mark.parametrize("name", ["paper/citation_intent/aang", "other/sciie/bert", "paper/movie/bert", "paper"])
+def test_an_unknown_preset_is_one_clear_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=f"preset '{name}' is unknown"):
+        preset(name)
+    assert main(["sweep", "--preset", name]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_file_or_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep"]) == 2
+    assert main(["sweep", "some.yaml", "--preset", "paper/sciie/bert"]) == 2
+    assert "either a sweep file or --preset" in capsys.readouterr().err

@@ -1,0 +1,203 @@
+"""Whole runs on two workers: one record, one checkpoint, one end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aang_ray.config.run import RunConfig
+from aang_ray.errors import RunFailure, UserError
+from aang_ray.store import CellRecord
+from aang_ray.train.checkpoint_signals import Interrupted
+from aang_ray.train.parallel.agreement import Agreement
+from aang_ray.train.parallel.workers import WorkerLost, Workers
+from aang_ray.train.run import run_cell
+from aang_ray.train.step import Stepper
+from tests.train.parallel.processes import together
+from tests.train.running import tiny_config
+
+SETTINGS = ["schedule.steps=7", "schedule.eval_every=3", "method.head_refit_every=3", "method.meta_every=2"]
+FAILURES: dict[str, Exception] = {
+    "run": RunFailure("step 3: the loss is nan"),
+    "user": UserError("too large"),
+    "bug": ValueError("a bug"),
+}
+
+
+def numbers(record: CellRecord) -> dict[str, Any]:
+    """Everything in a record but the clocks, and where sharding stands among the settings."""
+    result = {key: value for key, value in vars(record.result).items() if key not in ("seconds", "finished_at")}
+    result["config"] = {key: value for key, value in result["config"].items() if key != "resources"}
+    history = [{**vars(row), "seconds": 0.0} for row in record.history]
+    return {"result": result, "history": history, "weights": record.weights}
+
+
+def raised(function: Callable[[], Any]) -> str:
+    """The name and text of what a function raises."""
+    try:
+        function()
+    except Exception as error:  # noqa: BLE001 - which one it is, is the question
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def failing(workers: Workers, rank: int, error: Exception) -> list[bool]:
+    with Agreement(workers) as agreement:
+        agreement.flags = [workers.rank == 1, False]
+        if workers.rank == rank:
+            raise error
+    return agreement.flags
+
+
+def agreements(workers: Workers) -> dict[str, Any]:
+    found: dict[str, Any] = {name: raised(lambda e=e: failing(workers, 1, e)) for name, e in FAILURES.items()}
+    return {**found, "flags": failing(workers, 9, ValueError())}
+
+
+def killed_after(step: int, workers: Workers, config: RunConfig, folder: Path) -> str:
+    """A run whose second worker is told to stop after a step."""
+    original = Stepper.step
+
+    def stopping(self: Stepper, prepared: Any) -> Any:
+        if prepared.batch.step == step - 1 and workers.rank == 1:
+            os.kill(os.getpid(), 15)
+        return original(self, prepared)
+
+    Stepper.step = stopping  # type: ignore[method-assign]
+    try:
+        run_cell(config, workers=workers, checkpoints=folder)
+    except Interrupted as interrupted:
+        return str(interrupted)
+    finally:
+        Stepper.step = original  # type: ignore[method-assign]
+    return "not stopped"
+
+
+def drifting(workers: Workers, config: RunConfig) -> CellRecord:
+    """A run in which one bit of the second worker's body goes its own way."""
+    original = Stepper.step
+
+    def step(self: Stepper, prepared: Any) -> Any:
+        result = original(self, prepared)
+        if workers.rank == 1 and prepared.batch.step == 4:
+            with torch.no_grad():
+                next(self.setup.encoder.parameters())[5, 0] += 1e-3
+        return result
+
+    Stepper.step = step  # type: ignore[method-assign]
+    try:
+        return run_cell(config, workers=workers)
+    finally:
+        Stepper.step = original  # type: ignore[method-assign]
+
+
+def out_of_memory(workers: Workers, config: RunConfig) -> CellRecord:
+    """A run whose second worker runs out of memory in its third step."""
+    original = Stepper._losses
+
+    def losses(self: Stepper, piece: Any) -> Any:
+        if workers.rank == 1 and self.schedule.last_epoch == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, piece)
+
+    Stepper._losses = losses  # type: ignore[method-assign]
+    try:
+        return run_cell(config, workers=workers)
+    finally:
+        Stepper._losses = original  # type: ignore[method-assign]
+
+
+def runs(workers: Workers, tiny: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """All that a test asks of two workers."""
+    plain, static = tiny_config(tiny, *SETTINGS), tiny_config(tiny, *SETTINGS[:2], "method=static")
+    sharded = tiny_config(tiny, *SETTINGS, "resources.optimizer_state=sharded")
+    heard: list[int] = []
+    found: dict[str, Any] = {"agreements": agreements(workers)}
+    whole = run_cell(plain, workers=workers, on_evaluation=lambda row: heard.append(row.step))
+    found |= {"whole": numbers(whole), "heard": heard}
+    for name, config in (("plain", plain), ("sharded", sharded)):
+        found[f"{name} stopped"] = killed_after(4, workers, config, folder / name)
+        found[f"{name} files"] = sorted(path.name for path in (folder / name / config.cell).iterdir())
+        workers.wait_for_all()
+        found[f"{name} resumed"] = numbers(run_cell(config, workers=workers, checkpoints=folder / name))
+    killed_after(5, workers, static, folder / "static")
+    workers.wait_for_all()
+    found["drifted"] = drifting(workers, static).result
+    found["out of memory"] = out_of_memory(workers, static).result
+    return found
+
+
+def test_two_workers(tiny: dict[str, Any], tmp_path: Path) -> None:
+    by_rank = together(2, tmp_path / "group", runs, tiny, tmp_path)
+    for found in by_rank:
+        assert isinstance(found, dict), found
+        for name in ("whole", "plain resumed", "sharded resumed"):
+            assert found[name] == by_rank[0]["whole"], name
+        for name in ("plain", "sharded"):
+            assert "stopped by" in found[f"{name} stopped"]
+            assert "after step 4" in found[f"{name} stopped"]
+            assert len(found[f"{name} files"]) == 2  # last and best, written once
+        assert found["drifted"].status == found["out of memory"].status == "failed"
+        assert "differ in encoder." in str(found["drifted"].error)
+        assert "out of memory" in str(found["out of memory"].error)
+        assert "batch.micro" in str(found["out of memory"].error)
+        assert found["agreements"]["flags"] == [True, False]
+        assert found["agreements"]["run"] == "RunFailure: step 3: the loss is nan"
+        assert found["agreements"]["user"] == "UserError: too large"
+    assert [found["agreements"]["bug"] for found in by_rank] == [
+        "WorkerLost: worker 1 of this run failed: a bug",
+        "ValueError: a bug",
+    ]
+    assert [found["heard"] for found in by_rank] == [[3, 6, 7], []]
+    # A checkpoint of two workers is any number's: one goes on from it to the same end, but for rounding and dropout.
+    config = tiny_config(tiny, *SETTINGS[:2], "method=static")
+    record = run_cell(config, checkpoints=tmp_path / "static")
+    assert record.result.status == "done"
+    assert record.result.steps == 7
+
+
+def leaving(workers: Workers, config: RunConfig) -> Any:
+    """The second worker's process ends in mid-step, without a word."""
+    original = Stepper._losses
+
+    def losses(self: Stepper, piece: Any) -> Any:
+        if workers.rank == 1 and self.schedule.last_epoch == 2:
+            os._exit(1)
+        return original(self, piece)
+
+    Stepper._losses = losses  # type: ignore[method-assign]
+    return run_cell(config, workers=workers)
+
+
+def test_a_worker_that_is_gone(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config(tiny, *SETTINGS[:2], "method=static")
+    first, second = together(2, tmp_path / "group", leaving, config)
+    assert isinstance(first, WorkerLost)
+    assert "another worker" in str(first)
+    assert second is None
+
+
+def test_alone_every_message_is_the_workers_own() -> None:
+    workers = Workers.alone()
+    tensor = torch.ones(2)
+    workers.sum_(tensor)
+    workers.broadcast_(tensor)
+    workers.sum_later(tensor).wait()
+    assert torch.equal(workers.first_of(tensor), torch.ones(2))
+    assert workers.first
+    assert workers.max_host([1, 2]) == [1, 2]
+    assert workers.sum_host([0.5]) == [0.5]
+    assert not workers.any_host(False)
+    assert workers.text_of("here", 0) == "here"
+    assert Workers.from_environment(torch.device("cpu")).size == 1
+
+
+@pytest.mark.parametrize("error", [RunFailure("x"), ValueError("x")])
+def test_alone_an_error_stays_what_it_is(error: Exception) -> None:
+    with pytest.raises(type(error), match="x"):
+        failing(Workers.alone(), 0, error)

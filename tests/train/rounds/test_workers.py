@@ -1,0 +1,66 @@
+"""Two workers take the steps of one: every task on one of them, DIW's tries and ATTITTUD's steps on both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from aang_ray.config.run import RunConfig
+from aang_ray.train.notices import Notices
+from aang_ray.train.parallel.workers import Workers
+from aang_ray.train.precision import choose_compute
+from aang_ray.train.rounds import make_stepper
+from aang_ray.train.run import run_cell
+from aang_ray.train.setup import build
+from tests.train.parallel.processes import together
+from tests.train.rounds.running import PLAIN, config_of
+from tests.train.running import parameters
+from tests.train.test_checkpoint import numbers
+
+METHODS = {
+    "alphavil": ("alphavil, round_steps: 2, alpha_lr: 2.0", 12),
+    "diw": ("diw, round_steps: 2, tries: 2", 16),
+    "attittud": ("attittud, rank: 3, refresh_every: 2, subspace_examples: 12, primary_examples: 8", 4),
+}
+
+
+def ends(workers: Workers, tiny: dict[str, Any]) -> dict[str, Tensor]:
+    """Parameters after some steps, in float64 and without dropout."""
+    found = {}
+    for name, (method, steps) in METHODS.items():
+        config = config_of(tiny, method, *PLAIN, f"schedule.steps={steps}")
+        setup = build(config, choose_compute(config), workers)
+        setup.encoder.double()
+        setup.heads.double()
+        made = make_stepper(setup)
+        for step in range(steps):
+            made.step(made.prepare(step))
+        found[name] = parameters(made)
+    return found
+
+
+def stopped(tiny: dict[str, Any]) -> RunConfig:
+    return config_of(tiny, METHODS["alphavil"][0], *PLAIN, "schedule.steps=12")
+
+
+def work(workers: Workers, tiny: dict[str, Any], folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Also a run to its rows, which goes on from a checkpoint that one worker wrote within a round."""
+    return ends(workers, tiny), numbers(run_cell(stopped(tiny), checkpoints=folder, workers=workers))
+
+
+def test_two_workers_are_as_good_as_one(tiny: dict[str, Any], tmp_path: Path) -> None:
+    alone = ends(Workers.alone(), tiny)
+    plain = numbers(run_cell(stopped(tiny)))
+    cut = run_cell(stopped(tiny), checkpoints=tmp_path / "checkpoints", notices=Notices(until=3))
+    assert (cut.result.status, cut.result.steps) == ("cut", 3)
+    for found in together(2, tmp_path, work, tiny, tmp_path / "checkpoints"):
+        assert not isinstance(found, Exception), found
+        for name, expected in alone.items():
+            assert float((found[0][name] - expected).norm() / expected.norm()) < 1e-6, name
+        for row, expected_row in zip(found[1]["history"], plain["history"], strict=True):
+            assert row["losses"] == pytest.approx(expected_row["losses"], rel=1e-4)
+            assert row["examples"] == expected_row["examples"]
+            assert row["tokens"] == expected_row["tokens"]

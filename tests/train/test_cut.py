@@ -1,0 +1,28 @@
+"""A run that is ended at a step has a row that says so, and goes on from there as if it had not been."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aang_ray.train.notices import Notices
+from aang_ray.train.run import run_cell
+from tests.train.running import tiny_config
+from tests.train.test_checkpoint import numbers
+
+
+@pytest.mark.parametrize("method", ["finetune", "aang"])
+def test_cut_twice_then_to_the_end(tiny: dict[str, Any], tmp_path: Path, method: str) -> None:
+    config = tiny_config(tiny, f"method={method}", "schedule.steps=9", "schedule.eval_every=3")
+    whole = numbers(run_cell(config))
+    for step in (3, 6):
+        record = run_cell(config, checkpoints=tmp_path, notices=Notices(until=step))
+        row = record.result
+        assert (row.status, row.steps, row.test, row.test_clean, row.error) == ("cut", step, None, None, None)
+        assert [entry.step for entry in record.history] == list(range(3, step + 1, 3))
+        assert row.dev is not None
+        best = max(entry.dev.accuracy for entry in record.history if entry.dev is not None)
+        assert row.dev.accuracy == best
+    assert numbers(run_cell(config, checkpoints=tmp_path)) == whole

@@ -1,0 +1,154 @@
+"""Runs on images: the same loop, engines, methods, checkpoints, store and tables as on text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from aang_ray.config.methods import MethodConfig, PretrainSection
+from aang_ray.config.run import RunConfig
+from aang_ray.errors import UserError
+from aang_ray.report import render, table_from
+from aang_ray.store import Store
+from aang_ray.train.checkpoint_signals import Interrupted
+from aang_ray.train.precision import choose_compute
+from aang_ray.train.run import run_cell
+from aang_ray.train.setup import build
+from tests.train.running import parameters, run_steps, tiny_config
+
+DIGITS: dict[str, Any] = {
+    "data": {"task": "digits-left", "train_size": 400},
+    "encoder": {"name": "lenet", "head_dropout": 0.0},
+    "space": "digits",
+    "n": "all",
+    "batch": {"end_task": 16, "auxiliary": 24, "dev": 8, "dev_head": 8},
+    "schedule": {"steps": 20, "eval_every": 10},
+    "optim": {"body_lr": 1e-3, "head_lr": 1e-2},
+    "precision": "fp32",
+    "resources": {"device": "cpu", "threads": 1},
+}
+METHODS = [
+    kind.model_fields["name"].default
+    for kind in get_args(get_args(MethodConfig)[0])
+    if not issubclass(kind, PretrainSection)
+]
+
+
+def digits(*settings: str) -> RunConfig:
+    return tiny_config(DIGITS, *settings)
+
+
+@pytest.mark.parametrize("method", ["static", "aang", "upgrad"])
+@pytest.mark.parametrize("changed", ["gradients.engine=loop", "batch.micro=7"])
+def test_engines_and_accumulation_take_the_same_way(method: str, changed: str) -> None:
+    settings = (f"method={method}", "n=3")
+    one = run_steps(digits(*settings), 8, torch.float64)
+    other = run_steps(digits(*settings, changed), 8, torch.float64)
+    torch.testing.assert_close(parameters(one), parameters(other), rtol=1e-6, atol=1e-9)
+    if method == "aang":
+        torch.testing.assert_close(
+            one.setup.method.state_dict()["flat"], other.setup.method.state_dict()["flat"], rtol=1e-5, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs(method: str) -> None:
+    record = run_cell(digits(f"method={method}", "schedule.steps=8", "schedule.eval_every=4"))
+    assert record.result.status == "done", record.result.error
+    assert record.result.test is not None
+    assert record.result.test.examples == 2048
+
+
+@pytest.mark.parametrize("method", ["finetune", "aang"])
+def test_a_run_is_deterministic_and_seeded(method: str) -> None:
+    first, again, other = (run_cell(digits(f"method={method}", f"seed={seed}")) for seed in (0, 0, 1))
+    assert first.result.dev == again.result.dev
+    assert first.weights == again.weights
+    assert first.result.dev != other.result.dev
+    assert first.result.test_clean == first.result.test, "no digit of test is in train or dev"
+
+
+def test_learning_happens() -> None:
+    sgd = ("optim.algorithm=sgd", "optim.body_lr=0.1", "optim.head_lr=0.1", "optim.clip=1000")
+    batch = ("data.train_size=null", "batch.end_task=128", "schedule.steps=120", "schedule.eval_every=60")
+    result = run_cell(digits("method=finetune", *sgd, *batch)).result
+    assert result.test is not None
+    assert result.test.accuracy > 0.5, "chance is 0.1"
+    assert result.examples == 120 * 128
+
+
+def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = digits("resources.checkpoint_minutes=0")
+    whole = run_cell(config, checkpoints=tmp_path / "whole")
+
+    def stop(_: object) -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_cell(config, checkpoints=tmp_path / "stopped", on_evaluation=stop)
+    seen: list[int] = []
+    resumed = run_cell(config, checkpoints=tmp_path / "stopped", on_evaluation=lambda row: seen.append(row.step))
+    assert seen, "it had something left to do"
+    assert resumed.result.test == whole.result.test
+    assert resumed.weights == whole.weights
+
+
+def test_class_weights_and_heads_of_their_own() -> None:
+    settings = ("data.class_weights=balanced", "objectives.heads=per_objective", "objectives.allocation=published")
+    made = run_steps(digits(*settings), 3)
+    assert len(made.setup.head_of) == 1 + 4
+    batch = made.prepare(4).batch
+    weights = made.setup.task.class_weights
+    assert weights is not None
+    assert batch.segments[1].normaliser == pytest.approx(float(weights[batch.segments[1].classes_E].sum()))
+    assert batch.segments[2].normaliser == batch.segments[2].texts, "the other digit's classes are not the target's"
+
+
+def test_rows_and_tables(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    for method in ("finetune", "static"):
+        for seed in (0, 1):
+            store.write(run_cell(digits(f"method={method}", f"seed={seed}", "schedule.steps=4")))
+    page = render(table_from(store), "markdown")
+    assert "digits-left" in page
+    assert "static-digits" in page
+    row = store.record(digits("method=static", "seed=0", "schedule.steps=4").cell)
+    assert row.result.tokens == 4 * (16 + 24), "a row of the body is an image"
+    assert row.weights[-1].factors["O"].keys() == {"other-digit", "rotation", "denoise"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["encoder.name=roberta-base"], "its encoder is lenet"),
+        (["space=td"], "space: td holds objectives on text; for digits-left use digits"),
+        (["n=6"], "n: 6 exceeds the 4 objectives of space digits"),
+        (["data.max_tokens=32"], "data.max_tokens: means nothing for digits-left"),
+        (["encoder.pooling=mean"], "encoder.pooling: means nothing for digits-left"),
+        (["objectives.mask_rate=0.3"], "objectives.mask_rate: means nothing for digits-left"),
+        (["gradients.checkpointing=true"], "gradients.checkpointing: means nothing"),
+        (["method=tapt"], "tapt pretrains on text"),
+        (["data.task=movie"], "encoder.name: lenet reads images; movie is a task of text"),
+    ],
+)
+def test_one_line_for_what_means_nothing(settings: list[str], line: str) -> None:
+    def attempt() -> None:
+        config = digits(*settings)
+        build(config, choose_compute(config))
+
+    with pytest.raises(UserError, match=line):
+        attempt()
+
+
+def test_no_classifier_of_images_is_exported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="only classifiers of text are exported"):
+        run_cell(digits("method=finetune"), export=tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_names_do_not_matter_to_the_cell_and_the_side_does() -> None:
+    assert digits("data.task=digits").cell == digits().cell
+    assert digits("data.task=digits-right").cell != digits().cell
