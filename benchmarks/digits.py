@@ -15,6 +15,7 @@ can be stopped and typed again. Ends by writing `benchmarks/results/digits.json`
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import statistics
@@ -92,9 +93,10 @@ def configuration(row: Row, target: str, rate: float, seed: int) -> RunConfig:
     return resolve(parse_config({**BASE, **changes}, f"row {row.name}"))
 
 
-def run(config: RunConfig, store: str) -> None:
-    """Run a cell in this process and keep its row."""
-    Store(store).write(run_cell(config))
+def run(config: RunConfig, store: str, deadline: float) -> None:
+    """Run a cell in this process and keep its row, unless the time (as `time.time` has it) is up."""
+    if time.time() < deadline:
+        Store(store).write(run_cell(config))
 
 
 class Benchmark:
@@ -107,12 +109,11 @@ class Benchmark:
         """Cells in order; those that the deadline leaves out stay missing."""
         done = self.store.done()
         waiting = [config for config in configs if done.get(config.cell) != "done"]
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.jobs, mp_context=context) as pool:
-            while waiting and time.monotonic() < self.deadline:
-                now, waiting = waiting[: 8 * self.jobs], waiting[8 * self.jobs :]
-                list(pool.map(run, now, [self.store.uri] * len(now)))
-                print(f"{len(waiting)} cells left", flush=True)
+        with ProcessPoolExecutor(self.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            finished = pool.map(run, waiting, itertools.repeat(self.store.uri), itertools.repeat(self.deadline))
+            for number, _ in enumerate(finished, start=1):
+                if number % 20 == 0 or number == len(waiting):
+                    print(f"{number} of {len(waiting)} cells", flush=True)
 
     def rows(self, configs: Iterable[RunConfig]) -> list[ResultRow]:
         """The finished ones among these."""
@@ -207,7 +208,7 @@ def main() -> None:
     parser.add_argument("--store", default=str(RESULTS / "digits-store"))
     options = parser.parse_args()
     seeds = range(options.seeds)
-    benchmark = Benchmark(Store(options.store), options.jobs, time.monotonic() + 60 * options.max_minutes)
+    benchmark = Benchmark(Store(options.store), options.jobs, time.time() + 60 * options.max_minutes)
     benchmark.run(
         configuration(row, TUNING_TARGET, rate, seed)
         for seed in TUNING_SEEDS

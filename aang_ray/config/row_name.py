@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from aang_ray.config.section import Section
 
@@ -46,9 +46,5 @@ def published_switches(config: RunConfig) -> Iterator[tuple[str, bool]]:
         yield "heads", config.objectives.heads == "per_objective"  # one untied copy for each, as published
     for section in sections:
         for name, field in type(section).model_fields.items():
-            if "published" in _choices(field.annotation):
+            if "published" in get_args(field.annotation):
                 yield name, getattr(section, name) == "published"
-
-
-def _choices(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation)

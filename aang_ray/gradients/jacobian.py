@@ -5,12 +5,12 @@ Shape suffixes: M examples, P entries of the body's parameters in the order of `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
-from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from aang_ray.gradients.functional import called_at
@@ -53,19 +53,15 @@ class ExampleJacobian:
 
     def right(self, directions_PK: Tensor) -> Tensor:
         """J Q, [M, K]: K forward-mode passes of every piece, without a graph."""
-        primals = {name: p.detach() for name, p in self._named.items()}
         columns = []
         # The fused attention kernels have no forward-mode derivative, their composition of matrix products has.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
             for direction_P in directions_PK.unbind(1):
                 tangents = self._split(direction_P)
-                products = [jvp(self._at(piece), (primals,), (tangents,))[1] for piece in self._pieces]
-                columns.append(torch.cat(products).to(self._dtype))
+                duals = {name: _dual(p.detach(), tangents[name]) for name, p in self._named.items()}
+                losses = [called_at(duals, self._body, self._losses, piece) for piece in self._pieces]
+                columns.append(torch.cat([_tangent(losses_E) for losses_E in losses]).to(self._dtype))
         return torch.stack(columns, dim=1)
-
-    def _at(self, piece: Any) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        """A piece's losses as a function of the body's parameters."""
-        return lambda parameters: called_at(parameters, self._body, self._losses, piece)
 
     def mean_gradient(self) -> Tensor:
         """1/M sum_i J_i, [P]: the gradient of the mean loss."""
@@ -85,3 +81,14 @@ class ExampleJacobian:
     def _split(self, vector_P: Tensor) -> dict[str, Tensor]:
         parts = torch.split(vector_P, [p.numel() for p in self.parameters])
         return {n: part.view_as(p).to(p.dtype) for (n, p), part in zip(self._named.items(), parts, strict=True)}
+
+
+def _dual(value: Tensor, tangent: Tensor) -> Tensor:
+    dual: Tensor = forward_ad.make_dual(value, tangent)  # type: ignore[no-untyped-call]
+    return dual
+
+
+def _tangent(dual: Tensor) -> Tensor:
+    """Zero where the value depends on nothing that has a tangent."""
+    tangent: Tensor | None = forward_ad.unpack_dual(dual).tangent  # type: ignore[no-untyped-call]
+    return torch.zeros_like(dual) if tangent is None else tangent

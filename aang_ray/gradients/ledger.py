@@ -1,21 +1,21 @@
 """Where segment gradients go: into the update and into the statistics, and then nowhere.
 
-Shape suffixes: S segments, P entries of the body (flattened in `named_parameters` order), B entries of a
-block of one parameter.
+Shape suffixes: S segments, P entries of the body (flattened in `named_parameters` order), N lookups, U wanted rows
+of a table, V its entries, H its width, B entries of a block of one parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from aang_ray.gradients.alignment import Padded
+from aang_ray.gradients.block import Block
 from aang_ray.gradients.engine import Request, StepGradients
 from aang_ray.gradients.matrix import from_gram
-from aang_ray.gradients.products import products
+from aang_ray.gradients.products import inner, products
 from aang_ray.model.segments import SegmentRows
 
 
@@ -30,49 +30,6 @@ def spans(cuts: Sequence[SegmentRows]) -> list[tuple[int, int]]:
     if any(pieces and pieces[0] < result[0][1] for pieces in holders[1:]):
         raise ValueError("pieces must hold the whole of segment 0, the dev batch, before any other segment")
     return result
-
-
-@dataclass
-class Block:
-    """A run of entries of one parameter, flattened, and where its numbers go."""
-
-    update: Tensor
-    targets: Sequence[Tensor]
-    """For each segment, what takes c_s times its gradient."""
-    coefficients: Sequence[Tensor]
-    held: Mapping[int, Tensor]
-    """Where the gradients of segments go that are not complete yet."""
-    kept: Mapping[int, Tensor]
-    """Where the gradients of complete segments go that are asked for themselves."""
-    v_B: Tensor | None
-    """The dev gradient; None until segment 0 is added."""
-    norms: list[list[Tensor]]
-    dots: list[list[Tensor]]
-    joint: tuple[Tensor, list[Tensor]] | None
-    """Where the joint gradient is summed up for its own norm before it joins the update, and the norms."""
-
-    def add(self, segment: int, gradient_B: Tensor) -> None:
-        """One segment's gradient; segment 0 comes before the others."""
-        target = self.targets[segment]
-        target.addcmul_(gradient_B.to(target.dtype), self.coefficients[segment])
-        if segment in self.kept:
-            self.kept[segment].add_(gradient_B)
-        held = self.held.get(segment)
-        if held is not None:
-            held += gradient_B
-            return
-        if segment == 0:
-            self.v_B = gradient_B.clone()
-        self.norms[segment].append(torch.dot(gradient_B, gradient_B))
-        if self.v_B is not None:
-            self.dots[segment].append(torch.dot(gradient_B, self.v_B))
-
-    def finish(self) -> None:
-        """All segments are added."""
-        if self.joint is not None:
-            joint, norms = self.joint
-            norms.append(torch.dot(joint, joint))
-            self.update.add_(joint)
 
 
 class Ledger:
@@ -274,9 +231,9 @@ class Ledger:
         for segment in sorted(self._held):
             if self._spans[segment][1] == self._piece:
                 vector_P = self._held[segment]
-                self._norms[segment].append(torch.dot(vector_P, vector_P))
+                self._norms[segment].append(inner(vector_P, vector_P))
                 if 0 in self._held:
-                    self._dots[segment].append(torch.dot(vector_P, self._held[0]))
+                    self._dots[segment].append(inner(vector_P, self._held[0]))
                 if segment in self._request.keep:
                     self._kept[segment] = vector_P
                 if segment != 0:
@@ -312,7 +269,7 @@ class Ledger:
             joint = self._joint(parameter)
             if joint is not None:
                 self.update(parameter).add_(joint)
-        return torch.dot(self._joint_P, self._joint_P)
+        return inner(self._joint_P, self._joint_P)
 
     def _summed(self, terms: list[list[Tensor]]) -> Tensor:
         return torch.stack([torch.stack(values).sum() if values else self.zeros() for values in terms])

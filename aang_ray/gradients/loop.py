@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aang_ray.gradients.engine import Final, JointRows, P, Request, StepGradients
 from aang_ray.gradients.memory import check_memory
-from aang_ray.gradients.products import products
+from aang_ray.gradients.products import inner, products
 from aang_ray.gradients.weighted import weighted_pass
 from aang_ray.model.heads import TiedDecoder
 
@@ -50,7 +50,7 @@ class LoopEngine:
             for piece in _holding(pieces, segment):
                 losses_S[segment] += self._add(piece, losses, segment, request.coefficients_S[segment], g_P)
             v_P = g_P if v_P is None else v_P
-            norms2_S[segment], dots_S[segment] = g_P @ g_P, g_P @ v_P
+            norms2_S[segment], dots_S[segment] = inner(g_P, g_P), inner(g_P, v_P)
             if request.joint_from is not None and segment >= request.joint_from:
                 joint_P += request.coefficients_S[segment].to(g_P.dtype) * g_P
             if request.gram or request.separate:
@@ -58,7 +58,7 @@ class LoopEngine:
             if segment in request.keep:
                 kept[segment] = g_P
         rows_SP = torch.stack(rows) if rows else None
-        joint_norm2 = joint_P @ joint_P if request.scores and request.joint_from is not None else None
+        joint_norm2 = inner(joint_P, joint_P) if request.scores and request.joint_from is not None else None
         return StepGradients(
             losses_S=losses_S,
             dots_S=dots_S if request.scores else None,

@@ -19,3 +19,8 @@ def products(rows_mP: Tensor, others_kP: Tensor) -> Tensor:
     left, right = (rows[:, :whole].reshape(len(rows), runs, RUN).transpose(0, 1) for rows in (rows_mP, others_kP))
     total_mk = torch.bmm(left, right.transpose(1, 2)).sum(0, dtype=torch.float64)
     return (total_mk + rows_mP[:, whole:] @ others_kP[:, whole:].t()).to(rows_mP.dtype)
+
+
+def inner(a_P: Tensor, b_P: Tensor) -> Tensor:
+    """<a, b> of two vectors, a scalar, as exact as `products`."""
+    return products(a_P[None], b_P[None])[0, 0]

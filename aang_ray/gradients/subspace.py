@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from aang_ray.gradients.jacobian import ExampleJacobian
+from aang_ray.gradients.products import inner
 
 
 def span(jacobian: ExampleJacobian, omega_KM: Tensor, rotate: bool) -> Tensor:
@@ -44,7 +45,7 @@ def reweighted(g_P: Tensor, V_PK: Tensor, p_K: Tensor, perp: float, plus: float,
     helps_K = a_K * p_K > 0
     weight_K = torch.where(helps_K, plus - perp, minus - perp)
     direction_P = torch.addmv(g_P, V_PK, weight_K.to(a_K.dtype) * a_K, beta=perp)
-    norm2 = torch.dot(g_P, g_P)
+    norm2 = inner(g_P, g_P)
     inside = torch.stack(((a_K * helps_K).square().sum(), (a_K * ~helps_K).square().sum()))
     shares_2 = torch.where(norm2 > 0, inside / torch.where(norm2 > 0, norm2, 1.0), 0.0)
     rest = torch.where(norm2 > 0, (1 - shares_2.sum()).clamp_min(0), 0.0)

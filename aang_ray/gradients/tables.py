@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from aang_ray.gradients.contributions import Lookups, per_row
 from aang_ray.gradients.ledger import Ledger
+from aang_ray.gradients.products import inner
 
 
 class TableGradient:
@@ -38,7 +39,7 @@ class TableGradient:
         """||sum_s c_s g_s||^2."""
         group_N, _ = _groups(self.ids_N)
         sums_NH = torch.zeros_like(self.grads_NH).index_add_(0, group_N, self.weighted(coefficients_S))
-        return torch.dot(sums_NH.view(-1), sums_NH.view(-1))
+        return inner(sums_NH.view(-1), sums_NH.view(-1))
 
     def dots(self, table_VH: Tensor) -> Tensor:
         """<table, g_s>, [S]."""

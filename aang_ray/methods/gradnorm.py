@@ -12,7 +12,7 @@ from aang_ray.config.methods.similarity import GradnormConfig
 from aang_ray.gradients.engine import Request, StepGradients
 from aang_ray.methods.base import Sampled
 from aang_ray.methods.described import weight_row
-from aang_ray.methods.scalarization import labelled, positions
+from aang_ray.methods.over_space import labelled, positions
 from aang_ray.methods.unlearned import Unlearned
 from aang_ray.methods.weighting import Weighting
 from aang_ray.store.rows import WeightRow

@@ -13,28 +13,23 @@ from aang_ray.config.methods import (
     PretrainSection,
     StaticConfig,
 )
-from aang_ray.config.methods.aggregations import GraddropConfig, GramSection
+from aang_ray.config.methods.aggregations import AggregationSection
 from aang_ray.config.methods.plain import MtTartanConfig
 from aang_ray.config.methods.scalarizations import DwaConfig, RandomConfig, UncertaintyConfig
 from aang_ray.config.methods.similarity import CosineGatingConfig, GradnormConfig
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
 from aang_ray.methods.aang import Aang
-from aang_ray.methods.aggregation import GramAggregation
 from aang_ray.methods.alphavil import Alphavil
 from aang_ray.methods.attittud import Attittud
 from aang_ray.methods.base import Method
 from aang_ray.methods.diw import Diw
-from aang_ray.methods.dwa import DynamicWeightAverage
 from aang_ray.methods.factors import FactorIndex
 from aang_ray.methods.finetune import Finetune
 from aang_ray.methods.gating import CosineGating
-from aang_ray.methods.graddrop import GradDrop
 from aang_ray.methods.gradnorm import GradNorm
 from aang_ray.methods.pretrain import Pretrain
-from aang_ray.methods.scalarization import RandomWeights
 from aang_ray.methods.static import Static
-from aang_ray.methods.uncertainty import Uncertainty
 from aang_ray.methods.weighting import Weighting
 from aang_ray.objectives.space import Space
 
@@ -56,16 +51,10 @@ def make_method(config: RunConfig, space: Space | None, device: torch.device) ->
             return Aang(weighting, method)
         case MtTartanConfig():
             return Static(weighting.with_lambda(1 / (1 + (len(space) if config.n == "all" else config.n))))
-        case GramSection() as method:
-            return GramAggregation(weighting, method, config.seed)
-        case GraddropConfig() as method:
-            return GradDrop(weighting, method, config.seed)
-        case RandomConfig():
-            return RandomWeights(weighting, config.seed)
-        case UncertaintyConfig() as method:
-            return Uncertainty(weighting, method.lr)
-        case DwaConfig() as method:
-            return DynamicWeightAverage(weighting, method)
+        case AggregationSection() | RandomConfig() | UncertaintyConfig() | DwaConfig() as method:
+            from aang_ray.methods.by_torchjd import make_torchjd_method  # here: it takes seconds to import
+
+            return make_torchjd_method(method, weighting, config.seed)
         case CosineGatingConfig() as method:
             return CosineGating(weighting, method)
         case GradnormConfig() as method:

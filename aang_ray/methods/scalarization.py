@@ -1,4 +1,4 @@
-"""Weights of the losses by TorchJD's scalarizations, and their state over a whole space.
+"""Weights of the losses by TorchJD's scalarizations.
 
 A scalarization is a function of the losses L_i of the end task and the sampled objectives. The coefficient of L_i in
 the update, of body and heads alike, is the derivative by L_i: one plain backward pass does, and nothing waits.
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchjd import scalarization
 
 from aang_ray.gradients.engine import Request
-from aang_ray.methods.base import Sampled, beside
+from aang_ray.methods.base import Sampled
 from aang_ray.methods.described import weight_row
 from aang_ray.methods.seeding import seeded
 from aang_ray.methods.unlearned import Unlearned
@@ -58,13 +58,3 @@ def derivative(scalarizer: scalarization.Scalarizer, losses_m: Tensor) -> Tensor
         leaf_m = losses_m.detach().clone().requires_grad_()
         weights_m: Tensor = torch.autograd.grad(scalarizer(leaf_m), leaf_m)[0]
     return weights_m
-
-
-def positions(sampled: Sampled, like: Tensor) -> Tensor:
-    """Where a step's losses stand in a vector over the end task and the whole space, [m]."""
-    return beside([0, *(1 + objective for objective in sampled.objectives)], like)
-
-
-def labelled(sampled: Sampled, like: Tensor) -> Tensor:
-    """Which of a step's losses have labels, [m]: a loss without any teaches nothing."""
-    return beside([True, *(count > 0 for count in sampled.labels)], like)

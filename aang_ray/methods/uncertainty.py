@@ -11,7 +11,8 @@ from torchjd import scalarization
 
 from aang_ray.gradients.engine import StepGradients
 from aang_ray.methods.base import Sampled
-from aang_ray.methods.scalarization import Scalarization, derivative, labelled, positions
+from aang_ray.methods.over_space import labelled, positions
+from aang_ray.methods.scalarization import Scalarization, derivative
 from aang_ray.methods.weighting import Weighting
 
 

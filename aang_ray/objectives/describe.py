@@ -3,33 +3,64 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from aang_ray.config.section import Semantics
 from aang_ray.objectives.objective import Objective
-from aang_ray.objectives.space import enumerate_space, read_space
+from aang_ray.objectives.space import Space, enumerate_space, read_space
 
 
 def render_space(name: str, legality: Semantics, console: Console) -> None:
-    """Print the grid of a space: data and output down, transform by representation across."""
+    """Print a space: for its kinds of data a grid, outputs and transforms down, representations across.
+
+    Kinds of data with the same grid share it.
+    """
     space = enumerate_space(name, read_space(name), legality)
-    legal = set(space.objectives)
-    everything = list(legal) + list(space.ruled_out)
-    representations = list(dict.fromkeys(k.representation for k in (*space.objectives, *space.ruled_out)))
-    grid: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
-    for data, output, transform in sorted({(k.data, k.output, k.transform) for k in everything}):
-        objectives = [Objective(data, transform, representation, output) for representation in representations]
-        marks = tuple("yes" if k in legal else "–" if k in space.ruled_out else "" for k in objectives)
-        grid.setdefault((output, transform, marks), []).append(data)  # kinds of data that are alike share a row
-    table = Table(title=f"{name}: {len(space)} objectives ({legality} semantics)", title_justify="left")
-    for column in ("data", "output", "transform", *representations):
-        table.add_column(column, overflow="fold")
-    for (output, transform, marks), data_names in grid.items():
-        table.add_row(", ".join(data_names), output, transform, *marks)
-    console.print(table)
+    everything = (*space.objectives, *space.ruled_out)
+    console.print(f"{escape(name)}: {len(space)} objectives ({legality} semantics)", highlight=False)
+    representations = _distinct(k.representation for k in everything)
+    grids: dict[Grid, list[str]] = {}
+    for data in _distinct(k.data for k in everything):
+        grids.setdefault(_grid(space, data, representations), []).append(data)
+    for grid, data_names in grids.items():
+        table = Table(title=escape(", ".join(data_names)), title_justify="left")
+        for column in ("output, transform", *representations):
+            # Broken in two, so that the table fits into a terminal of 80 columns.
+            table.add_column(escape(column.replace("-", "-\n", 1)))
+        for output, rows in grid:
+            table.add_section()
+            table.add_row(f"[bold]{escape(output)}[/bold]")
+            for transform, marks in rows:
+                table.add_row(f"  {escape(transform)}", *marks)
+        console.print(table)
     if space.ruled_out:
         console.print("Ruled out:")
         for reason, count in Counter(space.ruled_out.values()).items():
-            console.print(f"  {count:3d}  {reason}")
+            console.print(f"  {count:3d}  {reason}", highlight=False)
+
+
+Rows = tuple[tuple[str, tuple[str, ...]], ...]
+Grid = tuple[tuple[str, Rows], ...]
+"""By output and transform a mark for each representation."""
+
+
+def _grid(space: Space, data: str, representations: tuple[str, ...]) -> Grid:
+    legal = frozenset(space.objectives)
+    named = [k for k in (*space.objectives, *space.ruled_out) if k.data == data]
+
+    def mark(objective: Objective) -> str:
+        return "yes" if objective in legal else "–" if objective in space.ruled_out else ""
+
+    def rows(output: str) -> Rows:
+        transforms = sorted({k.transform for k in named if k.output == output})
+        return tuple((t, tuple(mark(Objective(data, t, r, output)) for r in representations)) for t in transforms)
+
+    return tuple((output, rows(output)) for output in sorted({k.output for k in named}))
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))

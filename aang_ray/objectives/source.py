@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from aang_ray.data.task import EndTask, Labelled, Ragged
 from aang_ray.objectives import randomness
-from aang_ray.objectives.allocation import Share
 from aang_ray.objectives.build import OutputSettings, build, plain
 from aang_ray.objectives.legality import EXTERNAL
 from aang_ray.objectives.objective import Objective
 from aang_ray.objectives.outputs import Head
-from aang_ray.objectives.readings import NOTHING, Readings, SourceSettings
+from aang_ray.objectives.readings import Readings, SourceSettings
 from aang_ray.objectives.segment import Segment
 from aang_ray.objectives.space import Space
+from aang_ray.objectives.step_source import SegmentBatch, StepSource
 from aang_ray.objectives.texts import Int64, Texts, Vocabulary
 
 DEV, END_TASK, FIRST_OBJECTIVE = 0, 1, 2
@@ -27,19 +25,11 @@ DEV_HEAD, END_TASK_HEAD, LABEL_HEAD = "dev", "end-task", "label"
 """phi*, phi_E, and the head of the output `end-task`; other outputs' heads have the output's name."""
 
 
-@dataclass(frozen=True)
-class StepBatch:
-    """All segments of a step: dev (empty unless asked for), end task, sampled objectives."""
-
-    step: int
-    sampled: tuple[int, ...]
-    segments: tuple[Segment, ...]
-    shares: tuple[float, ...]
-    """b / B of each sampled objective; 1 each in equal allocation, where they do not enter the loss."""
+StepBatch = SegmentBatch[Segment]
 
 
-class BatchSource:
-    """Makes the batch of any step as a pure function of (seed, step)."""
+class BatchSource(StepSource[Segment]):
+    """Batches of texts."""
 
     def __init__(
         self,
@@ -62,29 +52,11 @@ class BatchSource:
         train = self.task.train.tokens
         return {name: output.fit(train, self.vocabulary) for name, output in outputs.items() if output.fit is not None}
 
-    def step(
-        self, step: int, with_dev: bool, factors: Mapping[str, npt.NDArray[np.float64]] | None = None
-    ) -> StepBatch:
-        """The segments of a step.
+    def _dev(self, examples: Int64) -> Segment:
+        return self._labelled("dev", DEV_HEAD, self.task.dev, examples)
 
-        `factors` (by factor letter, aligned with `Space.factors()`) are needed for `published` allocation only.
-        """
-        dev = self.readings.dev_batch(step) if with_dev else NOTHING
-        return self._batch(step, dev, self.readings.end_task(step), self.readings.auxiliary(step, factors))
-
-    def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> StepBatch:
-        """Batch number so-and-so of these objectives, with the end task or without it: see `Readings.chosen`."""
-        examples = self.readings.end_task(number) if end_task else NOTHING
-        return self._batch(number, NOTHING, examples, self.readings.chosen(number, objectives))
-
-    def _batch(self, step: int, dev: Int64, end_task: Int64, auxiliary: Sequence[Share]) -> StepBatch:
-        segments = [
-            self._labelled("dev", DEV_HEAD, self.task.dev, dev),
-            self._labelled("end-task", END_TASK_HEAD, self.task.train, end_task),
-        ]
-        segments += [self._objective(index, examples, keys) for index, examples, keys, _ in auxiliary]
-        sampled, shares = tuple(index for index, *_ in auxiliary), tuple(share for *_, share in auxiliary)
-        return StepBatch(step, sampled, tuple(segments), shares)
+    def _end_task(self, examples: Int64) -> Segment:
+        return self._labelled("end-task", END_TASK_HEAD, self.task.train, examples)
 
     def dev_head_examples(self, step: int) -> Segment:
         """The examples that phi* is fitted on at this step, disjoint from the step's dev batch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +22,9 @@ from aang_ray.objectives.legality import EXTERNAL, Capabilities, Rule, ruled_out
 from aang_ray.objectives.objective import STAGES, Objective
 from aang_ray.objectives.primitives import BUILT_IN, Primitives, digest
 from aang_ray.objectives.token_labels import ORDERED
+
+INSTALLED = "share/aang_ray/search_spaces"
+"""Where an installation puts the files of `search_spaces/`, below its data path."""
 
 Choices = Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -102,7 +106,7 @@ class Space:
     ruled_out: Mapping[Objective, str]
     """Reason by objective."""
     left_out: frozenset[Objective] = frozenset()
-    """Those ruled out that are legal, and cannot be computed for this end task and encoder."""
+    """Those ruled out that are legal by themselves: the end task, the encoder or the rest of the space is why."""
     primitives: Primitives = BUILT_IN
     """What the names of objectives on text stand for."""
 
@@ -118,13 +122,14 @@ class Space:
 
 
 def space_path(name: str) -> Path:
-    """Where a space lies: a path as given, or a file of `search_spaces/` here or beside the package."""
+    """Where a space lies: a path as given, or a file of `search_spaces/` here, beside the package or installed."""
     given = Path(name)
     if given.suffix in {".yaml", ".yml"}:
         if given.is_file():
             return given
         raise UserError(f"space: no file {name}")
-    folders = [Path("search_spaces"), Path(__file__).resolve().parents[2] / "search_spaces"]
+    installed = Path(sysconfig.get_path("data")) / INSTALLED
+    folders = [Path("search_spaces"), Path(__file__).resolve().parents[2] / "search_spaces", installed]
     for folder in folders:
         path = folder / f"{name}.yaml"
         if path.is_file():
@@ -189,6 +194,7 @@ def enumerate_space(
     for objective, reason in _beside_others(legal, file.known, labels).items():
         del legal[objective]
         illegal[objective] = reason
+        left_out.add(objective)
     if not legal:
         reasons = "; ".join(dict.fromkeys(illegal.values()))
         raise UserError(f"space {name}: no objective is left: {reasons}")

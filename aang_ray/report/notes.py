@@ -56,7 +56,7 @@ def _incomplete(places: list[tuple[Place, Selection]]) -> Iterator[str]:
 
 
 def _budgets(places: list[tuple[Place, Selection]]) -> Iterator[str]:
-    """Comparisons are meant to be at equal budgets of end-task examples, steps times batch, a final stage's included."""
+    """Comparisons are meant to be at equal budgets of end-task examples: steps times batch, of a final stage, too."""
     for column in sorted({column for (_, column), _ in places}):
         budgets = {row: _budget(selection) for (row, place), selection in places if place == column}
         if len(set(budgets.values())) > 1:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aang_ray.config import RunConfig
 from aang_ray.errors import UserError
 from aang_ray.store import Store
 
@@ -99,7 +100,7 @@ def _scored(row: Mapping[str, Any]) -> bool:
 
 
 def _run(row: Mapping[str, Any], metric: str) -> Run:
-    settings = dict(_flatten("", json.loads(row["config"])))
+    settings = _settings(json.loads(row["config"]))
     replaced = {name for key, names in NAMES.items() if settings.get(key) for name in names}
     kinds = {key: _kind(key) for key in settings if key not in replaced}
     return Run(
@@ -140,6 +141,20 @@ def _row_name(row: Mapping[str, Any]) -> str:
     return name if row["n"] is None else name.removesuffix(f" n={row['n']}")
 
 
+def _settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """Leaves of a configuration by dotted name; a setting that is younger than the row has its default.
+
+    Then runs of different versions that solve the same problem stand in one column.
+    """
+    stored = dict(_flatten("", config))
+    younger = {
+        name: text
+        for name, text in _DEFAULTS.items()
+        if name not in stored and not any(other.startswith(f"{name}.") for other in stored)
+    }
+    return stored | younger
+
+
 def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
     """Leaves by dotted name, as text."""
     if isinstance(value, Mapping):
@@ -147,3 +162,7 @@ def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _flatten(f"{prefix}.{key}" if prefix else str(key), inner)
     else:
         yield prefix, value if isinstance(value, str) else json.dumps(value)
+
+
+# A method's own settings are another matter: the default configuration is of another method.
+_DEFAULTS = dict(_flatten("", RunConfig().model_dump(mode="json", exclude={"method"})))

@@ -51,6 +51,8 @@ class Monitor(Callback):
     ) -> None:
         """Each evaluation, and the end of a cell."""
         job = self._jobs[trial.trial_id]
+        if "resumed" in result:
+            self._progress.said(f"{job.cell.title} · goes on from step {result['resumed']}")
         if "status" not in result:
             self._queue.came_to(job, result["step"])
             self._progress.evaluated(job.cell.cell, result["step"], result["steps"])

@@ -35,11 +35,11 @@ def run_and_store(config: RunConfig, store: Store, report: Report, until: int | 
 
     So a driver that dies loses nothing. The checkpoint of a cell that is done is removed.
 
-    Each evaluation reports `step` and `steps`; the end reports `status` (`done`, `failed`, `cut` for one that stopped
-    at `until`, or `elsewhere` for a cell that another sweep on the same store has done in the meantime) with scores or
-    the error.
+    A run that goes on from a checkpoint first reports from which step (`resumed`). Each evaluation reports `step` and
+    `steps`; the end reports `status` (`done`, `failed`, `cut` for one that stopped at `until`, or `elsewhere` for a
+    cell that another sweep on the same store has done in the meantime) with scores or the error.
     """
-    from aang_ray.train.checkpoint_files import checkpoint_folder, discard
+    from aang_ray.train.checkpoint_files import CheckpointFiles, checkpoint_folder, discard
     from aang_ray.train.launch import WorkerError, launch
 
     checkpoints = checkpoint_folder(store.uri)
@@ -53,6 +53,9 @@ def run_and_store(config: RunConfig, store: Store, report: Report, until: int | 
             heart.evaluated(row)
             report({"step": row.step, "steps": config.total_steps, "seconds": row.seconds})
 
+        reached = CheckpointFiles(checkpoints, config.cell).newest_step()
+        if reached:
+            report({"resumed": reached, "step": reached, "steps": config.total_steps})
         try:
             record = launch(config, on_evaluation=evaluated, checkpoints=checkpoints, until=until)
         except (UserError, RunFailure, WorkerError) as error:  # their messages are whole sentences

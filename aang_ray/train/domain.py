@@ -186,8 +186,8 @@ class Domain(Protocol):
         """What the end-task head reads, [E, H], and the labels [E], of a piece of labelled examples on the device."""
         ...
 
-    def reader(self, split: str) -> Reader:
-        """`dev` (the examples that decide) or `test`, to be scored many times."""
+    def reader(self, split: str, first: int = 0, every: int = 1) -> Reader:
+        """`dev` (the examples that decide) or `test`, or every so many of their examples, to be scored many times."""
         ...
 
 

@@ -11,8 +11,8 @@ from aang_ray.errors import UserError
 from aang_ray.model.heads import ClassificationHead
 from aang_ray.model.lenet import LeNet
 from aang_ray.objectives.images.outputs import TURNS
-from aang_ray.objectives.images.source import ImageSource, output_head
-from aang_ray.objectives.source import END_TASK_HEAD
+from aang_ray.objectives.images.source import ImageSource
+from aang_ray.objectives.source import END_TASK_HEAD, head_name
 from aang_ray.objectives.space import ImageSpaceFile, Space, enumerate_space, read_space
 from aang_ray.train.batches import sampled_count, source_settings
 from aang_ray.train.domain import DomainParts
@@ -58,7 +58,7 @@ def make_image_heads(config: RunConfig, task: ImageTask, encoder: LeNet, space: 
     width, dropout = encoder.hidden_size, config.encoder.head_dropout
     heads: dict[str, nn.Module] = {END_TASK_HEAD: ClassificationHead(width, len(task.label_names), dropout)}
     for objective in space.objectives if space is not None else ():
-        name = objective.key if config.objectives.heads == "per_objective" else output_head(objective.output)
+        name = head_name(objective, config.objectives.heads == "per_objective")
         if name in heads:
             continue
         if objective.output == "denoise":

@@ -72,11 +72,11 @@ class ImageDomain:
         features_EF: Tensor = self._encoder(piece.pixels_E1HW)
         return features_EF, piece.targets[0].label_K
 
-    def reader(self, split: str) -> ImageReader:
+    def reader(self, split: str, first: int = 0, every: int = 1) -> ImageReader:
         source = self.source
         if split == "dev":
-            return ImageReader(source.dev.take(source.readings.score_dev))
-        return ImageReader(source.test)
+            return ImageReader(source.dev.take(source.readings.score_dev[first::every]))
+        return ImageReader(source.test.take(np.arange(first, len(source.test), every)))
 
 
 class ImageReader:

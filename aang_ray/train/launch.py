@@ -118,7 +118,7 @@ def launch(
             step = files.newest_step()
             lost = 1 if step > reached else lost + 1
             reached = step
-            reason = str(error).strip().splitlines()[-1]
+            reason = describe_loss(error)
             if lost == ATTEMPTS:
                 raise RunFailure(
                     f"workers were lost {ATTEMPTS} times in a row without a newer checkpoint, out of memory? lower "
@@ -138,6 +138,13 @@ def cause_of(error: Exception, config: RunConfig) -> Exception | None:
     if isinstance(failure, WorkerGroupStartupTimeoutError):
         return RunFailure(f"{PLACEMENT_MINUTES} minutes were not enough to place {describe_need(config)}")
     return None if isinstance(failure, (WorkerGroupStartupFailedError, *LOST)) else failure
+
+
+def describe_loss(error: Exception) -> str:
+    """The kinds of a loss in a few words; the workers' logs say more."""
+    failures = list(error.worker_failures.values()) if isinstance(error, train.WorkerGroupError) else [error]
+    inner = [getattr(failure, "health_check_failure", failure) for failure in failures]
+    return ", ".join(sorted({type(failure).__name__ for failure in inner}))
 
 
 def describe_need(config: RunConfig) -> str:

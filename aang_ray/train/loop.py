@@ -20,6 +20,7 @@ from aang_ray.train.checkpoint_state import restore_stepper, stepper_state
 from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
 from aang_ray.train.losses import LossLog
+from aang_ray.train.parallel.scoring import gathered
 from aang_ray.train.prefetch import prefetched
 from aang_ray.train.progress import Progress, SplitScores
 from aang_ray.train.rounds import make_stepper
@@ -53,7 +54,7 @@ class Trainer:
         self._on_evaluation = on_evaluation
         self._keeper = keeper
         self._metric: Metric = setup.task.metric
-        self._dev = setup.domain.reader("dev")
+        self._dev = setup.domain.reader("dev", setup.workers.rank, setup.workers.size)
         self._losses = LossLog(1 if setup.compute.device.type == "cpu" else setup.config.schedule.eval_every)
         self._kept: dict[str, Tensor] = {}
         self._started = time.monotonic()
@@ -183,10 +184,10 @@ class Trainer:
         return scores
 
     def _predict(self, reader: Reader) -> Predictions:
-        """Logits of the end task; of several workers all take the first one's, so that they decide alike."""
+        """Logits of the end task, of this worker's examples from this worker and so on."""
         setup = self.setup
-        predictions = reader.predict(setup.encoder, setup.head_of[END_TASK_HEAD], setup.compute)
-        return replace(predictions, logits_EC=setup.workers.first_of(predictions.logits_EC))
+        own = reader.predict(setup.encoder, setup.head_of[END_TASK_HEAD], setup.compute)
+        return gathered(setup.workers, own, setup.classes)
 
     def _at_majority(self, predictions: Predictions, scores: Scores) -> bool:
         """One class for all, or no better than the majority class of train."""
@@ -214,7 +215,7 @@ class Trainer:
     def _kept_scores(self) -> tuple[SplitScores, Predictions]:
         """Of the kept model, once it is loaded; and its predictions on the clean view of test."""
         setup = self.setup
-        test = self._predict(self._whole.domain.reader("test"))
+        test = self._predict(self._whole.domain.reader("test", setup.workers.rank, setup.workers.size))
         clean = test.take(setup.task.test_clean)
         dev = next(row.dev for row in self.progress.history if row.step == self.progress.best_step)
         if dev is None:

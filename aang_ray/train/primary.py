@@ -60,9 +60,11 @@ class ExampleLosses:
         training = [module.training for module in modules]
         for module in modules:
             module.eval()
-        yield
-        for module, was in zip(modules, training, strict=True):
-            module.train(was)
+        try:
+            yield
+        finally:
+            for module, was in zip(modules, training, strict=True):
+                module.train(was)
 
 
 class PrimaryView:

@@ -28,7 +28,8 @@ from aang_ray.train.optim import (
     wants_separate,
 )
 from aang_ray.train.parallel.agreement import check_same, held
-from aang_ray.train.parallel.exchange import Exchange, Share, failing_for_all, no_gradients
+from aang_ray.train.parallel.exchange import Exchange, Share
+from aang_ray.train.parallel.local import failing_for_all, no_gradients
 from aang_ray.train.parallel.sharded import Sharded
 from aang_ray.train.primary import NO_PIECES, PrimaryPieces, primary_view
 from aang_ray.train.setup import Setup

@@ -38,7 +38,10 @@ class TextDomain:
         return tuple(segment.lengths_E for segment in batch.segments)
 
     def entries_read(self, batch: StepBatch, ranges: Sequence[Range]) -> Int64:
-        ids_T = np.concatenate([segment.ids_T for segment in parts_of(batch.segments, ranges)])
+        parts = parts_of(batch.segments, ranges)
+        # Where the denoise head draws tokens, any may come.
+        drawn = [s.drawn.vocabulary.ordinary_ids for s in parts if s.drawn is not None and len(s.drawn.at_G)]
+        ids_T = np.concatenate([*(segment.ids_T for segment in parts), *drawn])
         # Padding is looked up, too, and has a gradient where an encoder's table does not exempt it.
         return np.unique(np.append(ids_T, self._pad) if len(ids_T) else ids_T).astype(np.int64)
 
@@ -84,7 +87,7 @@ class TextDomain:
         features_EH = self._encoder.pool(self._encoder(piece.inputs), piece.inputs)
         return features_EH, piece.pooled[0].label_K[: len(features_EH)]  # what follows is padding
 
-    def reader(self, split: str) -> SplitReader:
+    def reader(self, split: str, first: int = 0, every: int = 1) -> SplitReader:
         if split == "dev":
-            return SplitReader(self._task.dev, self.source.readings.score_dev, self._pad)
-        return SplitReader(self._task.test, np.arange(len(self._task.test)), self._pad)
+            return SplitReader(self._task.dev, self.source.readings.score_dev[first::every], self._pad)
+        return SplitReader(self._task.test, np.arange(first, len(self._task.test), every), self._pad)

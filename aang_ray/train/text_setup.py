@@ -45,10 +45,12 @@ def text_parts(config: RunConfig, device: torch.device) -> DomainParts:
     if config.gradients.checkpointing:
         encoder.enable_checkpointing()
     encoder.to(device)
+    # Of the checkpoint, before any stage has trained it: a resumed run must find the same.
+    table_deviation = float(encoder.word_embeddings.weight.detach().std())
 
     def stage(config: RunConfig) -> tuple[Space | None, TextDomain]:
         space = make_space(config, task, encoder)
-        source = make_source(config, task, encoder, space, facts)
+        source = make_source(config, task, encoder, space, facts, table_deviation)
         published = config.objectives.visibility == "published"
         return space, TextDomain(task, encoder, source, facts.pad, config.seed, published)
 
@@ -126,12 +128,16 @@ def make_heads(
 
 
 def make_source(
-    config: RunConfig, task: EndTask, encoder: Encoder, space: Space | None, facts: TokenizerFacts
+    config: RunConfig,
+    task: EndTask,
+    encoder: Encoder,
+    space: Space | None,
+    facts: TokenizerFacts,
+    table_deviation: float,
 ) -> BatchSource:
-    """The source of every step's batch."""
+    """The source of every step's batch; `table_deviation`: standard deviation of the pretrained embeddings."""
     vocabulary = Vocabulary(facts.vocab_size, facts.mask, facts.special_ids)
-    table = encoder.word_embeddings
-    noise = Noise(table.embedding_dim, config.objectives.noise_scale * float(table.weight.detach().std()))
+    noise = Noise(encoder.word_embeddings.embedding_dim, config.objectives.noise_scale * table_deviation)
     output = OutputSettings(config.objectives.mask_rate, config.objectives.labels, encoder.pooling, noise)
     return BatchSource(task, space, sampled_count(config, space), vocabulary, output, source_settings(config))
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import aang_ray
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "ray")
+_PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "ray", "torchjd")
 
 
 def versions() -> dict[str, str]:

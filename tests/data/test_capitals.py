@@ -13,7 +13,22 @@ from transformers import PreTrainedTokenizerFast
 from aang_ray.data.texts import Texts
 from aang_ray.data.tokens import read_tokens, tokenise, write_tokens
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "paris", "##ian", "mcdonald", "café", "3rd", ",", "The", "Paris"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "the",
+    "paris",
+    "##ian",
+    "mcdonald",
+    "café",
+    "3rd",
+    ",",
+    "The",
+    "Paris",
+]
 
 
 def tokenizer(lowercase: bool) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,21 +24,20 @@ from tests.gradients.test_accumulation import COEFFICIENTS, CUTS, pieces_of
 from tests.model.families import small_encoder
 
 KEEP = (1, 3)
-ENGINES = ["one piece", *CUTS]
+# The loop takes pieces of one segment each.
+ENGINES = [("loop", "one a segment"), *(("segments", cut) for cut in ("one piece", *CUTS))]
 
 
 @pytest.mark.parametrize("family", ["bert", "deberta-v2"])
-@pytest.mark.parametrize("cut", ENGINES)
-@pytest.mark.parametrize("name", ["segments", "loop"])
-def test_kept_gradients_and_rows(name: str, cut: str, family: str) -> None:
+@pytest.mark.parametrize(("name", "cut"), ENGINES)
+def test_kept_gradients_and_rows(name: Literal["loop", "segments"], cut: str, family: str) -> None:
     """Segments 1 and 3 themselves, and every second row of the table's joint gradient, by automatic differentiation."""
-    if name == "loop" and cut != "one a segment":
-        pytest.skip("the loop takes pieces of one segment each")
     encoder = small_encoder(family, dtype=torch.float64)
     heads = make_heads(encoder, torch.float64)
     losses = text_losses(encoder, heads)
     expected = reference(encoder, heads, text_piece(SEGMENTS), losses, COEFFICIENTS)
     table = encoder.word_embeddings.weight
+    assert isinstance(table, nn.Parameter)
     place_V = torch.full((len(table),), len(table) // 2)
     place_V[1::2] = torch.arange(len(table) // 2)
     request = Request(
@@ -47,7 +48,7 @@ def test_kept_gradients_and_rows(name: str, cut: str, family: str) -> None:
         joint_rows=JointRows(table, place_V, len(table) // 2),
     )
     pieces = [text_piece(SEGMENTS)] if cut == "one piece" else pieces_of(CUTS[cut])
-    engine = make_engine("loop" if name == "loop" else "segments", encoder, heads, tied_in_scores=False)
+    engine = make_engine(name, encoder, heads, tied_in_scores=False)
     result, updates = run(engine, encoder, heads, pieces, losses, request)
     assert_matches(result, updates, expected, 1e-9)
     assert result.joint_norm2 is None
@@ -98,6 +99,7 @@ def test_a_complete_gradient_does_not_change(tied_in_scores: bool, family: str, 
     pieces = [text_piece(SEGMENTS)] if cut == "one piece" else pieces_of(CUTS[cut])
     make_engine("segments", encoder, heads, tied_in_scores=tied_in_scores)(pieces, losses, request_, final)
     for parameter, gradient in complete.items():
+        assert parameter.grad is not None
         assert torch.equal(parameter.grad, gradient)
     assert set(complete) <= set(encoder.parameters())
     # Tables of relative positions are settled after the backward pass.

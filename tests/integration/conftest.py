@@ -7,14 +7,16 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -88,9 +90,9 @@ def environment(tmp_path: Path, short_folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def sweep_file(tmp_path: Path, tiny: Path) -> Callable[..., Path]:
-    """Writes a sweep of the tiny task."""
+    """Writes a sweep of the tiny task; `more` are further fields of the file."""
 
-    def write(methods: Sequence[str], seeds: int, steps: int) -> Path:
+    def write(methods: Sequence[str | dict[str, Any]], seeds: int, steps: int, **more: Any) -> Path:
         base = {
             "encoder": {"name": str(tiny / "encoder")},
             "batch": {"end_task": 8, "auxiliary": 6, "dev": 8, "dev_head": 8},
@@ -99,7 +101,7 @@ def sweep_file(tmp_path: Path, tiny: Path) -> Callable[..., Path]:
             "n": 3,
         }
         task = str(tiny / "task")
-        spec = {"base": base, "tasks": [task], "methods": list(methods), "seeds": list(range(seeds))}
+        spec = {"base": base, "tasks": [task], "methods": list(methods), "seeds": list(range(seeds)), **more}
         path = tmp_path / "sweep.yaml"
         path.write_text(json.dumps(spec), encoding="utf-8")  # JSON is YAML
         return path
@@ -191,3 +193,56 @@ def start(tmp_path: Path, short_folder: Path) -> Iterator[Start]:
     yield run
     for one in started:
         one.kill()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a Ray cluster on this machine alone."""
+
+    process: Started
+    address: str
+    jobs: str
+    """Address of its job server."""
+
+
+def start_head(start: Start, environment: Mapping[str, str], folder: Path, *, cpus: int, **more: object) -> Head:
+    """Start a head that listens on the loopback, and wait for its job server. `more` are options of `ray start`."""
+    port, dashboard, client, agent = free_ports(4)
+    options = {
+        "node-ip-address": "127.0.0.1",
+        "port": port,
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": dashboard,
+        "ray-client-server-port": client,
+        "dashboard-agent-listen-port": agent,
+        "num-cpus": cpus,
+        "object-store-memory": 160 * 2**20,
+        "temp-dir": folder / "head",
+        **more,
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    process = start(["ray", "start", "--head", "--block", "--include-dashboard=true", *flags], environment)
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", dashboard)) == 0
+
+    process.wait_for(listens, 60)
+    process.look()
+    return Head(process, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
+
+
+@pytest.fixture
+def head(start: Start, environment: dict[str, str], short_folder: Path) -> Head:
+    """A head with two CPUs, and no autoscaler; processes that are started later find it."""
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    return start_head(start, environment, short_folder, cpus=2)

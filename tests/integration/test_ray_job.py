@@ -2,69 +2,48 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aang_ray.store import Store
-from tests.integration.conftest import Start
+from tests.integration.conftest import Head, Start, Started
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+DIVERGES: dict[str, Any] = {"method": "static", "optim": {"body_lr": 1e30}}
 
 
-@pytest.fixture
-def head(start: Start, environment: dict[str, str], short_folder: Path) -> str:
-    """Address of the job server of a head of our own, on this machine alone."""
-    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    port, dashboard, client, agent = free_ports(4)
-    options = {
-        "node-ip-address": "127.0.0.1",
-        "port": port,
-        "dashboard-host": "127.0.0.1",
-        "dashboard-port": dashboard,
-        "ray-client-server-port": client,
-        "dashboard-agent-listen-port": agent,
-        "num-cpus": 2,
-        "object-store-memory": 160 * 2**20,
-        "temp-dir": short_folder / "head",
-    }
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    ray = start(["ray", "start", "--head", "--block", "--include-dashboard=true", *flags], environment)
-
-    def listens() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", dashboard)) == 0
-
-    ray.wait_for(listens, 60)
-    ray.look()
-    return f"http://127.0.0.1:{dashboard}"
+def states(store: Path) -> list[tuple[str, str]]:
+    return sorted((row["method"], row["status"]) for row in Store(store).results().to_pylist())
 
 
-def test_a_sweep_as_a_job(
-    start: Start, head: str, sweep_file: Callable[..., Path], environment: dict[str, str], tmp_path: Path
+def test_sweeps_as_jobs(
+    start: Start, head: Head, sweep_file: Callable[..., Path], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    file, store = sweep_file(["finetune", "static"], 1, steps=10), tmp_path / "store"
-    submit = ["ray", "job", "submit", "--address", head, "--working-dir", ".", "--", "python", "jobs/sweep.py"]
-    job = start([*submit, str(file), "--store", str(store)], environment)
-    assert job.wait(180) == 0, job.output
-    rows = Store(store).results().to_pylist()
-    assert sorted((row["method"], row["status"]) for row in rows) == [("finetune", "done"), ("static", "done")]
-    assert "[2/2] task" in job.output
-    assert "| finetune" in job.output
+    def submit(file: Path, store: Path | str) -> Started:
+        command = ["ray", "job", "submit", "--address", head.jobs, "--working-dir", "."]
+        return start([*command, "--", "python", "jobs/sweep.py", str(file), "--store", str(store)], environment)
 
-    relative = start([*submit, str(file), "--store", "results"], environment)
+    good = submit(sweep_file(["finetune", "static"], 2, steps=10), tmp_path / "good")
+    assert good.wait(180) == 0, good.output
+    assert states(tmp_path / "good") == [("finetune", "done")] * 2 + [("static", "done")] * 2
+    assert "[4/4] task" in good.output
+    assert "| finetune" in good.output
+
+    bad = submit(sweep_file(["finetune", "static", "aang", DIVERGES], 1, steps=10), tmp_path / "bad")
+    assert bad.wait(180) == 1, bad.output
+    assert states(tmp_path / "bad") == [
+        ("aang", "done"),
+        ("finetune", "done"),
+        ("static", "done"),
+        ("static", "failed"),
+    ]
+    assert "failed: task · static-td n=3 · seed 0: " in bad.output
+
+    relative = submit(tmp_path / "sweep.yaml", "results")
     assert relative.wait(120) == 1  # Ray's own exit code for a job that ended with any other than 0
     assert (
         "error: --store results: the folder of a Ray job goes away; give an absolute path or a URI" in relative.output

@@ -1,22 +1,23 @@
-"""A sweep that is killed at any moment goes on where it ended: nothing twice, nothing lost."""
+"""A sweep that is killed at any moment goes on where it ended, and so does a trial: nothing twice, nothing lost."""
 
 from __future__ import annotations
 
+import json
 import os
-import random
 import sys
-import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from aang_ray.store import Store
+from aang_ray.sweep.queue import RETRIES
 from tests.integration.conftest import Start, Started
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
-METHODS, SEEDS = ("finetune", "static"), 5
+METHODS, SEEDS, STEPS = ("finetune", "static"), 3, 80
 CELLS = len(METHODS) * SEEDS
 
 
@@ -28,8 +29,9 @@ class Sweeps:
         self.store = store
 
     def go(self) -> Started:
+        """Start it, with a checkpoint after every step."""
         command = [sys.executable, "jobs/sweep.py", str(self._file), "--store", str(self.store)]
-        return self._start(command, self._environment)
+        return self._start([*command, "--set", "resources.checkpoint_minutes=0"], self._environment)
 
     def rows(self) -> dict[Path, tuple[int, bytes]]:
         """Every visible file of results, with when it was written and what it holds."""
@@ -42,6 +44,24 @@ class Sweeps:
         assert all(row["status"] == "done" for row in rows)
         return [f"task · {row['row']} · seed {row['seed']} · " for row in rows]
 
+    def begun(self) -> dict[str, int]:
+        """Step of the newest checkpoint of the cells that have one and no row, by cell."""
+        done = Store(self.store).done()
+        found: dict[str, int] = {}
+        for path in self.store.glob(".checkpoints/*/last-*.pt"):
+            if path.parent.name not in done:
+                found[path.parent.name] = max(found.get(path.parent.name, 0), int(path.name.split("-")[1]))
+        return found
+
+    def beats(self) -> dict[str, int]:
+        """Process of each running cell."""
+        found = {}
+        for path in self.store.glob(".progress/*.json"):
+            with suppress(FileNotFoundError):
+                beat = json.loads(path.read_text(encoding="utf-8"))
+                found[beat["cell"]] = beat["pid"]
+        return found
+
     def temporary(self) -> bool:
         """Whether a row is being written under its temporary name right now."""
         try:
@@ -51,75 +71,82 @@ class Sweeps:
             return False
 
 
-def after_a_row(sweeps: Sweeps, running: Started, chance: random.Random) -> None:
-    """Some time after a further row has appeared: in the middle of training."""
+def while_renaming(sweeps: Sweeps, running: Started) -> None:
+    """The instant in which a row's temporary file is there; failing that, with cells still to come."""
+    running.wait_for(sweeps.rows, 90, pause=0.01)
     before = len(sweeps.rows())
-    running.wait_for(lambda: len(sweeps.rows()) > before, 90, pause=0.01)
-    time.sleep(chance.uniform(0.0, 0.5))
+    running.wait_for(lambda: sweeps.temporary() or len(sweeps.rows()) > before, 90, pause=0.0)
 
 
-def any_time(sweeps: Sweeps, running: Started, chance: random.Random) -> None:
-    """Anywhere between starting Ray and the last rows; a quick machine must not have ended by then."""
-    until = time.monotonic() + chance.uniform(2.0, 15.0)
-    running.wait_for(lambda: time.monotonic() > until or len(sweeps.rows()) >= CELLS // 2, 90, pause=0.01)
+def in_training(sweeps: Sweeps, running: Started) -> None:
+    """With a cell in the midst of its steps."""
+    before = set(sweeps.begun())
+
+    def midst() -> bool:
+        return any(10 <= step <= STEPS // 2 for cell, step in sweeps.begun().items() if cell not in before)
+
+    running.wait_for(midst, 90, pause=0.01)
 
 
-def while_renaming(sweeps: Sweeps, running: Started, chance: random.Random) -> None:
-    """The instant in which a temporary file is there; failing that, with the last cells still to come."""
-
-    def late() -> bool:
-        return len(sweeps.rows()) >= CELLS - 2
-
-    running.wait_for(lambda: len(running.look()) > 10 or late(), 60, pause=0.01)  # a killed sweep leaves one behind
-    running.wait_for(lambda: sweeps.temporary() or late(), 90, pause=0.0)
-
-
-def test_killed_three_times_then_finished(
+def test_killed_twice_then_finished(
     start: Start, sweep_file: Callable[..., Path], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    sweeps = Sweeps(start, sweep_file(METHODS, SEEDS, steps=60), tmp_path / "store", environment)
-    chance = random.Random()
+    sweeps = Sweeps(start, sweep_file(METHODS, SEEDS, steps=STEPS), tmp_path / "store", environment)
     kept: dict[Path, tuple[int, bytes]] = {}
     finished: list[str] = []
-    for moment in (after_a_row, any_time, while_renaming):
+    for moment in (while_renaming, in_training):
         running = sweeps.go()
-        moment(sweeps, running, chance)
+        moment(sweeps, running)
         running.kill()
         assert not [title for title in finished if title in running.output], "a finished cell ran again"
         rows = sweeps.rows()
         assert kept.items() <= rows.items(), "a row was lost or written again"
         kept, finished = rows, sweeps.titles()
-    assert len(finished) > 0
+    begun = sweeps.begun()
+    assert finished
+    assert begun
     last = sweeps.go()
     assert last.wait(180) == 0, last.output
-    assert f"{CELLS} cells, {len(finished)} of them done" in last.output or len(finished) == CELLS
+    assert f"{CELLS} cells, {len(finished)} of them done" in last.output
     assert not [title for title in finished if title in last.output], "a finished cell ran again"
+    steps = [int(line.rpartition(" ")[2]) for line in last.output.splitlines() if "goes on from step" in line]
+    assert sorted(steps) == sorted(begun.values()), "each cell that was started goes on from its checkpoint"
     assert kept.items() <= sweeps.rows().items()
     assert len(sweeps.titles()) == len(sweeps.rows()) == CELLS
+    assert not sweeps.begun()
     again = sweeps.go()
     assert again.wait(60) == 0, again.output
     assert f"all {CELLS} cells are done" in again.output
     assert "| finetune" in again.output
 
 
-def test_a_killed_trial_is_a_failed_row_and_an_interruption_ends_cleanly(
+def test_a_killed_trial_is_tried_again_and_an_interruption_ends_cleanly(
     start: Start, sweep_file: Callable[..., Path], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    sweeps = Sweeps(start, sweep_file(METHODS, 2, steps=1_000_000), tmp_path / "store", environment)
+    # No evaluation ever, so that a cell never comes further, as far as the sweep can see.
+    endless = {"steps": 10_000_000, "eval_every": 10_000_000}
+    file = sweep_file(
+        ["finetune"], 2, steps=10_000_000, grid={f"schedule.{key}": [value] for key, value in endless.items()}
+    )
+    sweeps = Sweeps(start, file, tmp_path / "store", environment)
     running = sweeps.go()
-
-    def trials() -> list[int]:
-        return running.named("ImplicitFunc")
-
-    running.wait_for(trials, 90)
-    time.sleep(5.0)  # until it trains; a trial that is killed before is reported alike
-    os.kill(trials()[0], 9)
+    running.wait_for(lambda: len(sweeps.begun()) == min(2, os.cpu_count() or 1), 120)
+    (victim, *others) = sorted(sweeps.begun())
+    killed: set[int] = set()
+    for _ in range(RETRIES + 1):
+        running.wait_for(lambda: sweeps.beats().get(victim, 0) not in {0, *killed}, 90)
+        pid = sweeps.beats()[victim]
+        os.kill(pid, 9)
+        killed.add(pid)
     running.wait_for(lambda: "FAILED" in running.output, 60)
+    lost = [line for line in running.output.splitlines() if line.startswith("lost: ")]
+    assert [line[-13:] for line in lost] == [f"{time} of {RETRIES} times" for time in range(1, RETRIES + 1)]
+    assert "goes on from step" in running.output
     (row,) = Store(sweeps.store).results().to_pylist()
-    assert row["status"] == "failed"
+    assert (row["cell"], row["status"]) == (victim, "failed")
     assert "the process ended unexpectedly: out of memory? lower batch.micro" in row["error"]
-    # The killed trial's share of the machine is free again: as many trials run as before.
-    running.wait_for(lambda: len(trials()) == min(2, os.cpu_count() or 1), 60)
+    assert victim in row["log_tail"], "the process's own log"
+    running.wait_for(lambda: set(sweeps.beats()) >= set(others), 60)  # the sweep goes on
     running.interrupt()
     assert running.wait(60) == 130, running.output
     assert "interrupted; what has finished is in the store, the same command goes on from there" in running.output

@@ -42,4 +42,5 @@ def sees(segment: Segment) -> np.ndarray:
     """Who sees whom among all tokens of a segment, by the rule of semantics section 2.5."""
     text = np.repeat(np.arange(segment.texts), segment.lengths_E)
     allowed = segment.key_ranks_T[None, :] <= segment.ranks_T[:, None]
-    return (text[None, :] == text[:, None]) & (allowed | np.eye(len(text), dtype=bool))
+    visible: np.ndarray = (text[None, :] == text[:, None]) & (allowed | np.eye(len(text), dtype=bool))
+    return visible

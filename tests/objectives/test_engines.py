@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -52,12 +53,16 @@ def segments(width: int) -> list[Segment]:
         known = None if fit is None else fit(Ragged(read.ids_T, np.array([0, 9, 23, 28])), VOCABULARY)
         data = "external:x" if output == "supervised" else "end-task"
         made.append(
-            cell(transform, representation, output, read, VOCABULARY, fitted=known, data=data, deviation=0.2, width=width)
+            cell(
+                transform, representation, output, read, VOCABULARY, fitted=known, data=data, deviation=0.2, width=width
+            )
         )
     return made
 
 
-def gradients(engine: str, family: str, batch: Sequence[Segment]) -> tuple[StepGradients, torch.Tensor]:
+def gradients(
+    engine: Literal["segments", "loop"], family: str, batch: Sequence[Segment]
+) -> tuple[StepGradients, torch.Tensor]:
     encoder = small_encoder(family, layers=2, dtype=torch.float64)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -68,7 +68,11 @@ def test_the_content_of_a_file_counts_and_its_place_does_not(tmp_path: Path) -> 
     changed = read_space(write(tmp_path / "c", SHUFFLE.replace("1000", "1001"))).fingerprint
     assert one == same != changed
     without = SpaceFile.model_validate(
-        {"blocks": [{"data": ["end-task"], "transform": ["mask"], "representation": ["bidirectional"], "output": ["tf"]}]}
+        {
+            "blocks": [
+                {"data": ["end-task"], "transform": ["mask"], "representation": ["bidirectional"], "output": ["tf"]}
+            ]
+        }
     )
     assert one != without.fingerprint
 

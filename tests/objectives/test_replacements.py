@@ -110,7 +110,7 @@ def test_the_generator_gets_no_gradient_and_leaves_the_mode_alone(vocabulary: Vo
     assert torch.equal(state, torch.get_rng_state())  # no dropout, no stream of random numbers
     assert encoder.training
     assert torch.equal(samples, draw(encoder, denoise, made.replacements))
-    segment_losses(encoder, heads, made).sum().backward()
+    torch.autograd.backward(segment_losses(encoder, heads, made).sum())
     assert all(parameter.grad is None for parameter in denoise.parameters())
     assert any(parameter.grad is not None for parameter in encoder.parameters())
 

@@ -30,9 +30,7 @@ def test_sizes(name: str, published: int, sound: int) -> None:
     assert len(space(name, "sound")) == sound
 
 
-def why_not(
-    data: str, transform: str, representation: str, output: str, semantics: Semantics = "sound"
-) -> str | None:
+def why_not(data: str, transform: str, representation: str, output: str, semantics: Semantics = "sound") -> str | None:
     """The reason why an objective is illegal by itself."""
     objective = Objective(data, transform, representation, output)
     return ruled_out(objective, semantics, BUILT_IN.rules(objective))
@@ -104,3 +102,15 @@ def test_what_a_person_sees() -> None:
     assert "td: 23 objectives (sound semantics)" in text
     assert "1  denoising an input that nothing corrupted" in text
     assert "8  the label of a text needs" in text
+
+
+def test_a_large_space_fits_into_a_narrow_terminal() -> None:
+    console = Console(record=True, width=80)
+    render_space("full", "sound", console)
+    lines = console.export_text().splitlines()
+    # Data that are alike share a grid, and no cell of it is broken.
+    assert [line.strip() for line in lines if line.startswith(("end-task", "in-domain"))] == [
+        "end-task",
+        "in-domain, out-of-domain, neural-lm",
+    ]
+    assert sum("  noised-embeddings" in line for line in lines) == 2 * 7

@@ -31,7 +31,9 @@ def test_as_many_tokens_as_single_ones_would_be(lengths: list[int], seed: int, r
     spans, single = (chosen(texts, real, rate) for chosen in (SPAN_MASK.select, select))
     assert not spans[~real].any()
     count = len(lengths)
-    assert (np.bincount(texts.text_T[spans], minlength=count) == np.bincount(texts.text_T[single], minlength=count)).all()
+    assert (
+        np.bincount(texts.text_T[spans], minlength=count) == np.bincount(texts.text_T[single], minlength=count)
+    ).all()
 
 
 def test_they_are_spans_and_lie_everywhere() -> None:

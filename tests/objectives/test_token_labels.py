@@ -48,7 +48,7 @@ def with_key(texts: Texts, key: int) -> Texts:
     return Texts(texts.ids_T, texts.lengths_E, np.array([key], dtype=np.uint64))
 
 
-@pytest.mark.parametrize("representation", ("bidirectional", *ORDERED))
+@pytest.mark.parametrize("representation", ["bidirectional", *ORDERED])
 @pytest.mark.parametrize("transform", ["mask", "deletion", "span-mask"])
 def test_denoising_shows_no_label_to_its_row(transform: str, representation: str) -> None:
     texts, vocabulary = unique_texts([12, 7, 30, 3])

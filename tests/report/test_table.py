@@ -1,7 +1,10 @@
 """The arithmetic of the table against examples worked out by hand, and what stands in which place."""
 
+import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -196,6 +199,24 @@ def test_unequal_budgets_are_told(store: Store, write: Write) -> None:
     assert table_from(store).notes == (
         "movie: budgets of end-task examples differ: aang-td 6,400, finetune 3,200, static-td 3,200.",
     )
+
+
+def test_rows_that_are_older_than_a_setting_stand_with_its_default(store: Store, write: Write, tmp_path: Path) -> None:
+    """A configuration in the store has the settings of its day."""
+    for seed in (0, 1):
+        write(store, seed=seed, test=0.5 + seed / 10)
+    write(store, method="static", seed=0)
+    mixed = Store(tmp_path / "mixed")
+    for cell in store.done():
+        record = store.record(cell)
+        config = json.loads(json.dumps(record.result.config))
+        if record.result.seed == 0:
+            del config["data"]["external"], config["encoder"]["revision"], config["final_finetune"]
+        mixed.write(replace(record, result=replace(record.result, config=config)))
+    table = table_from(mixed)
+    assert [column.label for column in table.columns] == ["movie"]
+    assert entry(mixed, "finetune").selection.by_dev.seeds == (0, 1)
+    assert render(table) == render(table_from(store))
 
 
 def test_a_final_fine_tuning_counts_in_the_budget(store: Store, write: Write) -> None:

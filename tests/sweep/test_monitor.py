@@ -112,6 +112,12 @@ def test_a_cell_that_is_done(tmp_path: Path) -> None:
     assert sweep.feeder.suggest("trial-9") == Feeder.FINISHED
 
 
+def test_a_cell_that_goes_on_says_from_where(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.result(sweep.start(), resumed=20, step=20, steps=60)
+    assert sweep.lines == ["movie · finetune · seed 0 · goes on from step 20"]
+
+
 def test_a_failed_cell_is_no_lost_trial(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     trial = sweep.start()

@@ -14,6 +14,9 @@ from aang_ray.errors import UserError
 from aang_ray.sweep.expand import expand
 from aang_ray.sweep.presets import ROWS, TRAIN_SIZES, preset, preset_names
 from aang_ray.sweep.spec import SweepOverrides, load_sweep
+from aang_ray.train.plan import resolve
+from aang_ray.train.run import run_cell
+from tests.train.conftest import write_encoder, write_task
 
 
 def runs_of(name: str, *settings: str) -> list[RunConfig]:
@@ -106,3 +109,30 @@ def test_a_file_or_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep"]) == 2
     assert main(["sweep", "some.yaml", "--preset", "paper/sciie/bert"]) == 2
     assert "either a sweep file or --preset" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Settings that make a preset's run a matter of a second, on a task and an encoder of our own."""
+    root = tmp_path_factory.mktemp("presets")
+    task = write_task(root / "citation_intent", {"train": 80, "dev": 40, "test": 40})
+    encoder = write_encoder(root / "encoder")
+    return [
+        f"encoder.name={encoder}",
+        f"data.in_domain={task / 'in_domain.txt'}",
+        *("schedule.steps=3", "schedule.eval_every=2", "method.tapt_steps=2", "method.dapt_steps=2"),
+        *("batch.end_task=16", "batch.auxiliary=32", "batch.dev=8", "batch.dev_head=8", "method.batch=8"),
+        *("resources.device=cpu", "precision=fp32"),
+        str(task),
+    ]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_runs(row: str, small: list[str]) -> None:
+    *settings, task = small
+    overrides = SweepOverrides(tasks=(task,), settings=tuple(settings))
+    name = f"paper/citation_intent/{row}"
+    run = expand(load_sweep(Path(name), overrides, is_preset=True), overrides, name)[-1]
+    result = run_cell(resolve(run)).result
+    assert (result.status, result.error) == ("done", None)
+    assert ("(published)" in result.row) == ("space" in ROWS[row])

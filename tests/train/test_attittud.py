@@ -89,6 +89,13 @@ def test_dropout_and_pieces_do_not_change_what_it_sees(tiny: dict[str, Any]) -> 
     torch.testing.assert_close(other_K.abs(), primary_K.abs())
 
 
+def test_recomputed_activations_change_nothing(tiny: dict[str, Any]) -> None:
+    plain = stepper(tiny_config(tiny, attittud(1, 1, -1)), torch.float64)
+    recomputed = stepper(tiny_config(tiny, attittud(1, 1, -1), "gradients.checkpointing=true"), torch.float64)
+    for one, other in zip(seen(plain), seen(recomputed), strict=True):
+        torch.testing.assert_close(one.abs(), other.abs())
+
+
 @pytest.mark.parametrize("basis", ["sound", "published"])
 def test_a_run_goes_on_between_two_estimates_as_if_it_had_not_stopped(
     tiny: dict[str, Any], tmp_path: Path, basis: str

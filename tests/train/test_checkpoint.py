@@ -393,7 +393,8 @@ def test_on_a_remote_filesystem(tiny: dict[str, Any]) -> None:
 def test_progress_comes_back_as_rows() -> None:
     dev = Scores(0.5, 0.25, 4, {"a": 1, "b": 3}, 0.7)
     weights = WeightRow(2, 0.5, {"k": 1.0}, {"A": {"k": 0.1}}, {})
-    history = [HistoryRow(1, None, {"mlm": 3.0}, 0.5, 0, 50, "tapt"), HistoryRow(2, dev, {"end_task": 0.1}, 1.5, 32, 99)]
+    pretraining = HistoryRow(1, None, {"mlm": 3.0}, 0.5, 0, 50, "tapt")
+    history = [pretraining, HistoryRow(2, dev, {"end_task": 0.1}, 1.5, 32, 99)]
     before = SplitScores(dev, dev, dev)
     progress = Progress(3, 1, 2, 32, 99, history, [weights], 2, 0.5, 1, False, before)
     assert Progress.from_state(progress.state_dict()) == progress

@@ -52,10 +52,10 @@ def loss_after_training(objective: Objective, steps: int, settings: OutputSettin
     for step in range(steps + 20):
         texts = make_texts([14] * 24, seed=1000 + step, vocabulary=ORDINARY + 4)
         piece = collate([build(objective, "h", texts, None, VOCABULARY, settings)], PAD)
-        loss = segment_losses(encoder, nn.ModuleDict({"h": head}), piece)[0]
+        loss = segment_losses(encoder, {"h": head}, piece)[0]
         if step < steps:
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
         else:
             losses.append(float(loss.detach()))
@@ -105,7 +105,7 @@ def test_random_replacements_cannot_be_told_from_random_tokens() -> None:
         loss = segment_losses(encoder, heads, piece)[0]
         if step < 40:
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
         else:
             losses.append(float(loss.detach()))

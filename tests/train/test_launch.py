@@ -22,7 +22,7 @@ from aang_ray.store.rows import CellRecord, HistoryRow
 from aang_ray.train import launch as launching
 from aang_ray.train.checkpoint_files import CheckpointFiles
 from aang_ray.train.checkpoint_signals import Interrupted
-from aang_ray.train.launch import ATTEMPTS, WorkerError, cause_of, launch
+from aang_ray.train.launch import ATTEMPTS, WorkerError, cause_of, describe_loss, launch
 from aang_ray.train.notices import Notices
 from aang_ray.train.parallel.workers import WorkerLost
 from aang_ray.train.run import run_cell
@@ -50,6 +50,11 @@ def group(*failures: Exception) -> Exception:
 )
 def test_a_loss_has_no_cause_in_the_run(tiny: dict[str, Any], error: Exception) -> None:
     assert cause_of(error, tiny_config(tiny)) is None
+
+
+def test_a_loss_is_said_by_its_kinds() -> None:
+    assert describe_loss(group(WorkerLost("gone"), DEAD, WorkerLost("gone"))) == "ActorDiedError, WorkerLost"
+    assert describe_loss(ActorDiedError()) == "ActorDiedError"
 
 
 @pytest.mark.parametrize("bug", [WorkerError("ZeroDivisionError: by nothing"), UserError("data: no such file")])

@@ -18,29 +18,26 @@ v^r are one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aang_ray.errors import RunFailure
-from aang_ray.gradients.engine import Final, Request, StepGradients
+from aang_ray.gradients.engine import Request, StepGradients
 from aang_ray.gradients.matrix import from_gram
 from aang_ray.gradients.products import products
 from aang_ray.model.heads import TiedDecoder
 from aang_ray.objectives.source import END_TASK, FIRST_OBJECTIVE
 from aang_ray.train.domain import Domain
-from aang_ray.train.micro import is_out_of_memory
 from aang_ray.train.parallel.agreement import Agreement
 from aang_ray.train.parallel.body_sum import BodySum, buckets_of, flattened, view_gradients
+from aang_ray.train.parallel.local import Compute
 from aang_ray.train.parallel.placement import EMPTY, Placement, Range, place
 from aang_ray.train.parallel.rows import RowPlan
 from aang_ray.train.parallel.traffic import Traffic
 from aang_ray.train.parallel.workers import Workers
-
-Compute = Callable[[Request, Final | None], StepGradients]
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,7 @@ class Exchange:
                 self._workers.sum_(g_P, ranks)
                 self.traffic.parts += g_P.nbytes
                 if self._workers.rank == ranks[0]:
-                    norms2_S[segment] = torch.dot(g_P, g_P)
+                    norms2_S[segment] = _norm2(g_P)
 
     @torch.no_grad()
     def _joint(self, request: Request, share: Share, local: StepGradients, body: BodySum) -> Tensor:
@@ -179,7 +176,7 @@ class Exchange:
             start += parameter.numel()
             if parameter.grad is not None and parameter is not self._table:
                 rest_P = torch.addcmul(parameter.grad.view(-1).to(g_P.dtype), part_P, weight.to(g_P.dtype), value=-1)
-                total = total + torch.dot(rest_P, rest_P)
+                total = total + _norm2(rest_P)
         return total
 
     def _joined(
@@ -275,35 +272,5 @@ def _tied_table(body: Sequence[nn.Parameter], heads: nn.Module) -> nn.Parameter 
     return next((parameter for parameter in body if any(parameter is table for table in tied)), None)
 
 
-def failing_for_all(compute: Compute) -> Compute:
-    """Memory that runs out on one worker is a failure of the run: the sums of its step have begun already."""
-
-    def checked(request: Request, final: Final | None) -> StepGradients:
-        try:
-            return compute(request, final)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise RunFailure(
-                "out of memory on one of the workers: set batch.micro to a smaller number, or lower data.max_tokens, "
-                "batch.auxiliary or encoder.layers"
-            ) from error
-
-    return checked
-
-
-def no_gradients(request: Request, body: nn.Module) -> StepGradients:
-    """Of a worker without examples."""
-    parameters = [p for p in body.parameters() if p.requires_grad]
-    segments = len(request.coefficients_S)
-    dtype = torch.promote_types(parameters[0].dtype, torch.float32)
-    zeros_S = torch.zeros(segments, dtype=dtype, device=parameters[0].device)
-    rows = request.joint_rows
-    return StepGradients(
-        zeros_S,
-        dots_S=zeros_S.clone(),
-        norms2_S=zeros_S.clone(),
-        separate_SP=zeros_S.new_zeros(segments, sum(p.numel() for p in parameters)) if request.separate else None,
-        kept={segment: zeros_S.new_zeros(sum(p.numel() for p in parameters)) for segment in request.keep},
-        joint_rows_UH=None if rows is None else zeros_S.new_zeros(rows.rows, rows.table.shape[1]),
-    )
+def _norm2(vector_P: Tensor) -> Tensor:
+    return products(vector_P[None], vector_P[None])[0, 0]

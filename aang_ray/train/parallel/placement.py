@@ -2,16 +2,18 @@
 
 A segment's cost is its number of tokens. Every worker computes the dev batch, segment 0, itself.
 
-- `whole`: segments stay whole, the longest first, each onto the worker with the least to do (LPT; Graham 1969): its
-  largest load is at most 4/3 of the best possible. With more workers than segments, the segment with the
-  most tokens a worker gets one more worker, again and again, until none is left; its examples are cut into
-  near-equal parts. A step that asks for norms is placed so.
+- `whole`, for steps that ask for norms: the longest segment first, each onto the worker with the least to do (LPT;
+  Graham 1969: the largest load is at most 4/3 of the best possible). The norm of a segment that several workers
+  share costs one more body-sized sum among them, so that a segment is cut only where there are more workers than
+  segments, or where it alone would be a load of more than `FAIR` times the mean: the one with the most tokens a
+  part is cut into one part more, again and again.
 - otherwise all examples stand in one row that is cut into near-equal parts: nothing but sums is wanted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, Self, TypeVar
@@ -22,6 +24,8 @@ import numpy.typing as npt
 Costs = npt.NDArray[np.int64]
 Range = tuple[int, int]
 EMPTY: Range = (0, 0)
+FAIR = 1.25
+"""What a part may exceed the mean load by before a segment is cut for it: a body-sized sum must be worth it."""
 
 
 class Divisible(Protocol):
@@ -51,16 +55,9 @@ class Placement:
 
 def place(costs: Sequence[Costs], workers: int, whole: bool) -> Placement:
     """Place the examples of segments with these tokens an example, [S] of [E], onto workers."""
-    ranges = [[EMPTY] * len(costs) for _ in range(workers)]
+    ranges = _longest_first(costs, workers) if whole else _one_row(costs, workers)
     for of_rank in ranges:
         of_rank[0] = (0, len(costs[0]))
-    numbers = [segment for segment in range(1, len(costs)) if len(costs[segment])]
-    if not whole:
-        _place_row(costs, numbers, ranges)
-    elif len(numbers) >= workers:
-        _place_longest_first(costs, numbers, ranges)
-    else:
-        _place_split(costs, numbers, ranges)
     return Placement(tuple(tuple(of_rank) for of_rank in ranges))
 
 
@@ -82,37 +79,54 @@ def near_equal(costs_E: Costs, parts: int) -> list[Range]:
     return list(pairwise(bounds))
 
 
-def _place_row(costs: Sequence[Costs], numbers: Sequence[int], ranges: list[list[Range]]) -> None:
+def _one_row(costs: Sequence[Costs], workers: int) -> list[list[Range]]:
     """Cut all examples, segment after segment, into as many parts as there are workers."""
-    joined = np.concatenate([costs[segment] for segment in numbers])
-    for of_rank, (start, stop) in zip(ranges, near_equal(joined, len(ranges)), strict=False):
+    ranges = [[EMPTY] * len(costs) for _ in range(workers)]
+    for of_rank, (start, stop) in zip(ranges, near_equal(np.concatenate(costs[1:]), workers), strict=False):
         offset = 0
-        for segment in numbers:
-            size = len(costs[segment])
-            first, last = max(0, start - offset), min(size, stop - offset)
+        for segment, costs_E in enumerate(costs[1:], start=1):
+            first, last = max(0, start - offset), min(len(costs_E), stop - offset)
             if first < last:
                 of_rank[segment] = (first, last)
-            offset += size
+            offset += len(costs_E)
+    return ranges
 
 
-def _place_longest_first(costs: Sequence[Costs], numbers: Sequence[int], ranges: list[list[Range]]) -> None:
-    loads = [0] * len(ranges)
-    for segment in sorted(numbers, key=lambda s: (-int(costs[s].sum()), s)):
-        rank = loads.index(min(loads))
-        ranges[rank][segment] = (0, len(costs[segment]))
-        loads[rank] += int(costs[segment].sum())
+def _longest_first(costs: Sequence[Costs], workers: int) -> list[list[Range]]:
+    """Of the ways to cut that come into question, the one with the least largest load; of equal ones the first."""
+    best: list[list[Range]] = []
+    least = math.inf
+    for parts in _cuts(costs, workers):
+        ranges, largest = _placed(costs, parts, workers)
+        if largest < least:
+            best, least = ranges, largest
+    return best
 
 
-def _place_split(costs: Sequence[Costs], numbers: Sequence[int], ranges: list[list[Range]]) -> None:
-    """Hand the workers that are left over to the segments with the most tokens for each of theirs."""
-    count = dict.fromkeys(numbers, 1)
-    for _ in range(len(ranges) - len(numbers)):
-        divisible = [segment for segment in numbers if count[segment] < len(costs[segment])]
-        if not divisible:
-            break
-        count[max(divisible, key=lambda s: (int(costs[s].sum()) / count[s], -s))] += 1
-    rank = 0
-    for segment in numbers:
-        for part in near_equal(costs[segment], count[segment]):
-            ranges[rank][segment] = part
-            rank += 1
+def _cuts(costs: Sequence[Costs], workers: int) -> Iterator[dict[int, int]]:
+    """Parts of each segment: as few as keep all workers busy, then more while one part is too long."""
+    parts = {segment: 1 for segment in range(1, len(costs)) if len(costs[segment])}
+    tokens = {segment: int(costs[segment].sum()) for segment in parts}
+    fair = FAIR * sum(tokens.values()) / workers
+    while True:
+        divisible = [s for s in parts if parts[s] < min(workers, len(costs[s]))]
+        longest = max(divisible, key=lambda s: (tokens[s] / parts[s], -s), default=None)
+        busy = longest is None or sum(parts.values()) >= workers
+        if busy:
+            yield dict(parts)
+        if longest is None or (busy and tokens[longest] / parts[longest] <= fair):
+            return
+        parts[longest] += 1
+
+
+def _placed(costs: Sequence[Costs], parts: Mapping[int, int], workers: int) -> tuple[list[list[Range]], int]:
+    """Cut segments first, so that the same workers share one in most steps: a group of workers is costly to make."""
+    ranges = [[EMPTY] * len(costs) for _ in range(workers)]
+    loads = [0] * workers
+    for segment in sorted(parts, key=lambda s: (parts[s] == 1, -int(costs[s].sum()), s)):
+        for start, stop in near_equal(costs[segment], parts[segment]):
+            free = [rank for rank, of_rank in enumerate(ranges) if of_rank[segment] == EMPTY]
+            rank = min(free, key=lambda r: (loads[r], r))
+            ranges[rank][segment] = (start, stop)
+            loads[rank] += int(costs[segment][start:stop].sum())
+    return ranges, max(loads)

@@ -82,12 +82,11 @@ class Workers:
             with losing():
                 dist.broadcast(tensor, source, group=self.tensors)
 
-    def first_of(self, tensor: Tensor) -> Tensor:
-        """The first worker's tensor, in host memory."""
+    def sum_in_host_(self, tensor: Tensor) -> None:
+        """Replace a tensor in host memory by its sum over all workers."""
         if self.size > 1:
             with losing():
-                dist.broadcast(tensor, 0, group=self.control)
-        return tensor
+                dist.all_reduce(tensor, group=self.control)
 
     def join(self, members: Sequence[int]) -> None:
         """Make the sub-group of these ranks where it does not exist yet; called by all workers."""

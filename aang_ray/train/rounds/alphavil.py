@@ -54,7 +54,7 @@ class AlphavilStepper(RoundStepper):
         return divmod(step, self.round_steps)
 
     def _task_weight(self, task: int) -> float:
-        weight = self._method.weights(self.objectives)[task]
+        weight = self._method.weights(self.tasks.objectives)[task]
         self._method.loss_scale = weight if self._published else 1.0
         return 1.0 if self._published else weight
 
@@ -71,14 +71,14 @@ class AlphavilStepper(RoundStepper):
         deltas_NQ = self._rows()
         alpha_N = self._method.mix(self._start_Q, deltas_NQ, self._dev_gradient)
         self.vector.write(torch.addmv(self._start_Q, deltas_NQ.t(), alpha_N))
-        self._method.learn(self.objectives, alpha_N.tolist())
+        self._method.learn(self.tasks.objectives, alpha_N.tolist())
         self._taken = 0
         self._end_round(step)
 
     def _rows(self) -> Tensor:
         """One row a task, [N, Q]."""
         if self._deltas_NQ is None:
-            tasks = len(self.task_steps)
+            tasks = len(self.tasks)
             # Also the round's first parameters, the mixed ones, and their gradient.
             check_memory(self.vector.parameters, tasks + 3)
             self._deltas_NQ = self.vector.read().repeat(tasks, 1)

@@ -10,7 +10,8 @@ from aang_ray.gradients.engine import StepGradients
 from aang_ray.methods.diw import Diw
 from aang_ray.objectives.source import END_TASK_HEAD
 from aang_ray.train.evaluate import score_of
-from aang_ray.train.rounds.stepper import RoundPrepared, RoundStepper
+from aang_ray.train.rounds.stepper import RoundStepper
+from aang_ray.train.rounds.tasks import RoundPrepared
 from aang_ray.train.setup import Setup
 from aang_ray.train.step import Prepared, Stepper
 
@@ -38,11 +39,11 @@ class DiwStepper(RoundStepper):
         if not self._method.together:
             return super().prepare(step)
         setup = self.setup
-        batch = setup.domain.chosen(self.round * self.beyond[0] + self.place, True, self.objectives)
+        batch = self.tasks.all_of(self.round * self.beyond[0] + self.place)
         share = None if setup.workers.size == 1 else self.exchange.share(setup.domain, batch, whole=False)
         micro = self.micro.texts
         pieces = self._pieces(batch, micro, share)
-        return RoundPrepared(batch, pieces, None, micro, share=share, batch_tokens=self._tokens(batch), step=step)
+        return RoundPrepared(batch, pieces, None, micro, share=share, batch_tokens=self.tasks.tokens(batch), step=step)
 
     def step(self, prepared: Prepared) -> StepGradients:
         assert isinstance(prepared, RoundPrepared)
@@ -86,7 +87,7 @@ class DiwStepper(RoundStepper):
         """Score the try: the round is over, or is tried again with other weights."""
         assert self._start_Q is not None
         score = self._score()
-        over = self._method.judge(self.objectives, self._alone, score)
+        over = self._method.judge(self.tasks.objectives, self._alone, score)
         if not over and step + 1 + self.beyond[0] <= self._total:
             self.vector.write(self._start_Q)
             self.place = 0

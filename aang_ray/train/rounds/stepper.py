@@ -7,10 +7,8 @@ result, and only there dev is scored.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,42 +18,25 @@ from torch.optim.lr_scheduler import LambdaLR
 from aang_ray.config.methods import RoundsSection
 from aang_ray.errors import UserError
 from aang_ray.gradients.engine import StepGradients
-from aang_ray.methods.base import Sampled
 from aang_ray.train.domain import DomainBatch
 from aang_ray.train.optim import make_optimizer, rate_factor
-from aang_ray.train.parallel.agreement import Agreement
+from aang_ray.train.parallel.agreement import Agreement, check_same
 from aang_ray.train.rounds.plan import Slot, TaskPlan, fitted
+from aang_ray.train.rounds.tasks import RoundPrepared, Tasks
 from aang_ray.train.rounds.vector import ParameterVector
 from aang_ray.train.setup import Setup
 from aang_ray.train.step import Prepared, Stepper
 
 
-@dataclass(frozen=True)
-class RoundPrepared(Prepared):
-    """A step's batch, and what this worker does meanwhile."""
-
-    step: int = 0
-    slot: Slot | None = None
-    """None where all tasks are trained together."""
-    own: Prepared | None = None
-    """This worker's own step, where the slot leads and the worker has one."""
-
-    @property
-    def sampled(self) -> Sampled:
-        count = len(self.batch.sampled)
-        return Sampled(self.step, self.batch.sampled, self.batch.shares, (1.0,) * count)
-
-
 class RoundStepper(Stepper, ABC):
-    """Rounds of the tasks: 0 is the end task, then come the objectives that step 0 samples, for the whole run.
+    """Rounds of the tasks: every one alone, and what else the method has in them.
 
-    A task's batch is `batch.end_task`, or the whole of `batch.auxiliary`. A run has as many whole rounds as
-    `schedule.steps` holds; one that is shorter than a round shortens it. The learning rates of every task go through
+    A run has as many whole rounds as `schedule.steps` holds; one that is shorter than a round shortens it. The learning rates of every task go through
     the part of the schedule that the whole round takes, as if all were trained at once: a task's update does not
     depend on the order.
 
-    On W workers task i is trained by worker i mod W alone, and nothing is sent but the tasks' losses; a run that is
-    resumed trains the tasks at hand again from their start.
+    On W workers task i is trained by worker i mod W alone, and of its steps nothing is sent but the losses. A run that
+    goes on after a stop trains the tasks at hand again from their start.
     """
 
     def __init__(self, setup: Setup, config: RoundsSection) -> None:
@@ -65,9 +46,9 @@ class RoundStepper(Stepper, ABC):
             raise UserError(f"objectives.allocation: published does not go with {name}; use equal")
         if setup.config.resources.optimizer_state == "sharded":
             raise UserError(f"resources.optimizer_state: sharded does not go with {name}; use replicated")
-        self.objectives = setup.domain.batch(0, False, None).sampled
+        self.tasks = Tasks(setup)
         self._total = setup.config.schedule.steps or 0
-        wanted = [self._wanted(config, task) for task in range(1 + len(self.objectives))]
+        wanted = self.tasks.steps(config)
         lengths = fitted((*wanted, *self._beyond(wanted)), self._total)
         self.task_steps, self.beyond = lengths[: len(wanted)], lengths[len(wanted) :]
         self.round_steps = sum(lengths)
@@ -92,14 +73,14 @@ class RoundStepper(Stepper, ABC):
     def prepare(self, step: int) -> RoundPrepared:
         round_, place = self._position(step)
         slot, rank = self.plan.slots[place], self.setup.workers.rank
-        batch = self._task_batch(slot, round_)
+        batch = self._batch(slot, round_)
         mine = self.plan.own(slot, rank) if slot.leads else None
         own = None
         if mine is not None:
-            own_batch = batch if mine == slot else self._task_batch(mine, round_)
+            own_batch = batch if mine == slot else self._batch(mine, round_)
             micro = self.micro.texts
             own = Prepared(own_batch, self._pieces(own_batch, micro, None), None, micro)
-        return RoundPrepared(batch, (), None, 0, batch_tokens=self._tokens(batch), step=step, slot=slot, own=own)
+        return RoundPrepared(batch, (), None, 0, batch_tokens=self.tasks.tokens(batch), step=step, slot=slot, own=own)
 
     def step(self, prepared: Prepared) -> StepGradients:
         assert isinstance(prepared, RoundPrepared)
@@ -119,6 +100,13 @@ class RoundStepper(Stepper, ABC):
         if slot is self.plan.slots[-1]:
             self._tasks_trained(prepared.step)
         return StepGradients(losses_S)
+
+    def check_same(self, steps: int) -> None:
+        # Within a round every worker's parameters are those of its own task.
+        if self._start_Q is None:
+            super().check_same(steps)
+        else:
+            check_same(self.setup.workers, steps, {"what the round began with": self._start_Q})
 
     def round_state(self) -> dict[str, Any]:
         """What a resumed run needs beyond the parameters of the task at hand."""
@@ -181,6 +169,9 @@ class RoundStepper(Stepper, ABC):
     def _task_weight(self, task: int) -> float:
         """What the task's learning rate is multiplied by."""
 
+    def _batch(self, slot: Slot, round_: int) -> DomainBatch:
+        return self.tasks.batch(slot.task, round_ * self.task_steps[slot.task] + slot.number)
+
     def _beyond(self, wanted: list[int]) -> tuple[int, ...]:
         """Steps of a round's other parts, from those of its tasks."""
         return ()
@@ -193,18 +184,15 @@ class RoundStepper(Stepper, ABC):
         with Agreement(workers):
             if own is not None:
                 if slot.number == 0:
-                    self._begin(own)
+                    mine = self.plan.own(slot, workers.rank)
+                    assert mine is not None
+                    self._fresh_optimizer(self.task_steps[mine.task], self._task_weight(mine.task))
                 losses_W[workers.rank] = super().step(own).losses_S[-1]
         workers.sum_(losses_W)
         return losses_W
 
-    def _begin(self, own: Prepared) -> None:
-        """A fresh optimiser for a task of this worker."""
-        task = self._task_of(own.batch)
-        self._fresh_optimizer(self.task_steps[task], self._task_weight(task))
-
     def _fresh_optimizer(self, steps: int, weight: float) -> None:
-        """Rates times `weight`; the schedule's factor goes through the round in so many steps.
+        """For a task, rates times `weight`; the schedule's factor goes through the round in so many steps.
 
         Under SGD the weight stands for one on the loss, behind the clipping: so weight decay is not multiplied.
         """
@@ -216,23 +204,3 @@ class RoundStepper(Stepper, ABC):
                 group["weight_decay"] /= weight
         began, span, rate = self.began, self.round_steps, self._rate
         self.schedule = LambdaLR(self.optimizer, lambda step: rate(began + step * span // steps))
-
-    def _task_of(self, batch: DomainBatch) -> int:
-        return 1 + self.objectives.index(batch.sampled[0]) if batch.sampled else 0
-
-    def _task_batch(self, slot: Slot, round_: int) -> DomainBatch:
-        number = round_ * self.task_steps[slot.task] + slot.number
-        objectives = (self.objectives[slot.task - 1],) if slot.task else ()
-        return self.setup.domain.chosen(number, slot.task == 0, objectives)
-
-    def _tokens(self, batch: DomainBatch) -> int:
-        return sum(int(costs_E.sum()) for costs_E in self.setup.domain.costs(batch))
-
-    def _wanted(self, config: RoundsSection, task: int) -> int:
-        """Steps of a task in a round."""
-        if config.round_steps is not None:
-            return config.round_steps
-        setup, batch = self.setup, self.setup.config.batch
-        examples = setup.domain.size(self.objectives[task - 1]) if task else len(setup.task.train)
-        size = (batch.auxiliary if task else batch.end_task) or 1
-        return math.ceil(config.round_fraction * examples / size)

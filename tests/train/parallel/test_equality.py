@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from aang_ray.model.encoder import Encoder
 from aang_ray.train.parallel.workers import Workers
 from aang_ray.train.precision import choose_compute
 from aang_ray.train.setup import build
@@ -46,13 +47,14 @@ CASES: dict[str, list[str]] = {
     "static, accumulation": [*PLAIN, "method=static", "batch.micro=5"],
     "finetune": [*PLAIN, "method=finetune"],
 }
+WITH_TWO = tuple(name for name in CASES if not name.startswith("n=1"))
 WITH_THREE = ("cosine", "accumulation", "published clipping", "static")
 WITH_FOUR = ("cosine", "n=1", "n=1, accumulation", "sharded", "finetune")
 TOLERANCE = {
-    torch.float64: 1e-6,
+    torch.float64: 1e-9,  # asked for is 1e-6; a wrong norm of the joint gradient moves a run by 1e-6 only
     # AdamW divides a gradient by its own size: an entry that is rounding alone moves by up to the learning rate
-    # (1e-3) a step, of entries of size about 0.1. Seen: at most 2e-5 of the norm.
-    torch.float32: 1e-3,
+    # (1e-3) a step. Seen: 1e-8 of the parameters' norm, 1e-6 of the factors'.
+    torch.float32: 1e-4,
 }
 Found = dict[str, dict[str, Any]]
 
@@ -85,6 +87,7 @@ def run(workers: Workers, small: dict[str, Any], names: tuple[str, ...]) -> Foun
             tokens += prepared.real_tokens
         state = {key: value for key, value in setup.method.state_dict().items() if isinstance(value, Tensor)}
         body = sum(p.nbytes for p in setup.encoder.parameters())
+        assert isinstance(setup.encoder, Encoder)
         table = setup.encoder.word_embeddings.weight.nbytes
         found[name] = {
             "tensors": {"parameters": parameters(made), "losses": losses_S, **state},
@@ -110,7 +113,7 @@ def assert_same(found: Mapping[str, Any], expected: Mapping[str, Any], case: str
     assert found["tokens"] == expected["tokens"], case
 
 
-@pytest.mark.parametrize(("size", "names"), [(2, tuple(CASES)), (3, WITH_THREE), (4, WITH_FOUR)])
+@pytest.mark.parametrize(("size", "names"), [(2, WITH_TWO), (3, WITH_THREE), (4, WITH_FOUR)])
 def test_workers_change_nothing(
     size: int, names: tuple[str, ...], small: dict[str, Any], alone: Found, tmp_path: Path
 ) -> None:
@@ -122,21 +125,24 @@ def test_workers_change_nothing(
             for key, tensor in found[name]["tensors"].items():
                 assert torch.equal(tensor, by_rank[0][name]["tensors"][key]), f"{name}: ranks differ in {key}"
     for name in names:
-        assert_bytes(by_rank[0][name], name, shared=name.startswith("n=1") and size > 2)
+        assert_bytes(by_rank[0][name], name, size)
 
 
-def assert_bytes(found: Mapping[str, Any], name: str, shared: bool) -> None:
+def assert_bytes(found: Mapping[str, Any], name: str, size: int) -> None:
     """The body crosses once; what else does is stated."""
     traffic, body, segments = found["traffic"], found["body"], found["segments"]
-    separate = name.startswith("published")
-    whole = name == "published"  # untied decoders: the update is a sum of the separate gradients
-    assert traffic["body"] == (0 if whole else body)
-    assert traffic["separate"] == (segments * body if separate else 0)
-    assert (traffic["parts"] > 0) == shared
+    matrix, method = name.startswith("published"), name in ("static", "static, accumulation", "finetune")
+    untied = name == "published"  # its update is a sum of the separate gradients
+    assert traffic["body"] == (0 if untied else body)
+    assert traffic["separate"] == (segments * body if matrix else 0)
+    # Two segments on four workers are shared, and so is an end task of two fifths of the tokens.
+    shared = not (matrix or method) and size == 4
+    assert (traffic["parts"] > 0) == shared, (name, size)
     assert traffic["parts"] % body == 0
-    assert traffic["scalars"] <= 8 * (3 * segments + 1)
-    assert traffic["rows"] <= found["table"]
-    assert (traffic["rows"] > 0) == (name in ("cosine", "fp32", "accumulation", "sharded") or shared)
+    assert 0 < traffic["scalars"] <= 8 * (3 * segments + 1)
+    assert 0 < traffic["heads"] < body or untied
+    joint = not (matrix or method or name in ("dot, loop", "tied"))
+    assert (0 < traffic["rows"] <= found["table"]) == joint
     assert (traffic["parameters"] > 0) == (name == "sharded")
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aang_ray.train.parallel.placement import Costs, Placement, near_equal, place
+from aang_ray.train.parallel.placement import FAIR, Costs, Placement, near_equal, place
 
 lengths = st.lists(st.integers(1, 50), max_size=12)
 segments = st.lists(lengths, min_size=2, max_size=9).filter(lambda all_: any(all_[1:]))
@@ -36,24 +36,21 @@ def test_every_example_is_placed_once_and_dev_on_all(lengths_SE: list[list[int]]
         placed = sorted(r for ranges in placement.ranges for r in range(*ranges[segment]))
         times = workers if segment == 0 else 1
         assert placed == sorted(list(range(len(costs_E))) * times)
-    busy = sum(load > 0 for load in loads(placement, costs))
-    assert busy == min(workers, sum(len(costs_E) for costs_E in costs[1:])) or whole
+    assert sum(load > 0 for load in loads(placement, costs)) == min(workers, sum(map(len, costs[1:])))
 
 
 @given(segments, st.integers(1, 9))
-def test_whole_segments_are_split_only_where_workers_are_left_over(lengths_SE: list[list[int]], workers: int) -> None:
+def test_whole_segments_are_cut_only_where_they_must_be(lengths_SE: list[list[int]], workers: int) -> None:
     costs = costs_of(lengths_SE)
     placement = place(costs, workers, whole=True)
-    filled = sum(len(costs_E) > 0 for costs_E in costs[1:])
-    if filled >= workers:
-        assert placement.split() == {}
-        largest, mean = max(loads(placement, costs)), sum(loads(placement, costs)) / workers
-        longest = max(int(costs_E.sum()) for costs_E in costs[1:])
-        assert largest <= mean + (1 - 1 / workers) * longest + 1e-9  # Graham's bound for any list order
-    else:
-        assert sum(len(ranks) for ranks in placement.split().values()) <= workers
-        examples = sum(len(costs_E) for costs_E in costs[1:])
-        assert sum(load > 0 for load in loads(placement, costs)) == min(workers, examples)
+    tokens = [int(costs_E.sum()) for costs_E in costs]
+    mean = sum(tokens[1:]) / workers
+    examples = sum(len(costs_E) for costs_E in costs[1:])
+    assert sum(load > 0 for load in loads(placement, costs)) == min(workers, examples)
+    if sum(len(costs_E) > 0 for costs_E in costs[1:]) >= workers:
+        assert all(tokens[segment] > FAIR * mean for segment in placement.split())
+    if not placement.split():  # Graham's bound for lists in any order
+        assert max(loads(placement, costs)) <= mean + (1 - 1 / workers) * max(tokens[1:]) + 1e-9
 
 
 def optimum(totals: list[int], workers: int) -> int:
@@ -102,6 +99,13 @@ def test_more_workers_than_segments() -> None:
     assert [ranges[1] for ranges in placement.ranges] == [(0, 2), (2, 4), (4, 6), (6, 8), (0, 0)]
     assert placement.ranges[4][2] == (0, 2)
     assert placement.members(0) == (0, 1, 2, 3, 4)
+
+
+def test_a_segment_that_outweighs_the_others_is_cut() -> None:
+    """30 of 48 tokens on 3 workers, 16 each: 30 > 1.25 * 16, its halves are not."""
+    placement = place(costs_of([[], [3] * 10, [6], [6], [6]]), 3, whole=True)
+    assert placement.split() == {1: (0, 1)}
+    assert sorted(loads(placement, costs_of([[], [3] * 10, [6], [6], [6]]))) == [15, 15, 18]
 
 
 def test_one_row_where_only_sums_are_wanted() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +16,9 @@ from aang_ray.config.run import RunConfig
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store import CellRecord
 from aang_ray.train.checkpoint_signals import Interrupted
+from aang_ray.train.evaluate import Predictions
 from aang_ray.train.parallel.agreement import Agreement
+from aang_ray.train.parallel.scoring import gathered
 from aang_ray.train.parallel.workers import WorkerLost, Workers
 from aang_ray.train.run import run_cell
 from aang_ray.train.step import Stepper
@@ -55,8 +59,16 @@ def failing(workers: Workers, rank: int, error: Exception) -> list[bool]:
 
 
 def agreements(workers: Workers) -> dict[str, Any]:
-    found: dict[str, Any] = {name: raised(lambda e=e: failing(workers, 1, e)) for name, e in FAILURES.items()}
+    found: dict[str, Any] = {name: raised(partial(failing, workers, 1, error)) for name, error in FAILURES.items()}
     return {**found, "flags": failing(workers, 9, ValueError())}
+
+
+def scored(workers: Workers, examples: int) -> list[list[float]]:
+    """Logits (e, -e) and label 2 e of example e, each from the worker that has it."""
+    own_E = np.arange(workers.rank, examples, workers.size)
+    logits_EC = torch.from_numpy(np.stack((own_E, -own_E), axis=1)).float()
+    found = gathered(workers, Predictions(logits_EC, 2 * own_E), classes=2)
+    return [*found.logits_EC.T.tolist(), found.labels_E.tolist()]
 
 
 def killed_after(step: int, workers: Workers, config: RunConfig, folder: Path) -> str:
@@ -118,6 +130,7 @@ def runs(workers: Workers, tiny: dict[str, Any], folder: Path) -> dict[str, Any]
     sharded = tiny_config(tiny, *SETTINGS, "resources.optimizer_state=sharded")
     heard: list[int] = []
     found: dict[str, Any] = {"agreements": agreements(workers)}
+    found["scored"] = [scored(workers, examples) for examples in (1, 5)]
     whole = run_cell(plain, workers=workers, on_evaluation=lambda row: heard.append(row.step))
     found |= {"whole": numbers(whole), "heard": heard}
     for name, config in (("plain", plain), ("sharded", sharded)):
@@ -146,6 +159,7 @@ def test_two_workers(tiny: dict[str, Any], tmp_path: Path) -> None:
         assert "differ in encoder." in str(found["drifted"].error)
         assert "out of memory" in str(found["out of memory"].error)
         assert "batch.micro" in str(found["out of memory"].error)
+        assert found["scored"] == [[[0], [0], [0]], [[0, 1, 2, 3, 4], [0, -1, -2, -3, -4], [0, 2, 4, 6, 8]]]
         assert found["agreements"]["flags"] == [True, False]
         assert found["agreements"]["run"] == "RunFailure: step 3: the loss is nan"
         assert found["agreements"]["user"] == "UserError: too large"
@@ -188,7 +202,8 @@ def test_alone_every_message_is_the_workers_own() -> None:
     workers.sum_(tensor)
     workers.broadcast_(tensor)
     workers.sum_later(tensor).wait()
-    assert torch.equal(workers.first_of(tensor), torch.ones(2))
+    workers.sum_in_host_(tensor)
+    assert torch.equal(tensor, torch.ones(2))
     assert workers.first
     assert workers.max_host([1, 2]) == [1, 2]
     assert workers.sum_host([0.5]) == [0.5]

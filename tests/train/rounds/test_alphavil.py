@@ -50,7 +50,7 @@ def trained_alone(made: RoundStepper, start_Q: Tensor, task: int, weights: list[
     for number in range(2):
         for group, rate in zip(optimizer.param_groups, (optim.body_lr, optim.head_lr), strict=True):
             group["lr"] = weights[task] * rate * (1 - 3 * number / 6)  # no warm-up, decay to 0 at step 6
-        objectives = () if task == 0 else (made.objectives[task - 1],)
+        objectives = () if task == 0 else (made.tasks.objectives[task - 1],)
         batch = setup.domain.chosen(number, task == 0, objectives)
         (piece,) = setup.domain.pieces(batch, 1000, False)
         optimizer.zero_grad()
@@ -83,7 +83,7 @@ def test_a_round_is_what_it_is_by_hand(tiny: dict[str, Any]) -> None:
     np.testing.assert_allclose(found, alpha_N, rtol=1e-6)
     expected_Q = sum((float(a) * delta for a, delta in zip(alpha_N, deltas, strict=True)), start_Q)
     torch.testing.assert_close(made.vector.read() - start_Q, expected_Q - start_Q, rtol=1e-5, atol=1e-9)
-    np.testing.assert_allclose(method_of(made).weights(made.objectives), np.maximum(alpha_N, 1e-6))
+    np.testing.assert_allclose(method_of(made).weights(made.tasks.objectives), np.maximum(alpha_N, 1e-6))
 
 
 def test_weights_scale_rates_under_adamw_and_losses_where_published(tiny: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ def test_weights_scale_rates_under_adamw_and_losses_where_published(tiny: dict[s
     for weight in ("sound", "published"):
         made = rounds(config_of(tiny, f"{ALPHAVIL}, task_weight: {weight}", "schedule.warmup_fraction=0"))
         method = method_of(made)
-        method.move(made.objectives, [0.0, -0.75, 0.0])
+        method.move(made.tasks.objectives, [0.0, -0.75, 0.0])
         for step in range(3):
             prepared = made.prepare(step)
             made.step(prepared)
@@ -105,7 +105,7 @@ def test_weights_scale_rates_under_adamw_and_losses_where_published(tiny: dict[s
 def test_under_sgd_the_weight_is_one_on_the_loss(tiny: dict[str, Any]) -> None:
     """w times the rate and decay / w: theta - w lr (g + decay / w theta) = theta - lr (w g + decay theta)."""
     made = rounds(config_of(tiny, ALPHAVIL, "optim.algorithm=sgd", "optim.momentum=0.5"))
-    method_of(made).move(made.objectives, [3.0, 0.0, 0.0])
+    method_of(made).move(made.tasks.objectives, [3.0, 0.0, 0.0])
     take(made, 1)
     assert isinstance(made.optimizer, torch.optim.SGD)
     body, heads = made.optimizer.param_groups

@@ -46,16 +46,16 @@ def test_rounds_are_tried_again_until_dev_improves(tiny: dict[str, Any], monkeyp
     take(made, 8, first=6)
     assert made.evaluates_after(8)
     assert not made.ends_after(8)
-    assert method_of(made).weights(made.objectives) == pytest.approx([0.99, 1.01, 0.98])
+    assert method_of(made).weights(made.tasks.objectives) == pytest.approx([0.99, 1.01, 0.98])
     start_Q = made.vector.read()
     take(made, 16, first=8)
     assert torch.equal(made.vector.read(), start_Q), "the first try was taken back"
     assert not made.evaluates_after(16)
-    assert method_of(made).weights(made.objectives) == pytest.approx([1.0, 1.02, 0.99])
+    assert method_of(made).weights(made.tasks.objectives) == pytest.approx([1.0, 1.02, 0.99])
     take(made, 18, first=16)
     assert made.evaluates_after(18)
     assert made.ends_after(18)
-    assert method_of(made).weights(made.objectives) == pytest.approx([0.99, 1.01, 0.98])
+    assert method_of(made).weights(made.tasks.objectives) == pytest.approx([0.99, 1.01, 0.98])
     assert not torch.equal(made.vector.read(), start_Q)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from aang_ray.errors import UserError
+from aang_ray.gradients import memory
 from aang_ray.store.rows import HistoryRow
 from aang_ray.train.checkpoint_files import CheckpointFiles
 from aang_ray.train.run import run_cell
-from tests.train.rounds.running import config_of, rounds
+from tests.train.rounds.running import config_of, rounds, take
 from tests.train.running import tiny_config
 from tests.train.test_checkpoint import assert_identical, last_state, numbers
 
@@ -71,6 +72,34 @@ def test_a_round_is_an_epoch_of_every_task(tiny: dict[str, Any]) -> None:
     assert (rounds(quarter).task_steps, rounds(quarter).beyond) == ((2, 1, 1), (2,))
     short = rounds(config_of(tiny, "alphavil", "schedule.steps=8"))
     assert (short.task_steps, short.round_steps) == ((3, 2, 2), 7)
+
+
+def test_a_task_alone_reads_its_texts_once_an_epoch(tiny: dict[str, Any]) -> None:
+    """80 texts: five batches of 16 of the end task; of an objective, 240 readings in ten batches of 24 are three each."""
+    made = rounds(config_of(tiny, "alphavil"))
+    texts = [made.tasks.batch(0, number).segments[1] for number in range(5)]
+    assert sum(len({bytes(part.ids_T) for part in parts(segment)}) for segment in texts) >= 75, "few are alike"
+    for number, segment in enumerate(texts):
+        again = made.tasks.batch(0, number + 5).segments[1]
+        assert segment.texts == again.texts == 16
+        assert bytes(segment.ids_T) != bytes(again.ids_T), "another order in the next epoch"
+    objective = made.tasks.objectives[0]
+    readings = made.setup.domain.source.readings  # type: ignore[attr-defined]
+    read = [int(i) for number in range(10) for i in readings.chosen(number, (objective,))[0][1]]
+    assert sorted(read) == sorted([*range(80)] * 3)
+    assert sorted(read[:80]) == [*range(80)]
+
+
+def parts(segment: Any) -> list[Any]:
+    return [segment.part(text, text + 1) for text in range(segment.texts)]
+
+
+def test_updates_that_do_not_fit_are_one_line(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = rounds(config_of(tiny, METHODS["alphavil"]))
+    monkeypatch.setattr(memory, "_free", lambda _: 10)
+    take(made, 1)
+    with pytest.raises(UserError, match=r"6 gradients of \d+ parameters need \d+ bytes.*lower n or encoder.layers"):
+        take(made, 2, first=1)
 
 
 @pytest.mark.parametrize(

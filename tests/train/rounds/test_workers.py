@@ -60,6 +60,7 @@ def test_two_workers_are_as_good_as_one(tiny: dict[str, Any], tmp_path: Path) ->
         assert not isinstance(found, Exception), found
         for name, expected in alone.items():
             assert float((found[0][name] - expected).norm() / expected.norm()) < 1e-6, name
+        assert found[1]["result"]["error"] is None
         for row, expected_row in zip(found[1]["history"], plain["history"], strict=True):
             assert row["losses"] == pytest.approx(expected_row["losses"], rel=1e-4)
             assert row["examples"] == expected_row["examples"]
