@@ -103,7 +103,7 @@ def sweep(
     from rich.console import Console
 
     from aang_ray.sweep.command import sweep_file
-    from aang_ray.sweep.halving import Asha
+    from aang_ray.sweep.rungs import Asha
     from aang_ray.sweep.spec import SweepOverrides, parse_seeds
 
     if max_hours is not None and max_hours <= 0:

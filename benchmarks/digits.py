@@ -37,7 +37,7 @@ from aang_ray.train.run import run_cell
 RESULTS = Path(__file__).resolve().parent / "results"
 TARGETS = ("digits-left", "digits-right")
 EPOCHS, STEPS_AN_EPOCH = 30, 8
-LEARNING_RATES = (0.1, 0.2, 0.4)
+LEARNING_RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
 TUNING_TARGET, TUNING_SEEDS = "digits-left", (1000, 1001)
 BASE: dict[str, Any] = {
     "encoder": {"name": "lenet", "head_dropout": 0.0},

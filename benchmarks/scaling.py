@@ -14,13 +14,14 @@ trial's end to the next's, less what the trial itself measured as its run (train
 Tune's share, reading the encoder and the tokens, and writing the row.
 
 Ends with one line of JSON: `efficiency` (keyed by n), `bytes_over_ddp` (the largest), `overhead_s` (the median),
-`bytes`, `seconds`.
+`precision`, `bytes`, `seconds`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -35,7 +36,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.store import Store
@@ -114,7 +115,14 @@ def measure(config: RunConfig, workers: Workers, steps: int) -> dict[str, Any]:
 def two_processes(steps: int) -> Mapping[str, Any]:
     """What `alternate` measured, by n."""
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(alternate, (Path(folder), steps), nprocs=2)
+        context = multiprocessing.get_context("spawn")
+        pair = [context.Process(target=alternate, args=(rank, Path(folder), steps)) for rank in range(2)]
+        for process in pair:
+            process.start()
+        for process in pair:
+            process.join()
+        if any(process.exitcode for process in pair):
+            raise SystemExit("a worker failed")
         rows: Mapping[str, Any] = json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8"))
         return rows
 
@@ -189,6 +197,7 @@ def main() -> None:
         "efficiency": efficiency,
         "bytes_over_ddp": max(sent),
         "overhead_s": statistics.median(spent),
+        "precision": choose_compute(configuration(SIZES[0])).precision,
         "bytes": {n: row["traffic"][-1] for n, row in rows.items()},
         "seconds": {
             n: {way: statistics.median(times) for way, times in row["seconds"].items()} for n, row in rows.items()

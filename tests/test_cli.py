@@ -54,6 +54,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["sweep", "missing.yaml"], "missing.yaml: No such file or directory"),
         (["sweep", "jobs/demo.yaml", "--seeds", "x"], "--seeds x: expected whole numbers"),
         (["sweep", "jobs/demo.yaml", "--max-hours", "0"], "--max-hours 0: must be above 0"),
+        (["sweep", "jobs/demo.yaml", "--scheduler", "asha", "--grace", "2"], "--grace 2: must be a share of a run's"),
+        (["sweep", "jobs/demo.yaml", "--scheduler", "fifo"], "Invalid value for '--scheduler'"),
         (["sweep", "jobs/demo.yaml", "--set", "method.aux=1"], "unknown key method.aux"),
         (["sweep", "jobs/demo.yaml", "--metric", "f1"], "data.metric: 'f1' is not allowed"),
         (["train", "--set", "optim.body_l=1"], "unknown key optim.body_l; did you mean optim.body_lr?"),

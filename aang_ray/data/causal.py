@@ -58,7 +58,9 @@ def load_causal(located: Located) -> CausalModel:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(located.source, revision=located.revision or "main")
-        model = AutoModelForCausalLM.from_pretrained(located.source, revision=located.revision or "main")
+        model = AutoModelForCausalLM.from_pretrained(
+            located.source, revision=located.revision or "main", use_safetensors=True
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
             f"data.neural_lm: no causal language model could be loaded from {located.source}: {first_line(error)}"

@@ -32,15 +32,13 @@ class Capacity:
     """How many trials a cluster has room for, from one moment to the next."""
 
     def __init__(self) -> None:
-        self._nodes = living_nodes()
-        self._looked = time.monotonic()
-        self._grows: bool | None = None
+        self._look()
 
     @property
     def nodes(self) -> Sequence[Node]:
         """Of a moment ago."""
         if time.monotonic() - self._looked > FRESH_SECONDS:
-            self._nodes, self._looked = living_nodes(), time.monotonic()
+            self._look()
         return self._nodes
 
     def room(self, need: Need) -> int:
@@ -49,9 +47,11 @@ class Capacity:
         Waiting for nodes cannot become waiting for ever: the groups of a need are placed whole or not at all, one that
         waits holds nothing, and `check_placeable` has seen that one fits.
         """
-        if self._grows is None:
-            self._grows = has_autoscaler()
         return need.held_by(self.nodes) + (AHEAD if self._grows else 0)
+
+    def _look(self) -> None:
+        self._nodes, self._grows = living_nodes(), has_autoscaler()
+        self._looked = time.monotonic()
 
 
 def check_placeable(needs: Iterable[Need]) -> None:

@@ -12,7 +12,7 @@ from aang_ray.errors import UserError
 from aang_ray.store import Store
 from aang_ray.sweep.agenda import write_agenda
 from aang_ray.sweep.expand import expand
-from aang_ray.sweep.halving import Asha, Halving
+from aang_ray.sweep.halving import Halving
 from aang_ray.sweep.jobs import Grid, Strategy
 from aang_ray.sweep.needs import Need
 from aang_ray.sweep.outcome import SweepOutcome, outcome_of, report
@@ -21,6 +21,7 @@ from aang_ray.sweep.plan import PlannedCell, plan, to_run
 from aang_ray.sweep.preview import preview, preview_search
 from aang_ray.sweep.progress import SweepProgress
 from aang_ray.sweep.run import Ends, run_jobs
+from aang_ray.sweep.rungs import Asha
 from aang_ray.sweep.search_space import check_space
 from aang_ray.sweep.spec import SweepOverrides, SweepSpec, load_sweep
 
@@ -77,8 +78,7 @@ def _grid(
     asha: Asha | None,
 ) -> SweepOutcome:
     """Every cell of the plan, to its end or as far as a scheduler lets it."""
-    done = sum(cell.state == "done" for cell in cells)
-    console.print(f"all {done} cells are done" if done == len(cells) else f"{len(cells)} cells, {done} of them done")
+    _say_done(cells, len(cells), console)
     write_agenda(store.uri, path, cells)
     left = to_run(cells, keep_failed=keep_failed)
     strategy: Strategy = Grid(left)
@@ -125,8 +125,14 @@ def _search(
         write_agenda(store.uri, path, agenda)
 
     strategy = Search(runs, spec.search, lay_out, dev_scores(store), SearchMemory(store.uri), planned)
+    _say_done(strategy.cells, len(strategy.cells) + strategy.unasked * len(spec.seeds), console)
     ends = Ends()
     if not strategy.finished:
         needs = [Need.of(run) for run in runs for _ in range(spec.search.samples * len(spec.seeds))]
         ends = run_jobs(strategy, needs, store, console, progress, max_hours)
     return outcome_of(strategy.cells, ends, to_come=strategy.unasked * len(spec.seeds))
+
+
+def _say_done(cells: Sequence[PlannedCell], all_cells: int, console: Console) -> None:
+    done = sum(cell.state == "done" for cell in cells)
+    console.print(f"all {done} cells are done" if done == all_cells else f"{all_cells} cells, {done} of them done")

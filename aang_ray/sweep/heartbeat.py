@@ -121,7 +121,7 @@ class Heartbeat:
             self._write()
 
     def evaluated(self, row: HistoryRow) -> None:
-        """The run was looked at, on dev where that decides; written soon, by the thread, so that training does not wait for the store."""
+        """The run was scored, on dev where that decides; written soon, by the thread: training does not wait for it."""
         score: float | None = None if row.dev is None else getattr(row.dev, self._metric)
         self._beat = replace(self._beat, step=row.step, seconds=row.seconds, score=score)
         self._wake.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aang_ray.store import CellIsDone, Store
@@ -49,7 +50,7 @@ class Monitor(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
-        """Each evaluation, and the end of a cell."""
+        """The step that a cell goes on from, each evaluation, and its end."""
         job = self._jobs[trial.trial_id]
         if "resumed" in result:
             self._progress.said(f"{job.cell.title} · goes on from step {result['resumed']}")
@@ -73,7 +74,7 @@ class Monitor(Callback):
         if result is not None:
             self._end(job, result)
             return
-        account = str(trial.get_error() or "")
+        account = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
         error = describe_crash(account)
         times = self._queue.lost(job)
         if times is not None:

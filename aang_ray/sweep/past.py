@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from aang_ray.store import Store
-from aang_ray.sweep.halving import Past
+from aang_ray.sweep.rungs import Past
 
 
 def dev_scores(store: Store) -> dict[str, float]:

@@ -56,7 +56,7 @@ class Queue:
         return job
 
     def came_to(self, job: Job, step: int) -> None:
-        """A running job was evaluated."""
+        """A running job was evaluated after a step, or goes on from it."""
         losses = self._losses.setdefault(job.cell.cell, _Losses())
         losses.furthest = max(losses.furthest, step)
 

@@ -50,7 +50,7 @@ def run_jobs(
         from aang_ray.sweep.monitor import Monitor
 
         capacity = Capacity()
-        _check_fits(needs, capacity)
+        check_fits(needs, capacity)
         at_once = trials_at_once(needs, capacity.nodes)
         queue = Queue(strategy, capacity.room)
         feeder = Feeder(queue, _parameters(at_once, capacity))
@@ -103,8 +103,12 @@ def _parameters(at_once: int, capacity: Capacity) -> Callable[[Job], dict[str, A
     return prepare
 
 
-def _check_fits(needs: Sequence[Need], capacity: Capacity) -> None:
-    """A trial that never fits would wait for ever. This machine does not grow, another's cluster may."""
+def check_fits(needs: Sequence[Need], capacity: Capacity) -> None:
+    """A trial that never fits would wait for ever. This machine does not grow, another's cluster may.
+
+    Raises:
+        UserError: for a trial that fits neither a node nor one that the cluster could get.
+    """
     if not own_cluster():
         check_placeable(needs)
         return

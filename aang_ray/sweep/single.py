@@ -9,8 +9,11 @@ from rich.console import Console
 
 from aang_ray.config import RunConfig
 from aang_ray.store import CellRecord, HistoryRow, Scores, Store
+from aang_ray.sweep.capacity import Capacity
 from aang_ray.sweep.cluster import ray_cluster
+from aang_ray.sweep.needs import Need
 from aang_ray.sweep.progress import duration
+from aang_ray.sweep.run import check_fits
 
 
 def train_once(config: RunConfig, store: Store, console: Console, export: Path | None = None) -> CellRecord:
@@ -31,9 +34,7 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
         console.print(f"cell {config.cell} is done already, from the store:")
         record = store.record(config.cell)
     else:
-        console.print(
-            f"cell {config.cell}: {config.row_name}, seed {config.seed}, at most {config.total_steps} steps"
-        )
+        console.print(f"cell {config.cell}: {config.row_name}, seed {config.seed}, at most {config.total_steps} steps")
 
         def evaluated(row: HistoryRow) -> None:
             share, said = f"step {row.step}/{config.total_steps}", _losses(row.losses)
@@ -61,6 +62,9 @@ def _run(
     with ray_cluster():
         from aang_ray.train.launch import launch
 
+        check_fits([Need.of(config)], Capacity())
+        threads = config.resources.threads or max(1, int(config.resources.cpus_per_worker))
+        config = config.model_copy(update={"resources": config.resources.model_copy(update={"threads": threads})})
         return launch(config, on_evaluation=evaluated, checkpoints=checkpoints, export=export)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import traceback
@@ -27,7 +28,19 @@ def tune_trial(params: Mapping[str, Any], store: str) -> None:
     from ray import tune
 
     config = parse_config(json.loads(params["run"]), "trial")
-    run_and_store(config, Store(store), tune.report, params["until"])
+    try:
+        run_and_store(config, Store(store), tune.report, params["until"])
+    finally:
+        _make_room()
+
+
+def _make_room() -> None:
+    """Give back what a trial held: its process stays for the next, and others may share the GPU."""
+    import torch
+
+    gc.collect()  # a model and its optimiser refer to each other
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def run_and_store(config: RunConfig, store: Store, report: Report, until: int | None = None) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 
 import safetensors.torch
 
-from aang_ray.data import EndTask, load_tokenizer, locate
+from aang_ray.config import DataConfig
+from aang_ray.data import EndTask, is_image_task, load_tokenizer, locate
 from aang_ray.errors import UserError
 from aang_ray.model.encoder import Encoder
 from aang_ray.objectives.source import END_TASK_HEAD
@@ -28,12 +29,14 @@ FORMAT = 1
 CARD, ENCODER, HEAD = "model_card.json", "encoder", "head.safetensors"
 
 
-def check_export(folder: Path) -> None:
-    """An export replaces an earlier export or an empty folder, nothing else.
+def check_export(folder: Path, data: DataConfig) -> None:
+    """An export holds a classifier of texts, and replaces an earlier export or an empty folder, nothing else.
 
     Raises:
-        UserError: where there is something else.
+        UserError: where there is something else, or for a task of images.
     """
+    if is_image_task(data):
+        raise UserError(f"export {folder}: only classifiers of text are exported; {data.task} is a task of images")
     if folder.is_dir() and ((folder / CARD).is_file() or not any(folder.iterdir())):
         return
     if folder.exists():
@@ -48,7 +51,7 @@ def export_model(folder: Path, setup: Setup, result: ResultRow) -> None:
     Raises:
         UserError: where there is something that is not an exported model.
     """
-    check_export(folder)
+    check_export(folder, setup.config.data)
     folder = folder.absolute()
     draft, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     for leftover in (draft, old):
@@ -70,8 +73,8 @@ def _remove(folder: Path) -> None:
 
 def _write(folder: Path, setup: Setup, result: ResultRow) -> None:
     task, encoder = setup.task, setup.encoder
-    if not isinstance(task, EndTask) or not isinstance(encoder, Encoder):
-        raise UserError(f"export {folder}: {task.name} is no task of text, and only classifiers of text are exported")
+    assert isinstance(task, EndTask)
+    assert isinstance(encoder, Encoder)
     body: Any = encoder.body
     body.save_pretrained(folder / ENCODER)
     load_tokenizer(locate(setup.config.encoder)).save_pretrained(folder / ENCODER)

@@ -14,15 +14,13 @@ import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import ray
 from ray import train
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import (  # what a WorkerGroupError holds of a dead worker has no public name
     WorkerGroupStartupFailedError,
@@ -30,13 +28,12 @@ from ray.train.v2._internal.exceptions import (  # what a WorkerGroupError holds
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
 )
-from ray.util.queue import Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aang_ray.config import RunConfig
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store.rows import CellRecord, HistoryRow
 from aang_ray.train.checkpoint_files import CheckpointFiles
+from aang_ray.train.line import Line
 from aang_ray.train.parallel.workers import TIMEOUT, WorkerLost, Workers
 from aang_ray.train.precision import choose_compute
 from aang_ray.train.run import run_cell
@@ -170,8 +167,7 @@ def _together(
     until: int | None,
 ) -> CellRecord:
     """One life of a worker group. However it is left, no worker trains on."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    line = Line(Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}))
+    line = Line.from_here()
     outcome: Future[CellRecord] = Future()
     with tempfile.TemporaryDirectory(prefix="aang-train-", ignore_cleanup_errors=True) as folder:
         trainer = _trainer(Job(config, checkpoints, export, line.evaluated, line.cut, until), folder)
@@ -247,39 +243,3 @@ def _train_loop(arguments: Mapping[str, Any]) -> CellRecord:
         told = WorkerError(f"{type(error).__name__}: {error}")
         told.add_note(f"in worker {workers.rank}:\n{traceback.format_exc()}")
         raise told from None
-
-
-class Line:
-    """From the first worker to the launcher: evaluations go over it, and that it is cut says that nobody waits."""
-
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-
-    def evaluated(self, row: HistoryRow) -> None:
-        """Tell the launcher; where it has gone the run soon hears of that elsewhere."""
-        with suppress(ActorDiedError):
-            self._queue.put(row)
-
-    def cut(self) -> bool:
-        """Whether the launcher has hung up."""
-        try:
-            ray.get(self._queue.actor.qsize.remote(), timeout=10)
-        except ActorDiedError:
-            return True
-        except (RayActorError, GetTimeoutError):  # not reached right now
-            return False
-        return False
-
-    def listen(self, heard: Callable[[HistoryRow], None]) -> None:
-        """Hand on each evaluation until the other side has ended."""
-        while (row := self._queue.get()) is not None:
-            heard(row)
-
-    def end(self) -> None:
-        """No further evaluation comes."""
-        with suppress(ActorDiedError):  # the launcher hung up before
-            self._queue.put(None)
-
-    def close(self) -> None:
-        """Hang up."""
-        self._queue.shutdown(force=True)

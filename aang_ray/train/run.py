@@ -49,7 +49,7 @@ def run_cell(
         WorkerLost: if another worker ended before the run did.
     """
     if export is not None:
-        check_export(export)
+        check_export(export, config.data)
     compute = choose_compute(config)
     logger.info("cell %s: %s on %s, %s", config.cell, config.row_name, compute.device_name, compute.precision)
     keeper = None

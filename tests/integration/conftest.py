@@ -238,7 +238,7 @@ def start_head(start: Start, environment: Mapping[str, str], folder: Path, *, cp
 
     process.wait_for(listens, 60)
     process.look()
-    return Head(process, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
+    return Head(process, f"127.0.0.1:{options['port']}", f"http://127.0.0.1:{dashboard}")
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from tests.integration.conftest import Head, Start, Started, free_ports, start_h
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 HEAD_ID = "f" * 51 + "00000"
+HEAD_TYPE = "ray.head.default"
+"""The name that the provider of such nodes has for it."""
 IDLE_SECONDS = 6
 KINDS_OF_COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 
@@ -23,7 +25,7 @@ KINDS_OF_COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "h
 def configuration(gcs: str) -> dict[str, object]:
     """A head that runs no trial, and up to two nodes of one CPU."""
     kinds = {
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
     }
     provider = {
@@ -40,7 +42,7 @@ def configuration(gcs: str) -> dict[str, object]:
         "upscaling_speed": 1.0,
         "provider": provider,
         "available_node_types": kinds,
-        "head_node_type": "head",
+        "head_node_type": HEAD_TYPE,
         "auth": {"ssh_user": "nobody"},
         "file_mounts": {},
         "cluster_synced_files": [],

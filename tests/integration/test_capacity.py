@@ -61,6 +61,11 @@ def test_one_cluster_many_sweeps(
     assert "best mean dev of 3 configurations" in output
     assert "all 6 cells are done" in sweep(searched, store)
 
+    # Workers that fill the cluster leave the trial itself a place; two such trials run one after the other.
+    store = tmp_path / "workers"
+    output = sweep(sweep_file(["finetune"], 2, steps=10), store, "--set", "resources.workers=2")
+    assert statuses(store) == {"done": 2}, output
+
     began = time.monotonic()
     output = sweep(grid, tmp_path / "none", "--set", "resources.cpus=3", code=2)
     assert time.monotonic() - began < 60

@@ -154,7 +154,7 @@ def test_a_bucket_that_is_not_there(uri: str, server: str, root: str) -> None:
 
 
 def test_a_server_that_is_not_there(uri: str) -> None:
-    with pytest.raises(UserError, match="cannot be read: .*"):
+    with pytest.raises(UserError, match="cannot be read: "):
         Store("s3://bucket/store?endpoint_override=127.0.0.1:1&scheme=http")
 
 
@@ -162,7 +162,7 @@ def test_a_killed_run_goes_on(
     uri: str, start: Start, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AANG_CACHE", environment["AANG_CACHE"])
-    value = cells(tmp_path)[-1]
+    value = {**cells(tmp_path)[-1], "schedule": {"steps": 24, "eval_every": 7}}
     config = resolve(parse_config(value, "test"))
     expected = numbers(run_cell(config))
     command = [sys.executable, "-c", RUN, uri, json.dumps([value])]

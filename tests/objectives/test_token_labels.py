@@ -28,20 +28,24 @@ def test_deletion_asks_before_each_gap() -> None:
     vocabulary = Vocabulary(50, MASK, (0, FIRST, LAST, MASK))
     ids = np.array([FIRST, 10, 11, 12, 13, 14, LAST], dtype=np.int32)
     texts = Texts(ids, np.array([7]), np.zeros(1, dtype=np.uint64))
-    found = False
-    for key in range(3000):
-        segment = cell("deletion", "bidirectional", "denoise", with_key(texts, key), vocabulary, rate=0.6)
-        if segment.ids_T.tolist() == [FIRST, 10, 13, LAST]:
-            found = True
-            assert segment.positions_T.tolist() == [0, 1, 2, 3]
-            assert segment.labelled_M.tolist() == [1, 2]
-            assert segment.targets_M.tolist() == [11, 14]
-            # Next token: first -> a, a -> b, d -> e; last has none. Previous: d -> c, last -> e, a has none.
-            forward = cell("deletion", "left-to-right", "next-token", with_key(texts, key), vocabulary, rate=0.6)
-            assert (forward.labelled_M.tolist(), forward.targets_M.tolist()) == ([0, 1, 2], [10, 11, 14])
-            backward = cell("deletion", "right-to-left", "next-token", with_key(texts, key), vocabulary, rate=0.6)
-            assert (backward.labelled_M.tolist(), backward.targets_M.tolist()) == ([2, 3], [12, 14])
-    assert found
+    key = next(k for k in range(3000) if deleted(texts, k, vocabulary) == [FIRST, 10, 13, LAST])
+    segment = cell("deletion", "bidirectional", "denoise", with_key(texts, key), vocabulary, rate=0.6)
+    assert segment.positions_T.tolist() == [0, 1, 2, 3]
+    assert segment.labelled_M.tolist() == [1, 2]
+    assert segment.targets_M.tolist() == [11, 14]
+    # Next token: first -> a, a -> b, d -> e; last has none. Previous: d -> c, last -> e, a has none.
+    forward = cell("deletion", "left-to-right", "next-token", with_key(texts, key), vocabulary, rate=0.6)
+    assert (forward.labelled_M.tolist(), forward.targets_M.tolist()) == ([0, 1, 2], [10, 11, 14])
+    backward = cell("deletion", "right-to-left", "next-token", with_key(texts, key), vocabulary, rate=0.6)
+    assert (backward.labelled_M.tolist(), backward.targets_M.tolist()) == ([2, 3], [12, 14])
+
+
+def deleted(texts: Texts, key: int, vocabulary: Vocabulary) -> list[int]:
+    """What the deletion of this key leaves."""
+    ids: list[int] = cell(
+        "deletion", "bidirectional", "denoise", with_key(texts, key), vocabulary, rate=0.6
+    ).ids_T.tolist()
+    return ids
 
 
 def with_key(texts: Texts, key: int) -> Texts:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import UserError
-from aang_ray.sweep.halving import Asha, Halving, Past
+from aang_ray.sweep.halving import Halving
 from aang_ray.sweep.jobs import End, Job
 from aang_ray.sweep.plan import PlannedCell
+from aang_ray.sweep.rungs import Asha, Past
 from tests.sweep.conftest import fake_resolve
 
 ASHA = Asha(grace=0.1, reduction=3)

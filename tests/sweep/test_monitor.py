@@ -41,15 +41,12 @@ class Trial:
     """As much of one as a monitor sees."""
 
     trial_id: str
-    error: str = ""
+    error_file: str | None = None
     temporary_state: Any = field(
         default_factory=lambda: SimpleNamespace(
             ray_actor=SimpleNamespace(_actor_id=SimpleNamespace(hex=lambda: "0123"))
         )
     )
-
-    def get_error(self) -> str:
-        return self.error
 
 
 class Sweep:
@@ -81,7 +78,9 @@ class Sweep:
         self.monitor.on_trial_complete(0, [], trial)
 
     def die(self, trial: Trial) -> None:
-        trial.error = DIED
+        file = Path(self.store.uri).parent / "error.txt"
+        file.write_text(DIED, encoding="utf-8")
+        trial.error_file = str(file)
         self.monitor.on_trial_error(0, [], trial)
 
     @property

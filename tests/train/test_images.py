@@ -9,16 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
 from aang_ray.report import render, table_from
 from aang_ray.store import HistoryRow, Store
 from aang_ray.train.checkpoint_signals import Interrupted
+from aang_ray.train.parallel.workers import Workers
 from aang_ray.train.precision import choose_compute
 from aang_ray.train.run import run_cell
 from aang_ray.train.setup import build
+from aang_ray.train.step import Stepper
 from tests.methods.cases import NAMES, case
+from tests.train.parallel.processes import together
 from tests.train.running import parameters, run_steps, tiny_config
 from tests.train.test_checkpoint import numbers
 
@@ -138,6 +142,27 @@ def test_one_line_for_what_means_nothing(settings: list[str], line: str) -> None
 
     with pytest.raises(UserError, match=line):
         attempt()
+
+
+def end(workers: Workers, method: str) -> Tensor:
+    """Parameters after some steps in float64."""
+    config = digits(f"method={method}")
+    setup = build(config, choose_compute(config), workers)
+    setup.encoder.double()
+    setup.heads.double()
+    made = Stepper(setup)
+    for step in range(4):
+        made.step(made.prepare(step))
+    return parameters(made)
+
+
+def ends(workers: Workers) -> list[Tensor]:
+    return [end(workers, method) for method in ("static", "aang", "upgrad")]
+
+
+def test_two_workers_end_as_one(tmp_path: Path) -> None:
+    for found in together(2, tmp_path / "two", ends):
+        torch.testing.assert_close(found, ends(Workers.alone()), rtol=1e-6, atol=1e-9)
 
 
 def test_no_classifier_of_images_is_exported(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from aang_ray.store.rows import CellRecord, HistoryRow
 from aang_ray.train import launch as launching
 from aang_ray.train.checkpoint_files import CheckpointFiles
 from aang_ray.train.checkpoint_signals import Interrupted
-from aang_ray.train.launch import ATTEMPTS, WorkerError, cause_of, describe_loss, launch
+from aang_ray.train.launch import ATTEMPTS, Job, WorkerError, cause_of, describe_loss, launch
 from aang_ray.train.notices import Notices
-from aang_ray.train.parallel.workers import WorkerLost
+from aang_ray.train.parallel.workers import WorkerLost, Workers
 from aang_ray.train.run import run_cell
 from aang_ray.train.watch import watching
 from tests.train.running import tiny_config
@@ -79,6 +79,22 @@ def test_a_workers_error_travels_with_its_note() -> None:
     error.add_note("in worker 1: Traceback")
     back = pickle.loads(pickle.dumps(error))
     assert (str(back), back.__notes__) == (str(error), error.__notes__)
+
+
+def test_a_bug_in_one_of_several_workers_is_told_with_its_traceback(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_cell(*_: object, **__: object) -> CellRecord:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(launching, "run_cell", run_cell)
+    monkeypatch.setattr(launching.Workers, "from_environment", lambda device: Workers(rank=1, size=2))
+    job = Job(tiny_config(tiny), str(tmp_path), None, print, lambda: False, None)
+    with pytest.raises(WorkerError, match="ZeroDivisionError: by nothing") as told:
+        launching._train_loop({"job": job})
+    (note,) = told.value.__notes__
+    assert note.startswith("in worker 1:\nTraceback")
+    assert note.endswith("ZeroDivisionError: by nothing\n")
 
 
 class Lives:

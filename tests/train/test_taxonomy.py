@@ -176,6 +176,19 @@ def test_the_noise_is_relative_to_the_pretrained_table(everything: dict[str, Any
     assert noise.std() == pytest.approx(3.0 * float(table.detach().std()), rel=0.05)
 
 
+def test_the_full_space_runs(tiny: dict[str, Any]) -> None:
+    """All kinds of data, neural-LM text from a small model made here; every objective gets an example."""
+    folder = Path(tiny["data"]["task"])
+    data = {**tiny["data"], "out_of_domain": str(folder / "in_domain.txt"), "neural_lm": "trained"}
+    settings = {**tiny, "data": {**data, "neural_lm_passages": 20}, "space": "full", "n": "all"}
+    config = tiny_config(settings, "method=static", "batch.auxiliary=522", "schedule.steps=1", "schedule.eval_every=1")
+    record = run_cell(config)
+    assert record.result.status == "done", record.result.error
+    losses = {name: value for name, value in record.history[0].losses.items() if "/" in name}
+    assert len(losses) == 522
+    assert all(np.isfinite(value) for value in losses.values())
+
+
 def test_a_users_transform_output_and_representation(tiny: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "shuffle.py").write_text(SHUFFLE)
     (tmp_path / "own.py").write_text(OWN)

@@ -31,9 +31,9 @@ from aang_ray.train.step import Prepared, Stepper
 class RoundStepper(Stepper, ABC):
     """Rounds of the tasks: every one alone, and what else the method has in them.
 
-    A run has as many whole rounds as `schedule.steps` holds; one that is shorter than a round shortens it. The learning rates of every task go through
-    the part of the schedule that the whole round takes, as if all were trained at once: a task's update does not
-    depend on the order.
+    A run has as many whole rounds as `schedule.steps` holds; one that is shorter than a round shortens it. The
+    learning rates of every task go through the part of the schedule that the whole round takes, as if all were trained
+    at once: a task's update does not depend on the order.
 
     On W workers task i is trained by worker i mod W alone, and of its steps nothing is sent but the losses. A run that
     goes on after a stop trains the tasks at hand again from their start.

@@ -15,7 +15,7 @@ from torch import multiprocessing
 
 from aang_ray.train.parallel.workers import Workers
 
-SECONDS = 60
+SECONDS = 120
 """How long a worker waits for another: far more than any step takes, on a busy machine, too."""
 # One process imports everything, and all workers are copies of it.
 multiprocessing.set_forkserver_preload(["aang_ray.train.run", "tests.train.parallel.processes"])

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import RunFailure, UserError
+from aang_ray.gradients.engine import Request
 from aang_ray.store import CellRecord
 from aang_ray.train.checkpoint_signals import Interrupted
 from aang_ray.train.evaluate import Predictions
 from aang_ray.train.parallel.agreement import Agreement
+from aang_ray.train.parallel.exchange import Exchange
 from aang_ray.train.parallel.scoring import gathered
 from aang_ray.train.parallel.workers import WorkerLost, Workers
 from aang_ray.train.run import run_cell
@@ -61,6 +64,20 @@ def failing(workers: Workers, rank: int, error: Exception) -> list[bool]:
 def agreements(workers: Workers) -> dict[str, Any]:
     found: dict[str, Any] = {name: raised(partial(failing, workers, 1, error)) for name, error in FAILURES.items()}
     return {**found, "flags": failing(workers, 9, ValueError())}
+
+
+def rescaled(workers: Workers) -> list[list[float]]:
+    """Losses, inner products and norms of a step in which dropout gives each worker a dev gradient of its own."""
+    exchange = Exchange(workers, nn.Linear(1, 1), nn.ModuleDict(), tied_in_scores=False)
+    dots_S, norms2_S = (
+        (torch.tensor([4.0, 3.0, 1.0]), torch.tensor([4.0, 9.0, 25.0])),
+        (torch.tensor([16.0, 0.0, 2.0]), torch.tensor([16.0, 0.0, 0.0])),
+    )[workers.rank]
+    request = Request(torch.ones(3), scores=True)
+    found = exchange._joined(request, torch.tensor([1.0, 2.0, 3.0]), dots_S, norms2_S, torch.zeros(1))
+    assert found.dots_S is not None
+    assert found.norms2_S is not None
+    return [found.losses_S.tolist(), found.dots_S.tolist(), found.norms2_S.tolist()]
 
 
 def scored(workers: Workers, examples: int) -> list[list[float]]:
@@ -126,10 +143,12 @@ def out_of_memory(workers: Workers, config: RunConfig) -> CellRecord:
 
 def runs(workers: Workers, tiny: dict[str, Any], folder: Path) -> dict[str, Any]:
     """All that a test asks of two workers."""
-    plain, static = tiny_config(tiny, *SETTINGS), tiny_config(tiny, *SETTINGS[:2], "method=static")
-    sharded = tiny_config(tiny, *SETTINGS, "resources.optimizer_state=sharded")
+    shards = "resources.optimizer_state=sharded"
+    plain, sharded = tiny_config(tiny, *SETTINGS), tiny_config(tiny, *SETTINGS, shards)
+    static = tiny_config(tiny, *SETTINGS[:2], "method=static")
     heard: list[int] = []
     found: dict[str, Any] = {"agreements": agreements(workers)}
+    found["rescaled"] = rescaled(workers)
     found["scored"] = [scored(workers, examples) for examples in (1, 5)]
     whole = run_cell(plain, workers=workers, on_evaluation=lambda row: heard.append(row.step))
     found |= {"whole": numbers(whole), "heard": heard}
@@ -138,7 +157,7 @@ def runs(workers: Workers, tiny: dict[str, Any], folder: Path) -> dict[str, Any]
         found[f"{name} files"] = sorted(path.name for path in (folder / name / config.cell).iterdir())
         workers.wait_for_all()
         found[f"{name} resumed"] = numbers(run_cell(config, workers=workers, checkpoints=folder / name))
-    killed_after(5, workers, static, folder / "static")
+    killed_after(5, workers, tiny_config(tiny, *SETTINGS[:2], "method=static", shards), folder / "static")
     workers.wait_for_all()
     found["drifted"] = drifting(workers, static).result
     found["out of memory"] = out_of_memory(workers, static).result
@@ -159,6 +178,11 @@ def test_two_workers(tiny: dict[str, Any], tmp_path: Path) -> None:
         assert "differ in encoder." in str(found["drifted"].error)
         assert "out of memory" in str(found["out of memory"].error)
         assert "batch.micro" in str(found["out of memory"].error)
+        # ||v||^2 is 4 and 16: 10 in the mean. <v, g_1> = 3 / 2 * sqrt(10), <v, g_2> = (1 / 2 + 2 / 4) * sqrt(10).
+        losses, dots, norms2 = found["rescaled"]
+        assert losses == [1, 4, 6]
+        assert norms2 == [10, 9, 25]
+        assert dots[1:] == pytest.approx([1.5 * 10**0.5, 10**0.5])
         assert found["scored"] == [[[0], [0], [0]], [[0, 1, 2, 3, 4], [0, -1, -2, -3, -4], [0, 2, 4, 6, 8]]]
         assert found["agreements"]["flags"] == [True, False]
         assert found["agreements"]["run"] == "RunFailure: step 3: the loss is nan"
@@ -168,7 +192,7 @@ def test_two_workers(tiny: dict[str, Any], tmp_path: Path) -> None:
         "ValueError: a bug",
     ]
     assert [found["heard"] for found in by_rank] == [[3, 6, 7], []]
-    # A checkpoint of two workers is any number's: one goes on from it to the same end, but for rounding and dropout.
+    # A checkpoint of two workers, who had half of the optimiser's state each, is any number's.
     config = tiny_config(tiny, *SETTINGS[:2], "method=static")
     record = run_cell(config, checkpoints=tmp_path / "static")
     assert record.result.status == "done"

@@ -74,24 +74,17 @@ def test_a_round_is_an_epoch_of_every_task(tiny: dict[str, Any]) -> None:
     assert (short.task_steps, short.round_steps) == ((3, 2, 2), 7)
 
 
-def test_a_task_alone_reads_its_texts_once_an_epoch(tiny: dict[str, Any]) -> None:
-    """80 texts: five batches of 16 of the end task; of an objective, 240 readings in ten batches of 24 are three each."""
+def test_a_task_alone_reads_every_text_once_an_epoch(tiny: dict[str, Any]) -> None:
+    """80 texts: five batches of 16 of the end task; of an objective ten batches of 24 are three epochs."""
     made = rounds(config_of(tiny, "alphavil"))
-    texts = [made.tasks.batch(0, number).segments[1] for number in range(5)]
-    assert sum(len({bytes(part.ids_T) for part in parts(segment)}) for segment in texts) >= 75, "few are alike"
-    for number, segment in enumerate(texts):
-        again = made.tasks.batch(0, number + 5).segments[1]
-        assert segment.texts == again.texts == 16
-        assert bytes(segment.ids_T) != bytes(again.ids_T), "another order in the next epoch"
-    objective = made.tasks.objectives[0]
     readings = made.setup.domain.source.readings  # type: ignore[attr-defined]
-    read = [int(i) for number in range(10) for i in readings.chosen(number, (objective,))[0][1]]
-    assert sorted(read) == sorted([*range(80)] * 3)
-    assert sorted(read[:80]) == [*range(80)]
-
-
-def parts(segment: Any) -> list[Any]:
-    return [segment.part(text, text + 1) for text in range(segment.texts)]
+    end_task = [int(i) for number in range(10) for i in readings.end_task(number)]
+    assert sorted(end_task[:80]) == sorted(end_task[80:]) == [*range(80)]
+    assert end_task[:80] != end_task[80:]
+    read = [int(i) for number in range(10) for i in readings.chosen(number, made.tasks.objectives[:1])[0][1]]
+    assert [sorted(read[start : start + 80]) for start in (0, 80, 160)] == [[*range(80)]] * 3
+    segments = [made.tasks.batch(task, 0).segments for task in (0, 1)]
+    assert [[segment.texts for segment in of_task] for of_task in segments] == [[0, 16], [0, 0, 24]]
 
 
 def test_updates_that_do_not_fit_are_one_line(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,55 @@
+"""The line between the workers of a run and the process that launched them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import ray
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
+from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from aang_ray.store.rows import HistoryRow
+
+
+class Line:
+    """From the first worker to the launcher: evaluations go over it, and that it is cut says that nobody waits."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    @classmethod
+    def from_here(cls) -> Line:
+        """A line that lasts as long as this node: kept anywhere else it would be one more machine to lose."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return cls(Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}))
+
+    def evaluated(self, row: HistoryRow) -> None:
+        """Tell the launcher; where it has gone the run soon hears of that elsewhere."""
+        with suppress(ActorDiedError):
+            self._queue.put(row)
+
+    def cut(self) -> bool:
+        """Whether the launcher has hung up."""
+        try:
+            ray.get(self._queue.actor.qsize.remote(), timeout=10)
+        except ActorDiedError:
+            return True
+        except (RayActorError, GetTimeoutError):  # not reached right now
+            return False
+        return False
+
+    def listen(self, heard: Callable[[HistoryRow], None]) -> None:
+        """Hand on each evaluation until the other side has ended."""
+        while (row := self._queue.get()) is not None:
+            heard(row)
+
+    def end(self) -> None:
+        """No further evaluation comes."""
+        with suppress(ActorDiedError):  # the launcher hung up before
+            self._queue.put(None)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._queue.shutdown(force=True)
