@@ -102,9 +102,9 @@ def bound_of(problem: Problem, branch: Branch) -> Bound:
         smoother = end if problem.smooth_end <= problem.smooth_auxiliary else auxiliary
         beta_bar = smoother * min(problem.smooth_end, problem.smooth_auxiliary)
         rho = (1 - smoother) * (problem.dissimilarity + 2 * problem.lipschitz)
-    if beta_bar == 0:  # the smoother function is never drawn
-        return Bound(float("inf"), branch, beta_bar, rho)
     q = problem.step_size * beta_bar
+    if q == 0:  # the smoother function is never drawn
+        return Bound(float("inf"), branch, beta_bar, rho)
     spread = 2 * problem.gamma * problem.lipschitz / (problem.examples - problem.gamma) + rho
     scale = (problem.lipschitz * problem.step_size * spread) ** (1 / (q + 1))
     growth = (problem.gamma * problem.steps / problem.examples) ** (q / (q + 1))
@@ -135,6 +135,8 @@ def plot_bound(problem: Problem, dissimilarities: Sequence[float], sizes: Sequen
     """
     from matplotlib.figure import Figure
 
+    if not path.suffix:
+        raise UserError(f"{path}: cannot be written as a picture: its ending says of which kind, such as .png")
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     by_delta = [replace(problem, dissimilarity=value) for value in dissimilarities]

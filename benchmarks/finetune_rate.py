@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from aang_ray.config import parse_config
-from aang_ray.data import load_tokenizer, locate
+from aang_ray.data import EndTask, load_tokenizer, locate
 from aang_ray.train.plan import resolve
 from aang_ray.train.precision import choose_compute
 from aang_ray.train.prefetch import prefetched
@@ -83,7 +83,9 @@ def main() -> None:
     )
     compute = choose_compute(config)
     stepper = Stepper(build(config, compute))
-    train = stepper.setup.task.train
+    task = stepper.setup.task
+    assert isinstance(task, EndTask)
+    train = task.train
     examples = [
         {"input_ids": train.tokens[i].tolist(), "attention_mask": [1] * len(train.tokens[i]), "labels": int(label)}
         for i, label in enumerate(train.labels)

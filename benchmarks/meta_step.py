@@ -131,9 +131,11 @@ class TorchJD:
     def __init__(self, config: RunConfig) -> None:
         self.stepper = Stepper(build(config, choose_compute(config)))
         setup = self.stepper.setup
+        packaged = setup.encoder
+        assert isinstance(packaged, Encoder)
         body = RobertaModel(
             RobertaConfig(
-                vocab_size=setup.encoder.vocab_size,
+                vocab_size=packaged.vocab_size,
                 hidden_size=setup.encoder.hidden_size,
                 num_hidden_layers=6,
                 num_attention_heads=12,
@@ -144,8 +146,8 @@ class TorchJD:
             ),
             add_pooling_layer=False,
         )
-        self.encoder = Encoder(body, setup.encoder.pooling).to(setup.compute.device)
-        setup.encoder = self.encoder
+        self.encoder = Encoder(body, packaged.pooling).to(setup.compute.device)
+        setup.encoder = vars(setup.domain)["_encoder"] = self.encoder
 
     def step(self, number: int) -> float:
         """Seconds for the losses and their Jacobian (no update)."""

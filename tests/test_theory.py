@@ -95,5 +95,12 @@ def test_it_can_be_drawn(tmp_path: Path) -> None:
     plot_bound(Problem(), *default_ranges(Problem()), path)
     drawn = path.read_text()
     assert drawn.lstrip().startswith("<?xml")
-    with pytest.raises(UserError, match="cannot be written as a picture"):
-        plot_bound(Problem(), [0.0, 1.0], [600.0], tmp_path / "bound.xyz")
+    for name in ("bound.xyz", "bound", "nowhere/bound.png"):
+        with pytest.raises(UserError, match="cannot be written as a picture"):
+            plot_bound(Problem(), [0.0, 1.0], [600.0], tmp_path / name)
+    assert [file.name for file in tmp_path.iterdir()] == ["bound.svg"]
+
+
+def test_a_function_that_is_never_drawn_or_steps_of_no_length_bound_nothing() -> None:
+    assert bound_of(Problem(end_task_weight=1.0), "dissimilarity").value == math.inf
+    assert bound_of(Problem(step_size=1e-300, smooth_end=1e-300), "dissimilarity").vacuous

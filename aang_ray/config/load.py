@@ -101,7 +101,7 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
     key = ".".join(keys)
     match first["type"]:
         case "extra_forbidden":
-            names = _names_at(model, keys[:-1])
+            names = _names_at(model, first["loc"][:-1])
             close = difflib.get_close_matches(keys[-1], names, n=1, cutoff=0.5)
             hint = f"did you mean {'.'.join([*keys[:-1], close[0]])}?" if close else f"allowed: {', '.join(names)}"
             line = f"unknown key {key}; {hint}"
@@ -164,16 +164,18 @@ def _method_names() -> set[str]:
     }
 
 
-def _names_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Valid key names of the section that `path` leads to."""
+def _names_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Valid key names of the section at an error's location, where a tag chooses one of a union's sections."""
     options: list[type[BaseModel]] = [model]
-    for part in path:
-        options = [
-            inner
+    for part in map(str, location):
+        inner = [
+            found
             for option in options
             if part in option.model_fields
-            for inner in _models_in(option.model_fields[part].annotation)
+            for found in _models_in(option.model_fields[part].annotation)
         ]
+        chosen = [o for o in options if "name" in o.model_fields and o.model_fields["name"].default == part]
+        options = inner or chosen or options
     return sorted({name for option in options for name in option.model_fields})
 
 

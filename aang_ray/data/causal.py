@@ -58,14 +58,28 @@ def load_causal(located: Located) -> CausalModel:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(located.source, revision=located.revision or "main")
-        model = AutoModelForCausalLM.from_pretrained(
-            located.source, revision=located.revision or "main", use_safetensors=True
+        model, info = AutoModelForCausalLM.from_pretrained(
+            located.source, revision=located.revision or "main", use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
             f"data.neural_lm: no causal language model could be loaded from {located.source}: {first_line(error)}"
         ) from error
-    return CausalModel(model.to(_device()).eval(), tokenizer, None, tokenizer.eos_token_id)
+    if info["missing_keys"] or _sees_ahead(model.eval()):
+        raise UserError(f"data.neural_lm: {located.source} holds no causal language model, but one of another kind")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and positions < LENGTH + PROMPT_TOKENS:
+        raise UserError(
+            f"data.neural_lm: {located.source} takes {positions} positions, {LENGTH + PROMPT_TOKENS} are needed"
+        )
+    return CausalModel(model.to(_device()), tokenizer, None, tokenizer.eos_token_id)
+
+
+@torch.no_grad()
+def _sees_ahead(model: Any) -> bool:
+    """Whether a token changes the prediction before it: an encoder, which Transformers loads as well."""
+    one_NLV, other_NLV = (model(input_ids=torch.tensor([[0, token]])).logits for token in (0, 1))
+    return not torch.allclose(one_NLV[:, 0], other_NLV[:, 0], rtol=1e-3, atol=1e-4)
 
 
 def train_small(passages: Sequence[str], held_out: Sequence[str], seed: int, on_step: OnStep) -> CausalModel:
@@ -181,7 +195,7 @@ def _prompts(causal: CausalModel, domain: Sequence[str], size: int, order: np.ra
     if causal.start is not None:
         return torch.full((size, 1), causal.start, device=causal.device)
     chosen = order.integers(len(domain), size=size)
-    rows = [causal.ids(domain[i], PROMPT_TOKENS) for i in chosen]
+    rows = [[token for token in causal.ids(domain[i], PROMPT_TOKENS) if token != causal.end] for i in chosen]
     width = max(1, min(map(len, rows)))
     return torch.tensor([(row or [causal.end or 0])[:width] for row in rows], device=causal.device)
 

@@ -13,7 +13,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.datasets import load_digits
 
 from aang_ray.config import DataConfig
 from aang_ray.data.cache import content_key
@@ -102,6 +101,8 @@ def split_digits(dev_fraction: float, test_fraction: float, seed: int) -> dict[S
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[Pixels, npt.NDArray[np.int64]]:
+    from sklearn.datasets import load_digits  # here: it takes a second to import
+
     digits = load_digits()
     return (digits.images / 16).astype(np.float32), digits.target.astype(np.int64)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from aang_ray.config import DataConfig, EncoderConfig
 from aang_ray.data.cache import cache_folder, content_key, file_digest, made_once
-from aang_ray.data.cards import card_of
+from aang_ray.data.cards import card_named, card_of
 from aang_ray.data.embedded import RECIPE
 from aang_ray.data.fetch import SDIST_SHA256
 from aang_ray.data.neural_lm import neural_fingerprint
@@ -46,7 +47,8 @@ def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
     folder = made_once(tokens, lambda draft: prepare(draft, source, data, located))
     named = {"name": source.name, "kind": source.kind, "source": source.place}
     made_with = {"encoder": located.source, "tokenizer": tokenizer, "data": key["data"]}
-    return _open(folder, data, named | made_with, _external(data, encoder))
+    task = _open(folder, data, named | made_with)
+    return replace(task, external=_external(data, encoder, (task.dev, task.test))) if data.external else task
 
 
 def data_fingerprint(data: DataConfig) -> str:
@@ -85,20 +87,38 @@ def _fingerprint(source: Source, data: DataConfig) -> str:
 
 
 def _others(data: DataConfig) -> list[DataConfig]:
-    """The external data sets, with the columns of the end task and nothing else of it."""
-    return [
+    """The external data sets, with the columns of the end task and nothing else of it.
+
+    Raises:
+        UserError: for one that is not there, or is not of texts.
+    """
+    others = [
         DataConfig(task=task, text=data.text, text_b=data.text_b, label=data.label, max_tokens=data.max_tokens)
         for task in data.external
     ]
+    for other in others:
+        card = card_named(other.task)
+        if card is not None and card.images:
+            raise UserError(f"data.external: {other.task} is a task of images")
+        try:
+            find_source(other)
+        except UserError as error:
+            raise UserError(f"data.external: {str(error).removeprefix('data.task: ')}") from None
+    return others
 
 
-def _external(data: DataConfig, encoder: EncoderConfig) -> dict[str, External]:
+def _external(data: DataConfig, encoder: EncoderConfig, held_out: tuple[Labelled, ...]) -> dict[str, External]:
+    """Their train splits without texts of the end task's dev and test: those could hold the very labels."""
+    forbidden = {split.tokens[i].tobytes() for split in held_out for i in range(len(split))}
     found: dict[str, External] = {}
     for other in _others(data):
         task = load_end_task(other, encoder)
         if task.name in found:
             raise UserError(f"data.external: two data sets are called {task.name}")
-        found[task.name] = External(task.label_names, task.train)
+        kept = [i for i in range(len(task.train)) if task.train.tokens[i].tobytes() not in forbidden]
+        if not kept:
+            raise UserError(f"data.external: all train texts of {task.name} are dev or test texts of {data.task}")
+        found[task.name] = External(task.label_names, task.train.take(np.array(kept)))
     return found
 
 
@@ -106,7 +126,7 @@ def _file(path: Path) -> list[str]:
     return [path.suffix.lower(), file_digest(path)]
 
 
-def _open(folder: Path, data: DataConfig, named: dict[str, Any], external: dict[str, External]) -> EndTask:
+def _open(folder: Path, data: DataConfig, named: dict[str, Any]) -> EndTask:
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) | named
     train, _ = _labelled(folder / "train.arrow")
     dev, _ = _labelled(folder / "dev.arrow")
@@ -123,7 +143,6 @@ def _open(folder: Path, data: DataConfig, named: dict[str, Any], external: dict[
         test_clean=np.flatnonzero(columns["clean"]).astype(np.int64),
         corpora={kind: read_tokens(folder / f"{kind}.arrow")[0] for kind in kinds if kind in manifest["corpora"]},
         class_weights=balanced_weights(train.labels, len(names)) if data.class_weights == "balanced" else None,
-        external=external,
         manifest=manifest,
     )
 

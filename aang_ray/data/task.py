@@ -62,6 +62,12 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, indices: npt.NDArray[np.int64]) -> Labelled:
+        """The chosen texts, in memory."""
+        values, lengths = self.tokens.take(indices)
+        ragged = Ragged(values, np.concatenate(([0], np.cumsum(lengths))), self.tokens.take_capitals(indices))
+        return Labelled(ragged, self.labels[indices])
+
 
 @dataclass(frozen=True)
 class External:

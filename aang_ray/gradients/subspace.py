@@ -29,7 +29,7 @@ def span(jacobian: ExampleJacobian, omega_KM: Tensor, rotate: bool) -> Tensor:
     smallest = S_K[0] * max(B_MK.shape) * torch.finfo(B_MK.dtype).eps
     V_PK = Q_PK @ W_KK.t() if rotate else Q_PK
     sizes_K = S_K if rotate else torch.linalg.vector_norm(B_MK, dim=0)
-    return V_PK.mul_(sizes_K.gt(smallest))
+    return V_PK.mul_(sizes_K.gt(smallest)).contiguous()
 
 
 def reweighted(g_P: Tensor, V_PK: Tensor, p_K: Tensor, perp: float, plus: float, minus: float) -> tuple[Tensor, Tensor]:

@@ -33,8 +33,8 @@ class Attittud:
     """d = lambda g_E + eta_perp g_perp + eta_plus g_plus + eta_minus g_minus of g = (1 - lambda) sum w_k g_k.
 
     lambda = 1/2 and w = 1/n as in static multitask; heads get those weights. g_E is kept, one vector of the body's
-    size, and g is the rest of the update. On several workers all estimate the same V and p from the same examples:
-    nothing of them is sent, and every worker pays for them.
+    size, and g is the rest of the update. On several workers all estimate V and p from the same examples, and take the
+    first one's: every worker pays for them.
     """
 
     uses_dev = False
@@ -51,7 +51,7 @@ class Attittud:
         refresh = step % self.config.refresh_every == 0
         return PrimaryExamples(self.config.subspace_examples if refresh else 0, self.config.primary_examples)
 
-    def look(self, step: int, subspace: ExampleJacobian | None, primary: ExampleJacobian) -> None:
+    def look(self, step: int, subspace: ExampleJacobian | None, primary: ExampleJacobian) -> tuple[Tensor, ...]:
         """Renew V where the step asks for it, and p = V^T (mean gradient); waits for the device where it renews."""
         if subspace is not None:
             self._basis_PK = None  # its memory first
@@ -63,6 +63,7 @@ class Attittud:
         if self._basis_PK is None:
             raise ValueError("the subspace is estimated before it is used")
         self._primary_K = self._basis_PK.t() @ primary.mean_gradient()
+        return (self._primary_K,) if subspace is None else (self._basis_PK, self._primary_K)
 
     def request(self, sampled: Sampled) -> Request:
         return Request(self.weighting.coefficients(sampled), scores=True, keep=(END_TASK,))

@@ -95,8 +95,11 @@ class PrimaryMethod(Method, Protocol):
         """What it looks at before a step: a function of the step alone."""
         ...
 
-    def look(self, step: int, subspace: ExampleJacobian | None, primary: ExampleJacobian) -> None:
-        """Measure, before `request`; once more with the same examples where a step is repeated."""
+    def look(self, step: int, subspace: ExampleJacobian | None, primary: ExampleJacobian) -> Sequence[Tensor]:
+        """Measure, before `request`; once more with the same examples where a step is repeated.
+
+        Returns what it has measured and holds, for the caller to make the same on all workers.
+        """
         ...
 
 

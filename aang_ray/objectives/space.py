@@ -204,11 +204,18 @@ def enumerate_space(
 def _beside_others(legal: Mapping[Objective, None], known: Primitives, labels: Semantics) -> dict[Objective, str]:
     """Objectives that are none beside, or without, others of the space, with the reasons."""
     reasons: dict[Objective, str] = {}
-    outputs = {objective.output for objective in legal}
     for objective in legal:
         intact = (objective.transform, objective.output) == ("no-op", "denoise") and objective.representation in ORDERED
         if labels == "sound" and intact and replace(objective, output="next-token") in legal:
             reasons[objective] = "denoising an input that nothing corrupted is next-token, which the space has, too"
-        elif (output := known.outputs.get(objective.output)) is not None and (lacking := output.needs - outputs):
-            reasons[objective] = f"{output.name} needs {', '.join(sorted(lacking))} in the space, too"
-    return reasons
+    while True:  # what goes may be what others need
+        stay = [objective for objective in legal if objective not in reasons]
+        outputs = {objective.output for objective in stay}
+        found = {}
+        for objective in stay:
+            output = known.outputs.get(objective.output)
+            if output is not None and (lacking := output.needs - outputs):
+                found[objective] = f"{output.name} needs {', '.join(sorted(lacking))} in the space, too"
+        if not found:
+            return reasons
+        reasons |= found

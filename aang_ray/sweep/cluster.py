@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,8 +22,10 @@ SETTINGS = {
 }
 """Ray's settings by environment variable; what the user has set stays."""
 
-OWN_CLUSTER = {"RAY_AUTH_MODE": "disabled"}
-"""Further settings of a cluster of our own: it listens on this machine alone. Another's cluster has its own mode."""
+OWN_CLUSTER = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+"""Further settings of a cluster of our own: whoever else can reach its ports, here or from elsewhere, has no token.
+
+Only the dashboard can be kept on the loopback. Another's cluster has its own mode and token."""
 
 OBJECT_STORE_BYTES = 160 * 2**20
 """Trials share data through memory-mapped files; the object store only carries configurations."""

@@ -27,6 +27,7 @@ def tune_trial(params: Mapping[str, Any], store: str) -> None:
     """
     from ray import tune
 
+    _log_to_stderr()
     config = parse_config(json.loads(params["run"]), "trial")
     try:
         run_and_store(config, Store(store), tune.report, params["until"])
@@ -34,13 +35,22 @@ def tune_trial(params: Mapping[str, Any], store: str) -> None:
         _make_room()
 
 
+def _log_to_stderr() -> None:
+    """Ray keeps what a process prints, so that a row of one that died can end with its last words."""
+    package = logging.getLogger("aang_ray")
+    if not package.handlers:  # the process may have run a trial before
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
+
+
 def _make_room() -> None:
     """Give back what a trial held: its process stays for the next, and others may share the GPU."""
     import torch
 
     gc.collect()  # a model and its optimiser refer to each other
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # nothing to do where no GPU was used
 
 
 def run_and_store(config: RunConfig, store: Store, report: Report, until: int | None = None) -> None:

@@ -52,4 +52,4 @@ class Line:
 
     def close(self) -> None:
         """Hang up."""
-        self._queue.shutdown(force=True)
+        ray.kill(self._queue.actor)

@@ -30,8 +30,10 @@ def resolve(config: RunConfig) -> RunConfig:
     """The same run with the card's metric and batch sizes, the number of steps, and fingerprints of its inputs.
 
     Raises:
-        UserError: if the task, the encoder or the space is not there.
+        UserError: if the task, the encoder or the space is not there, or something could not be logged.
     """
+    if config.gradients.local_distances and config.method.name == "graddrop":
+        raise UserError("gradients.local_distances: they are logged beside the weights, and graddrop has none")
     card = card_of(config.data)
     batch: dict[str, Any] = {
         "end_task": config.batch.end_task or (card.batch_end_task if card else PAPER_END_TASK),

@@ -1,6 +1,7 @@
 """What a method sees of the end task's own gradients: fresh train examples, dropout off.
 
-With dropout off every worker computes the same from the same examples, so that nothing has to be sent.
+With dropout off every worker computes the same from the same examples, up to rounding where kernels are not
+deterministic; so the first one's measurements are sent to all, or the workers would drift apart.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ class PrimaryView:
         )
         assert mean is not None, "a method looks at one example at least"
         with self._losses.evaluating():
-            self._method.look(step, subspace, mean)
+            measured = self._method.look(step, subspace, mean)
+        for tensor in measured:
+            self._setup.workers.broadcast_(tensor)
 
     def _pieces(self, examples: Int64, micro: int) -> tuple[DomainPiece, ...]:
         pieces = self._setup.domain.end_task_pieces("train", examples, micro)

@@ -92,6 +92,8 @@ def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space | No
     if missing:
         data = sorted(missing)[0]
         named = f"space {config.space}" if config.method.auxiliary else f"method {config.method.name}"
+        if data.replace("-", "_") in task.corpora:
+            raise UserError(f"{named}: no {data} text is left, all of it is text of dev or test")
         raise UserError(f"{named}: no {data} text is given; {how_to_give(data)}")
     space = enumerate_space(config.space, file, settings.legality, settings.labels, capabilities)
     for objective, reason in space.ruled_out.items():

@@ -32,6 +32,8 @@ def test_row_names(method: str, row: str) -> None:
     ("settings", "message"),
     [
         (["method={name: cagrad, cc: 0.2}"], "unknown key method.cc; did you mean method.c?"),
+        (["method={name: tapt, dapt_steps: 2}"], "unknown key method.dapt_steps; did you mean method.tapt_steps?"),
+        (["method={name: finetune, lr: 2}"], "unknown key method.lr; allowed: name"),
         (["method={name: cagrad, c: -1}"], "method.c: must be greater than or equal to 0, got -1"),
         (["method={name: pcgrad, lr: 1}"], "unknown key method.lr"),
         (["method={name: upgrad, preference: equal}"], "method.preference: 'equal' is not allowed, use 'uniform' or"),

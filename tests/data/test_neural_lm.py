@@ -12,11 +12,12 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from aang_ray.config import DataConfig, EncoderConfig
 from aang_ray.data import causal, data_fingerprint, load_end_task, neural_lm
 from aang_ray.data.neural_lm import neural_text
+from aang_ray.data.pretrained import locate_model
 from aang_ray.errors import UserError
 from tests.data.conftest import rows_of, write_jsonl
 
@@ -63,7 +64,7 @@ def test_it_is_written_once(model_folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_perplexity_is_that_of_the_model_s_own_loss(model_folder: Path) -> None:
-    loaded = causal.load_causal(neural_lm.locate_model(str(model_folder), "data.neural_lm", "model"))
+    loaded = causal.load_causal(locate_model(str(model_folder), "data.neural_lm", "model"))
     passage = "good film bad bad film"
     ids = torch.tensor([[1, 3, 2, 2, 3, 4]])
     with torch.no_grad():
@@ -98,6 +99,24 @@ def test_what_cannot_be_is_said(encoder: EncoderConfig, folder: Callable[..., Pa
         neural_text(DataConfig(neural_lm=encoder.name), domain(30))
 
 
+@pytest.mark.parametrize("kind", ["masked", "headless", "short"])
+def test_a_model_of_another_kind_is_refused(model_folder: Path, kind: str) -> None:
+    """Transformers loads an encoder as a causal model, too, with a new head where it has none."""
+    if kind == "short":
+        GPT2LMHeadModel(GPT2Config(vocab_size=5, n_positions=64, n_embd=8, n_layer=1, n_head=1)).save_pretrained(
+            model_folder
+        )
+    else:
+        config = BertConfig(
+            vocab_size=5, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+        )
+        model = BertForMaskedLM(config) if kind == "masked" else BertModel(config, add_pooling_layer=False)
+        model.save_pretrained(model_folder)
+    message = r"takes 64 positions, 132 are needed" if kind == "short" else r"holds no causal language model"
+    with pytest.raises(UserError, match=rf"data\.neural_lm: .* {message}"):
+        neural_text(DataConfig(neural_lm=str(model_folder), neural_lm_passages=4), domain(30))
+
+
 def test_an_external_task(encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path) -> None:
     other = tmp_path / "topics"
     other.mkdir()
@@ -109,5 +128,32 @@ def test_an_external_task(encoder: EncoderConfig, folder: Callable[..., Path], t
     assert task.external["topics"].label_names == ("x", "y", "z")
     assert task.external["topics"].train.labels.tolist() == [0, 1, 2]
     assert data_fingerprint(data) != data_fingerprint(plain)
+    for name, message in (
+        (str(tmp_path / "nothing"), r"data\.external: there is no file or folder"),
+        ("digits", r"data\.external: digits is a task of images"),
+    ):
+        with pytest.raises(UserError, match=message):
+            data_fingerprint(plain.model_copy(update={"external": (name,)}))
     with pytest.raises(UserError, match=r"data\.external: two data sets are called topics"):
         load_end_task(plain.model_copy(update={"external": (str(other), str(other))}), encoder)
+
+
+def test_what_the_end_task_is_tested_on_is_taken_out_of_an_external_task(
+    encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The same texts, split in another way: their labels would be those of dev and test."""
+    path = folder()
+    other = tmp_path / "again"
+    other.mkdir()
+    for split in ("dev", "test"):
+        write_jsonl(other / f"{split}.jsonl", rows_of(("a film", "x"), ("dull plot", "y")))
+    rows = (("the actor", "y"), ("Bad plot", "y"), ("a film", "x"), ("dull scene", "x"))
+    write_jsonl(other / "train.jsonl", rows_of(*rows))
+    data = DataConfig(task=str(path), external=(str(other),))
+    train = load_end_task(data, encoder).external["again"].train
+    whole = load_end_task(DataConfig(task=str(other)), encoder).train
+    assert train.labels.tolist() == [1, 0]
+    assert [train.tokens[i].tolist() for i in range(2)] == [whole.tokens[i].tolist() for i in (0, 2)]
+    write_jsonl(other / "train.jsonl", rows_of(("bad plot", "y"), ("very good", "x")))
+    with pytest.raises(UserError, match=r"data\.external: all train texts of again are dev or test texts"):
+        load_end_task(data, encoder)

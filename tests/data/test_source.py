@@ -23,6 +23,8 @@ def test_the_paper_s_table_4() -> None:
         "hyperpartisan": ("accuracy", 2, 64, 128, 8),
         "movie": ("accuracy", 2, 32, 48, 32),
         "tweets": ("accuracy", 2, 32, 48, 32),
+        "digits-left": ("accuracy", 10, 256, 256, 32),
+        "digits-right": ("accuracy", 10, 256, 256, 32),
     }
     assert expected == {
         name: (c.metric, c.classes, c.batch_end_task, c.batch_auxiliary, c.batch_dev_head) for name, c in CARDS.items()

@@ -141,7 +141,7 @@ def test_a_killed_trial_is_tried_again_and_an_interruption_ends_cleanly(
             os.kill(pid, 9)
             killed.add(pid)
     lost = [line for line in running.output.splitlines() if line.startswith("lost: ")]
-    assert [line[-13:] for line in lost[-RETRIES:]] == [f"{time} of {RETRIES} times" for time in range(1, RETRIES + 1)]
+    assert [line[-12:] for line in lost[-RETRIES:]] == [f"{time} of {RETRIES} times" for time in range(1, RETRIES + 1)]
     assert "goes on from step" in running.output
     (row,) = Store(sweeps.store).results().to_pylist()
     assert (row["cell"], row["status"]) == (victim, "failed")

@@ -133,6 +133,10 @@ def test_real_synthetic_needs_a_denoise_head() -> None:
     assert len(space_of(f"blocks: [{cell % 'denoise, real-synthetic'}]")) == 2
     with pytest.raises(UserError, match="real-synthetic needs denoise in the space, too"):
         space_of(f"blocks: [{cell % 'real-synthetic'}]")
+    # The space's one denoise goes because it is next-token by another name: what needs it goes, too.
+    no_op = "{data: [end-task], transform: [no-op], representation: [left-to-right], output: [denoise, next-token]}"
+    left = space_of(f"blocks: [{no_op}, {cell % 'real-synthetic'}]")
+    assert [k.output for k in left.objectives] == ["next-token"]
     alone = space_of(f"blocks: [{cell % 'denoise, real-synthetic'}]", capabilities=Capabilities(shared_heads=False))
     assert [k.output for k in alone.objectives] == ["denoise"]
 

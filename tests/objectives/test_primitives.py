@@ -110,8 +110,30 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_space(path)
 
 
-def test_a_transform_that_deletes_special_tokens_is_a_mistake(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    source = SHUFFLE.replace("Corrupted(ids_T)", "Corrupted(ids_T, kept_T=ids_T < 0)")
-    known = read_space(write(tmp_path, source)).known
-    with pytest.raises(ValueError, match="transform shuffle deletes special tokens"):
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("Corrupted(ids_T, kept_T=ids_T < 0)", "transform shuffle: deletes special tokens"),
+        ("Corrupted(ids_T[:-1])", "transform shuffle: returns no Corrupted with an id for each"),
+        ("ids_T", "transform shuffle: returns no Corrupted"),
+    ],
+)
+def test_a_transform_that_breaks_its_contract_is_a_mistake(
+    tmp_path: Path, vocabulary: Vocabulary, returned: str, message: str
+) -> None:
+    known = read_space(write(tmp_path, SHUFFLE.replace("Corrupted(ids_T)", returned))).known
+    with pytest.raises(UserError, match=message):
         cell("shuffle", "bidirectional", "denoise", make_texts([9]), vocabulary, primitives=known)
+
+
+@pytest.mark.parametrize("returned", ["None", "Labels(view.original.ids_T)", "Labels(np.zeros(2), np.zeros(1, int))"])
+def test_an_output_that_breaks_its_contract_is_a_mistake(tmp_path: Path, vocabulary: Vocabulary, returned: str) -> None:
+    source = f"""\
+import numpy as np
+from aang_ray.objectives.outputs import Head, Labels, Output
+
+PRIMITIVES = (Output("mine", Head("text", 2), lambda view: {returned}),)
+"""
+    known = read_space(write(tmp_path, source, "mask")).known
+    with pytest.raises(UserError, match="output mine: returns no Labels with one target for each text"):
+        cell("mask", "bidirectional", "mine", make_texts([9]), vocabulary, primitives=known)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from aang_ray.errors import UserError
 from aang_ray.train.distances import _estimates, local_distances
 from aang_ray.train.run import run_cell
 from aang_ray.train.step import Stepper
@@ -88,3 +89,8 @@ def test_they_are_logged_beside_the_weights(tiny: dict[str, Any]) -> None:
     health = record.weights[-1].health
     assert math.isfinite(health["norm2/end-task"])
     assert sum(name.startswith("distance2/") for name in health) == tiny_config(tiny).n
+
+
+def test_without_weights_there_is_no_place_for_them(tiny: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"gradients\.local_distances: .* graddrop has none"):
+        tiny_config(tiny, "method=graddrop", FLAG)

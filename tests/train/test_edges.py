@@ -128,8 +128,9 @@ def test_a_dev_split_of_one_text_is_one_line(tiny: dict[str, Any], tmp_path: Pat
 def test_a_space_whose_data_are_not_there_is_one_line(tiny: dict[str, Any], tmp_path: Path) -> None:
     nothing = small_task(tmp_path / "none", 4)
     only_dev = small_task(tmp_path / "dev", 4, ["the film was great"])
-    for task in (nothing, only_dev):
-        with pytest.raises(UserError, match=r"no in-domain text is given; set data.in_domain"):
+    given = r"no in-domain text is given; set data.in_domain"
+    for task, message in ((nothing, given), (only_dev, "no in-domain text is left, all of it is text of dev or test")):
+        with pytest.raises(UserError, match=message):
             run_cell(tiny_config(tiny, f"data.task={task}", "space=td_ed"))
 
 

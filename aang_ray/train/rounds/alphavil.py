@@ -70,6 +70,8 @@ class AlphavilStepper(RoundStepper):
         assert self._start_Q is not None
         deltas_NQ = self._rows()
         alpha_N = self._method.mix(self._start_Q, deltas_NQ, self._dev_gradient)
+        # Where kernels are not deterministic, workers that computed the same would drift apart.
+        self.setup.workers.broadcast_(alpha_N)
         self.vector.write(torch.addmv(self._start_Q, deltas_NQ.t(), alpha_N))
         self._method.learn(self.tasks.objectives, alpha_N.tolist())
         self._taken = 0

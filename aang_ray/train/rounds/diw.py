@@ -75,9 +75,7 @@ class DiwStepper(RoundStepper):
         return 1.0
 
     def _take(self, task: int, owner: int) -> None:
-        workers = self.setup.workers
-        score = self._score() if workers.rank == owner else 0.0
-        self._alone.append(workers.sum_host([score])[0])
+        self._alone.append(self._score_by(owner))
 
     def _tasks_trained(self, step: int) -> None:
         self._method.together = True
@@ -86,7 +84,7 @@ class DiwStepper(RoundStepper):
     def _judge(self, step: int) -> None:
         """Score the try: the round is over, or is tried again with other weights."""
         assert self._start_Q is not None
-        score = self._score()
+        score = self._score_by(0)
         over = self._method.judge(self.tasks.objectives, self._alone, score)
         if not over and step + 1 + self.beyond[0] <= self._total:
             self.vector.write(self._start_Q)
@@ -95,6 +93,11 @@ class DiwStepper(RoundStepper):
         self._method.end_round(score)
         self._method.together, self._alone = False, []
         self._end_round(step)
+
+    def _score_by(self, owner: int) -> float:
+        """One worker's score for all: on it depends how the round goes on."""
+        workers = self.setup.workers
+        return workers.sum_host([self._score() if workers.rank == owner else 0.0])[0]
 
     def _score(self) -> float:
         setup = self.setup

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from aang_ray.config.run import RunConfig
+from aang_ray.gradients.jacobian import ExampleJacobian
 from aang_ray.train.notices import Notices
 from aang_ray.train.parallel.workers import Workers
 from aang_ray.train.precision import choose_compute
 from aang_ray.train.rounds import make_stepper
+from aang_ray.train.rounds.alphavil import AlphavilStepper
+from aang_ray.train.rounds.diw import DiwStepper
 from aang_ray.train.run import run_cell
 from aang_ray.train.setup import build
 from tests.train.parallel.processes import together
@@ -65,3 +69,23 @@ def test_two_workers_are_as_good_as_one(tiny: dict[str, Any], tmp_path: Path) ->
             assert row["losses"] == pytest.approx(expected_row["losses"], rel=1e-4)
             assert row["examples"] == expected_row["examples"]
             assert row["tokens"] == expected_row["tokens"]
+
+
+def rounded(workers: Workers, tiny: dict[str, Any]) -> dict[str, Tensor]:
+    """As if every worker's kernels summed in another order: what all compute alike differs in its last digits."""
+    scale = 1 + 1e-9 * workers.rank
+    gradient, left, mixing = ExampleJacobian.mean_gradient, ExampleJacobian.left, AlphavilStepper._dev_gradient
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ExampleJacobian, "mean_gradient", lambda self: scale * gradient(self))
+        patch.setattr(ExampleJacobian, "left", lambda self, omega_KM: left(self, omega_KM) + scale)
+        patch.setattr(AlphavilStepper, "_dev_gradient", lambda self, point_Q: scale * mixing(self, point_Q))
+        patch.setattr(DiwStepper, "_score", lambda self: 0.5 * scale)
+        return ends(workers, tiny)
+
+
+def test_rounding_does_not_part_the_workers(tiny: dict[str, Any], tmp_path: Path) -> None:
+    one, other = together(2, tmp_path, rounded, tiny)
+    assert not isinstance(one, Exception), one
+    assert not isinstance(other, Exception), other
+    for name in METHODS:
+        assert torch.equal(one[name], other[name]), name
