@@ -82,7 +82,7 @@ def _fingerprint(source: Source, data: DataConfig) -> str:
     if data.neural_lm is not None:
         content["neural_lm"] = neural_fingerprint(data)
     if data.external:
-        content["external"] = {other.task: data_fingerprint(other) for other in _others(data)}
+        content["external"] = {find_source(other).name: data_fingerprint(other) for other in _others(data)}
     return content_key(content)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from aang_ray.config import RunConfig
 from aang_ray.store import Status
 
@@ -82,14 +84,18 @@ def to_run(cells: Iterable[PlannedCell], *, keep_failed: bool) -> list[PlannedCe
 def seconds_per_text(config: RunConfig, finished: Iterable[Mapping[str, Any]]) -> float | None:
     """Mean seconds a text from finished rows of the same encoder, of the same row where there are any; else None.
 
-    `finished` holds `row`, `config` (a mapping), `seconds` and `steps` of done cells.
+    `finished` holds `row`, `config` (a mapping), `seconds` and `steps` of done cells. A row whose configuration this
+    version would refuse has no say.
     """
     same_row: list[tuple[float, int]] = []
     others: list[tuple[float, int]] = []
     encoder = config.model_dump(mode="json")["encoder"]
     for row in finished:
-        past = RunConfig.model_validate(row["config"])
         if row["config"]["encoder"] != encoder or not row["steps"]:
+            continue
+        try:
+            past = RunConfig.model_validate(row["config"])
+        except ValidationError:
             continue
         work = PlannedCell(past, "", "done").work * row["steps"] // max(past.total_steps, 1)
         (same_row if row["row"] == config.row_name else others).append((row["seconds"], work))

@@ -16,7 +16,7 @@ _USED: Final = {
     "data": {"task", "metric", "train_size", "class_weights", "split_seed", "dev_fraction", "test_fraction"},
     "encoder": {"name", "head_dropout"},
     "objectives": {"legality", "allocation", "heads"},
-    "gradients": {"engine"},
+    "gradients": {"engine", "local_distances"},
 }
 """Settings of these sections that mean something for images; all others belong to text."""
 

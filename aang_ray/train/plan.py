@@ -95,6 +95,6 @@ def epoch_steps(config: RunConfig) -> int:
     (Dery et al. 2023, appendix D)
     """
     task = load_task(config.data, config.encoder)
-    corpora = () if isinstance(task, ImageTask) else task.corpora.values()
-    texts = len(task.train) + sum(len(corpus) for corpus in corpora)
+    domain = () if isinstance(task, ImageTask) else task.corpora.get("in_domain", ())
+    texts = len(task.train) + len(domain)
     return math.ceil(config.schedule.epochs * texts / (config.batch.auxiliary or PAPER_AUXILIARY))

@@ -84,6 +84,13 @@ def test_time_estimate_prefers_the_same_row() -> None:
     assert seconds_per_text(other, rows) is None
 
 
+def test_rows_that_this_version_would_refuse_have_no_say_in_the_estimate() -> None:
+    static = config(method="static")
+    strange = finished(static, 1000.0, 60)
+    strange["config"] = {**strange["config"], "a_setting_of_another_version": 1}
+    assert seconds_per_text(static, [strange, finished(static, 24.0, 30)]) == pytest.approx(0.01)
+
+
 def text_of(cells: list[PlannedCell], store: Store, *, keep_failed: bool = False) -> str:
     console = Console(file=io.StringIO(), width=200)
     preview(cells, store, console, keep_failed=keep_failed)
