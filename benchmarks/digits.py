@@ -157,7 +157,7 @@ def against(rows: Sequence[ResultRow], single: Sequence[ResultRow]) -> dict[str,
         return {"test_minus_single": None, "p": None}
     difference = 100 * statistics.mean(a - b for a, b in pairs)
     p = float(ttest_rel(*zip(*pairs, strict=True)).pvalue)
-    return {"test_minus_single": round(difference, 2), "p": round(p, 4)}
+    return {"test_minus_single": round(difference, 2), "p": float(f"{p:.2g}")}
 
 
 def summary(row: Row, target: str, rate: float, rows: Sequence[ResultRow], wanted: int) -> dict[str, Any]:
