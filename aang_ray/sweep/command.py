@@ -78,8 +78,11 @@ def _grid(
     asha: Asha | None,
 ) -> SweepOutcome:
     """Every cell of the plan, to its end or as far as a scheduler lets it."""
+    from aang_ray.train.checkpoint_files import checkpoint_folder, discard_done
+
     _say_done(cells, len(cells), console)
     write_agenda(store.uri, path, cells)
+    discard_done(checkpoint_folder(store.uri), {cell.cell for cell in cells if cell.state == "done"})
     left = to_run(cells, keep_failed=keep_failed)
     strategy: Strategy = Grid(left)
     if asha is not None:

@@ -29,6 +29,7 @@ def tune_trial(params: Mapping[str, Any], store: str) -> None:
 
     _log_to_stderr()
     config = parse_config(json.loads(params["run"]), "trial")
+    logger.info("cell %s begins", config.cell)  # before its first sign of life: whoever dies early has a last word
     try:
         run_and_store(config, Store(store), tune.report, params["until"])
     finally:

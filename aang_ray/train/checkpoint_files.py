@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,15 @@ def checkpoint_folder(store: str | Path) -> str:
 def discard(checkpoints: Path | str, cell: str) -> None:
     """Delete a cell's checkpoint, if there is one: for when its row is written."""
     CheckpointFiles(checkpoints, cell).discard()
+
+
+def discard_done(checkpoints: Path | str, done: Collection[str]) -> None:
+    """Delete what a kill between a cell's row and the end of its checkpoint has left of these cells."""
+    location = open_location(checkpoints)
+    infos = location.filesystem.get_file_info(fs.FileSelector(location.root, allow_not_found=True))
+    for info in infos:
+        if info.type == fs.FileType.Directory and info.base_name in done:
+            location.filesystem.delete_dir(info.path)
 
 
 def _upwards(folder: Path) -> list[Path]:

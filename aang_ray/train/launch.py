@@ -42,8 +42,9 @@ from aang_ray.train.watch import Sign, node_drains, watching
 ATTEMPTS = 3
 """Times in a row that a run may lose workers without a newer checkpoint in between."""
 
-PLACEMENT_MINUTES = 30
-"""How long workers may wait for their resources: an autoscaler starts a machine in less."""
+PLACEMENT_MINUTES = 7 * 24 * 60
+"""How long workers may wait for their resources. That they fit was asked before; spot machines may be away for days,
+and on a full cluster a trial waits for the one before it."""
 
 ABANDON_SECONDS = 60.0
 """How long an interrupted launcher lets the workers write their checkpoint."""

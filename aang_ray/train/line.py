@@ -27,7 +27,7 @@ class Line:
 
     def evaluated(self, row: HistoryRow) -> None:
         """Tell the launcher; where it has gone the run soon hears of that elsewhere."""
-        with suppress(ActorDiedError):
+        with suppress(RayActorError):  # or it is not reached right now: one line of progress
             self._queue.put(row)
 
     def cut(self) -> bool:
@@ -47,8 +47,12 @@ class Line:
 
     def end(self) -> None:
         """No further evaluation comes."""
-        with suppress(ActorDiedError):  # the launcher hung up before
+        try:
             self._queue.put(None)
+        except ActorDiedError:  # the launcher hung up before
+            return
+        except RayActorError:  # not reached right now: better an error than a launcher that listens for ever
+            self.close()
 
     def close(self) -> None:
         """Hang up."""

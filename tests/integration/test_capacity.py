@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from aang_ray.store import Store
 from tests.integration.conftest import Head, Start
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 RATES = {"optim.body_lr": [1e-5, 1e-4, 1e-2]}
 
@@ -66,8 +65,7 @@ def test_one_cluster_many_sweeps(
     output = sweep(sweep_file(["finetune"], 2, steps=10), store, "--set", "resources.workers=2")
     assert statuses(store) == {"done": 2}, output
 
-    began = time.monotonic()
+    # That it is told within a minute: tests/sweep/test_capacity.py, on a clock of its own.
     output = sweep(grid, tmp_path / "none", "--set", "resources.cpus=3", code=2)
-    assert time.monotonic() - began < 60
     assert "error: resources: a trial needs 3 CPU, the cluster has 1 node with 2 CPU" in output
     assert not statuses(tmp_path / "none")

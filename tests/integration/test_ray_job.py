@@ -11,7 +11,7 @@ import pytest
 from aang_ray.store import Store
 from tests.integration.conftest import Head, Start, Started
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 DIVERGES: dict[str, Any] = {"method": "static", "optim": {"body_lr": 1e30}}
 

@@ -31,7 +31,7 @@ from tests.integration.conftest import PROJECT, Start
 from tests.integration.test_train_resume import RUN, cells, numbers
 from tests.store.conftest import make
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -162,7 +162,7 @@ def test_a_killed_run_goes_on(
     uri: str, start: Start, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AANG_CACHE", environment["AANG_CACHE"])
-    value = {**cells(tmp_path)[-1], "schedule": {"steps": 24, "eval_every": 7}}
+    value = {**cells(tmp_path)[-1], "schedule": {"steps": 60, "eval_every": 7}}
     config = resolve(parse_config(value, "test"))
     expected = numbers(run_cell(config))
     command = [sys.executable, "-c", RUN, uri, json.dumps([value])]

@@ -20,9 +20,9 @@ from aang_ray.train.run import run_cell
 from tests.integration.conftest import Start, Started
 from tests.train.parallel.processes import together
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-STEPS = 30
+STEPS = 100
 
 
 def free_ports(count: int) -> list[int]:
@@ -122,11 +122,11 @@ def test_a_machine_dies_and_another_takes_over(
     train = [str(Path(sys.executable).with_name("aang")), "train", str(file), "--store", str(store)]
     disturbed = start(train, environment | {"RAY_ADDRESS": machines.address, "RAY_AUTH_MODE": "disabled"})
     files = CheckpointFiles(checkpoint_folder(store), cell)
-    disturbed.wait_for(lambda: files.newest_step() >= 3, 120)
+    disturbed.wait_for(lambda: files.newest_step() >= 3, 240, pause=0.01)
     doomed.kill()
-    assert files.newest_step() < STEPS, "the run was over before the machine died"
+    assert not Store(store).done(), "the run was over before the machine died"
     machines.add("third")
-    assert disturbed.wait(180) == 0, disturbed.output
+    assert disturbed.wait(400) == 0, disturbed.output
     assert f"cell {cell} lost workers" in disturbed.output
     first, _ = together(2, tmp_path / "together", undisturbed, config)
     assert numbers(Store(store).record(cell)) == numbers(first)

@@ -12,7 +12,7 @@ import pytest
 from aang_ray.train.checkpoint_files import CheckpointFiles, checkpoint_folder
 from tests.integration.conftest import Start
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 PLENTY = 1_000_000
 

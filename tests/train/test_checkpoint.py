@@ -20,7 +20,7 @@ from aang_ray.store import CellRecord, HistoryRow, Store, publish
 from aang_ray.store.rows import Scores, WeightRow
 from aang_ray.train import checkpoint_files
 from aang_ray.train.checkpoint import Keeper
-from aang_ray.train.checkpoint_files import CheckpointFiles, checkpoint_folder, discard
+from aang_ray.train.checkpoint_files import CheckpointFiles, checkpoint_folder, discard, discard_done
 from aang_ray.train.checkpoint_signals import Interrupted, StopSignals
 from aang_ray.train.loop import Trainer
 from aang_ray.train.precision import choose_compute
@@ -398,3 +398,11 @@ def test_progress_comes_back_as_rows() -> None:
     before = SplitScores(dev, dev, dev)
     progress = Progress(3, 1, 2, 32, 99, history, [weights], 2, 0.5, 1, False, before)
     assert Progress.from_state(progress.state_dict()) == progress
+
+
+def test_what_a_kill_left_of_done_cells_is_removed(tmp_path: Path) -> None:
+    for cell in ("done", "begun"):
+        CheckpointFiles(tmp_path / "checkpoints", cell).save(1, {}, 0, {})
+    discard_done(tmp_path / "checkpoints", {"done", "elsewhere"})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["begun"]
+    discard_done(tmp_path / "nothing", {"done"})

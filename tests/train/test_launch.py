@@ -22,7 +22,7 @@ from aang_ray.store.rows import CellRecord, HistoryRow
 from aang_ray.train import launch as launching
 from aang_ray.train.checkpoint_files import CheckpointFiles
 from aang_ray.train.checkpoint_signals import Interrupted
-from aang_ray.train.launch import ATTEMPTS, Job, WorkerError, cause_of, describe_loss, launch
+from aang_ray.train.launch import ATTEMPTS, PLACEMENT_MINUTES, Job, WorkerError, cause_of, describe_loss, launch
 from aang_ray.train.notices import Notices
 from aang_ray.train.parallel.workers import WorkerLost, Workers
 from aang_ray.train.run import run_cell
@@ -66,7 +66,7 @@ def test_workers_that_find_no_place(tiny: dict[str, Any]) -> None:
     config = tiny_config(tiny, "resources.workers=2", "resources.gpus_per_worker=0.5")
     cause = cause_of(train.ControllerError(WorkerGroupStartupTimeoutError(2)), config)
     assert isinstance(cause, RunFailure)
-    assert str(cause) == "30 minutes were not enough to place 2 workers of 1 CPU and 0.5 GPU each"
+    assert str(cause) == f"{PLACEMENT_MINUTES} minutes were not enough to place 2 workers of 1 CPU and 0.5 GPU each"
 
 
 def test_other_errors_of_the_controller_are_bugs(tiny: dict[str, Any]) -> None:
