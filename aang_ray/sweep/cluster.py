@@ -6,10 +6,15 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+
+from aang_ray.train.checkpoint_signals import Interrupted
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -48,6 +53,9 @@ def in_ray_job() -> bool:
 def ray_cluster() -> Iterator[None]:
     """Connect to the cluster of RAY_ADDRESS, else start one on this machine and end it afterwards.
 
+    In the block SIGTERM raises `Interrupted`, as Ctrl-C raises `KeyboardInterrupt`: Ray's own handler would end all
+    processes at once, before checkpoints are written.
+
     The dashboard is on, on the loopback: without it Ray 2.60 never gives back the resources of a trial
     whose process was killed, and the sweep goes on with one trial less at a time.
     """
@@ -72,11 +80,30 @@ def ray_cluster() -> Iterator[None]:
                 **common,
             )
         logging.getLogger("ray").setLevel(logging.CRITICAL)
-        yield
+        with _sigterm_raises():
+            yield
     finally:
         ray.shutdown()
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Only the main thread may say what a signal does; on another one nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("stopped by SIGTERM; what has finished is in the store, the same command goes on from there")
+
+    # None stands for a handler that was not installed from Python and cannot be put back.
+    before = signal.signal(signal.SIGTERM, stop) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _short_temp() -> str:

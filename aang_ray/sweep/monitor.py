@@ -59,10 +59,13 @@ class Monitor(Callback):
             self._progress.evaluated(job.cell.cell, result["step"], result["steps"])
         elif trial.trial_id not in self._results:  # Tune repeats the last result when a function returns
             self._results[trial.trial_id] = result
-            self._tell(job, result)
+            if result["status"] == "stopped":
+                self._progress.said(f"{job.cell.title} · stopped, its checkpoint is written")
+            else:
+                self._tell(job, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's function has returned, or was ended because the time is up: then it has said nothing."""
+        """A trial's function has returned, or was ended because it did not stop in time: then it has said nothing."""
         result = self._results.get(trial.trial_id)
         if result is not None:
             self._end(self._jobs[trial.trial_id], result)
@@ -110,6 +113,9 @@ class Monitor(Callback):
             self._progress.ended(job.cell, describe_end(result))
 
     def _end(self, job: Job, result: Mapping[str, Any]) -> None:
+        if result["status"] == "stopped":
+            self._queue.stopped(job)
+            return
         dev = result.get("dev")
         if result["status"] == "elsewhere":
             row = self._store.record(job.cell.cell).result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from aang_ray.sweep.jobs import End, Job, Strategy
@@ -38,14 +38,26 @@ class Queue:
         """To be handed out before what the strategy says next: lost ones, and one that found no room."""
         self._running: dict[str, Job] = {}
         self._losses: dict[str, _Losses] = {}
+        self._closed = False
 
     @property
     def finished(self) -> bool:
         """Whether nothing runs and nothing is left."""
-        return not self._running and not self._first and self._strategy.finished
+        return not self._running and (self._closed or (not self._first and self._strategy.finished))
+
+    @property
+    def running(self) -> Collection[Job]:
+        """The jobs that were handed out and have not ended."""
+        return self._running.values()
+
+    def close(self) -> None:
+        """Hand out nothing any more."""
+        self._closed = True
 
     def take(self) -> Job | None:
         """The next job, which counts as running from now on; None where there is none, or no room for it."""
+        if self._closed:
+            return None
         job = self._first.popleft() if self._first else self._strategy.next()
         if job is None:
             return None
@@ -64,6 +76,10 @@ class Queue:
         """A running job has ended; its room is free."""
         del self._running[job.cell.cell]
         self._strategy.ended(job, end)
+
+    def stopped(self, job: Job) -> None:
+        """A running job has written its checkpoint and ended, because the sweep ends; the next one goes on from it."""
+        del self._running[job.cell.cell]
 
     def lost(self, job: Job) -> int | None:
         """A running job's process died. It goes on from its checkpoint at the next free place, if that may help.

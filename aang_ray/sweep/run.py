@@ -17,6 +17,7 @@ from aang_ray.sweep.jobs import Job, Strategy
 from aang_ray.sweep.needs import Need, trials_at_once
 from aang_ray.sweep.progress import SweepProgress
 from aang_ray.sweep.queue import Queue
+from aang_ray.train.checkpoint_signals import StopSignals
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,18 @@ def run_jobs(
 ) -> Ends:
     """Run the jobs of a strategy until it has no more, as many at once as the cluster has room for.
 
-    `needs` are those of its cells. After `max_hours` no trial starts and running ones are ended with their checkpoint
-    written: running the sweep again goes on from there.
+    `needs` are those of its cells. After `max_hours`, Ctrl-C or SIGTERM no trial starts and running ones end with their
+    checkpoints written: running the sweep again goes on from there.
 
     Raises:
         UserError: when a trial fits neither a node of the cluster nor one that it could get.
+        Interrupted, KeyboardInterrupt: after SIGTERM or Ctrl-C.
     """
     with ray_cluster():
+        from aang_ray.sweep.ending import Ending
         from aang_ray.sweep.feeder import Feeder
         from aang_ray.sweep.monitor import Monitor
+        from aang_ray.train.line import Line
 
         capacity = Capacity()
         check_fits(needs, capacity)
@@ -55,19 +59,25 @@ def run_jobs(
         queue = Queue(strategy, capacity.room)
         feeder = Feeder(queue, _parameters(at_once, capacity))
         monitor = Monitor(queue, feeder.jobs, store, progress)
+        line = Line.from_here()
         # Tune wants a folder for its own bookkeeping. Nothing is ever read back from it: the store remembers.
-        with tempfile.TemporaryDirectory(prefix="aang-tune-", ignore_cleanup_errors=True) as folder, progress:
-            _fit(feeder, store.uri, monitor, folder, max_hours)
+        with (
+            StopSignals() as signals,
+            tempfile.TemporaryDirectory(prefix="aang-tune-", ignore_cleanup_errors=True) as folder,
+            progress,
+        ):
+            ending = Ending(queue, progress, line.close, lambda: signals.received, max_hours)
+            _fit(feeder, {"store": store.uri, "line": line}, monitor, ending, folder)
         return Ends(monitor.ended, monitor.errors)
 
 
-def _fit(feeder: Any, store: str, monitor: Any, folder: str, max_hours: float | None) -> None:
+def _fit(feeder: Any, told: Mapping[str, Any], monitor: Any, ending: Any, folder: str) -> None:
     from ray import tune
 
     from aang_ray.sweep.trial import tune_trial
 
     trainable = tune.with_resources(
-        tune.with_parameters(tune_trial, store=store), lambda params: {"cpu": params["cpu"], "gpu": params["gpu"]}
+        tune.with_parameters(tune_trial, **told), lambda params: {"cpu": params["cpu"], "gpu": params["gpu"]}
     )
     tune.Tuner(
         trainable,
@@ -75,11 +85,10 @@ def _fit(feeder: Any, store: str, monitor: Any, folder: str, max_hours: float | 
             search_alg=feeder,
             num_samples=-1,  # until the queue has no more
             reuse_actors=True,  # a trial after the first starts in 0.1 s, not in 2-4 s
-            time_budget_s=max_hours * 3600 if max_hours is not None else None,
             trial_name_creator=lambda trial: trial.config["cell"],
             trial_dirname_creator=lambda trial: f"{trial.config['cell']}-{trial.trial_id}",
         ),
-        run_config=tune.RunConfig(name="sweep", storage_path=folder, verbose=0, callbacks=[monitor]),
+        run_config=tune.RunConfig(name="sweep", storage_path=folder, verbose=0, callbacks=[monitor], stop=ending),
     ).fit()
 
 

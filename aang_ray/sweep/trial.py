@@ -7,21 +7,27 @@ import json
 import logging
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store import CellIsDone, CellRecord, HistoryRow, Store
 from aang_ray.sweep.failure import failed_record
 from aang_ray.sweep.heartbeat import Heartbeat
+from aang_ray.train.checkpoint_signals import Interrupted
+
+if TYPE_CHECKING:
+    from aang_ray.train.line import Line
 
 logger = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, Any]], None]
 
 
-def tune_trial(params: Mapping[str, Any], store: str) -> None:
+def tune_trial(params: Mapping[str, Any], store: str, line: Line) -> None:
     """The Tune trainable: `params` hold a configuration (`run`, as JSON) and the step to stop at (`until`), if any.
+
+    The sweep cuts the `line` when its trials are to stop.
 
     Trials share processes, so all that a cell depends on is in its configuration, the number of threads included.
     """
@@ -31,7 +37,9 @@ def tune_trial(params: Mapping[str, Any], store: str) -> None:
     config = parse_config(json.loads(params["run"]), "trial")
     logger.info("cell %s begins", config.cell)  # before its first sign of life: whoever dies early has a last word
     try:
-        run_and_store(config, Store(store), tune.report, params["until"])
+        run_and_store(config, Store(store), tune.report, params["until"], line.cut)
+    except Interrupted:
+        tune.report({"status": "stopped"})
     finally:
         _make_room()
 
@@ -54,7 +62,13 @@ def _make_room() -> None:
     torch.cuda.empty_cache()  # nothing to do where no GPU was used
 
 
-def run_and_store(config: RunConfig, store: Store, report: Report, until: int | None = None) -> None:
+def run_and_store(
+    config: RunConfig,
+    store: Store,
+    report: Report,
+    until: int | None = None,
+    abandoned: Callable[[], bool] = lambda: False,
+) -> None:
     """Run a cell, from its checkpoint if it has one, to its end or a step, and write its row before saying so.
 
     So a driver that dies loses nothing. The checkpoint of a cell that is done is removed.
@@ -62,6 +76,9 @@ def run_and_store(config: RunConfig, store: Store, report: Report, until: int | 
     A run that goes on from a checkpoint first reports from which step (`resumed`). Each evaluation reports `step` and
     `steps`; the end reports `status` (`done`, `failed`, `cut` for one that stopped at `until`, or `elsewhere` for a
     cell that another sweep on the same store has done in the meantime) with scores or the error.
+
+    Raises:
+        Interrupted: when it was `abandoned`, with the checkpoint written.
     """
     from aang_ray.train.checkpoint_files import CheckpointFiles, checkpoint_folder, discard
     from aang_ray.train.launch import WorkerError, launch
@@ -81,7 +98,7 @@ def run_and_store(config: RunConfig, store: Store, report: Report, until: int | 
         if reached:
             report({"resumed": reached, "step": reached, "steps": config.total_steps})
         try:
-            record = launch(config, on_evaluation=evaluated, checkpoints=checkpoints, until=until)
+            record = launch(config, on_evaluation=evaluated, checkpoints=checkpoints, until=until, abandoned=abandoned)
         except (UserError, RunFailure, WorkerError) as error:  # their messages are whole sentences
             logger.exception("cell %s failed", config.cell)
             record = failed_record(config, str(error), traceback.format_exc())

@@ -33,11 +33,12 @@ from aang_ray.config import RunConfig
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store.rows import CellRecord, HistoryRow
 from aang_ray.train.checkpoint_files import CheckpointFiles
+from aang_ray.train.checkpoint_signals import Interrupted
 from aang_ray.train.line import Line
 from aang_ray.train.parallel.workers import TIMEOUT, WorkerLost, Workers
 from aang_ray.train.precision import choose_compute
 from aang_ray.train.run import run_cell
-from aang_ray.train.watch import Sign, node_drains, watching
+from aang_ray.train.watch import Sign, nobody_left, node_drains, watching
 
 ATTEMPTS = 3
 """Times in a row that a run may lose workers without a newer checkpoint in between."""
@@ -88,27 +89,30 @@ def launch(
     on_evaluation: Callable[[HistoryRow], None],
     export: Path | None = None,
     until: int | None = None,
+    abandoned: Sign = nobody_left,
 ) -> CellRecord:
     """Run a resolved configuration on `resources.workers` workers, from its checkpoint if it has one.
 
-    With `until` it ends after that step, with its checkpoint written and a record that says `cut`.
+    With `until` it ends after that step, with its checkpoint written and a record that says `cut`. Every worker asks
+    `abandoned` about once a second; when it is true all end after the step, with the checkpoint written.
 
     Needs a connection to a Ray cluster.
 
     Raises:
         UserError: for an input that is wrong.
         RunFailure: when workers find no place, or were lost `ATTEMPTS` times in a row without progress.
+        Interrupted: when it was abandoned.
         WorkerError: for any other exception in one of several workers; a single worker's own is raised as it is.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if config.resources.workers == 1:
-        return _alone(Job(config, checkpoints, export, on_evaluation, lambda: False, until))
+        return _alone(Job(config, checkpoints, export, on_evaluation, abandoned, until))
     files = CheckpointFiles(checkpoints, config.cell)
     reached, lost = files.newest_step(), 0
     while True:
         try:
-            return _together(config, checkpoints, on_evaluation, export, until)
+            return _together(config, checkpoints, on_evaluation, export, until, abandoned)
         except (train.TrainingFailedError, RayActorError) as error:
             cause = cause_of(error, config)
             if cause is not None:
@@ -166,12 +170,14 @@ def _together(
     on_evaluation: Callable[[HistoryRow], None],
     export: Path | None,
     until: int | None,
+    abandoned: Sign,
 ) -> CellRecord:
     """One life of a worker group. However it is left, no worker trains on."""
     line = Line.from_here()
-    outcome: Future[CellRecord] = Future()
+    outcome: Future[CellRecord | str] = Future()
     with tempfile.TemporaryDirectory(prefix="aang-train-", ignore_cleanup_errors=True) as folder:
-        trainer = _trainer(Job(config, checkpoints, export, line.evaluated, line.cut, until), folder)
+        job = Job(config, checkpoints, export, line.evaluated, lambda: line.cut() or abandoned(), until)
+        trainer = _trainer(job, folder)
         # On a thread of its own: `fit` takes over Ctrl-C otherwise, and this one hears of evaluations.
         fit = Thread(target=_fit, args=(trainer, line, outcome), name="fit", daemon=True)
         fit.start()
@@ -180,7 +186,10 @@ def _together(
         finally:
             line.close()
             fit.join(ABANDON_SECONDS)
-        return outcome.result()
+        result = outcome.result()
+    if isinstance(result, str):
+        raise Interrupted(result)
+    return result
 
 
 def _trainer(job: Job, folder: str) -> TorchTrainer:
@@ -205,7 +214,7 @@ def _trainer(job: Job, folder: str) -> TorchTrainer:
     )
 
 
-def _fit(trainer: TorchTrainer, line: Line, outcome: Future[CellRecord]) -> None:
+def _fit(trainer: TorchTrainer, line: Line, outcome: Future[CellRecord | str]) -> None:
     try:
         outcome.set_result(trainer.fit().return_value)
     except BaseException as error:  # noqa: BLE001 (raised again by the thread that waits for the outcome)
@@ -214,23 +223,16 @@ def _fit(trainer: TorchTrainer, line: Line, outcome: Future[CellRecord]) -> None
         line.end()
 
 
-def _train_loop(arguments: Mapping[str, Any]) -> CellRecord:
-    """What every worker does."""
+def _train_loop(arguments: Mapping[str, Any]) -> CellRecord | str:
+    """What every worker does; one of several that was told to stop says why."""
     job: Job = arguments["job"]
     workers = Workers.from_environment(choose_compute(job.config).device)
     try:
         with watching(node_drains, job.abandoned) as notices:
             notices.until = job.until
-
-            def evaluated(row: HistoryRow) -> None:
-                try:
-                    job.evaluated(row)
-                except SystemExit:  # how Tune ends a trial; the checkpoint comes first
-                    notices.stop = True
-
             return run_cell(
                 job.config,
-                on_evaluation=evaluated,
+                on_evaluation=job.evaluated,
                 checkpoints=job.checkpoints,
                 export=job.export,
                 notices=notices,
@@ -238,6 +240,10 @@ def _train_loop(arguments: Mapping[str, Any]) -> CellRecord:
             )
     except (UserError, WorkerLost):
         raise
+    except Interrupted as stop:
+        if workers.size == 1:
+            raise
+        return stop.message  # Train takes whatever is raised for a failure
     except Exception as error:
         if workers.size == 1:
             raise

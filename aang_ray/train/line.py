@@ -1,4 +1,4 @@
-"""The line between the workers of a run and the process that launched them."""
+"""The line between a process and those that train for it: workers of a run, trials of a sweep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aang_ray.store.rows import HistoryRow
 
 
 class Line:
-    """From the first worker to the launcher: evaluations go over it, and that it is cut says that nobody waits."""
+    """From those who train to who waits for them: evaluations go over it, and that it is cut says that nobody does."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue

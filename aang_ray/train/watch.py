@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from aang_ray.train.notices import Notices
 
-POLL_SECONDS = 5.0
-"""Between two looks; a spot machine is taken two minutes after its notice."""
+POLL_SECONDS = 1.0
+"""Between two looks: a spot machine is taken two minutes after its notice, but a person waits for Ctrl-C."""
 
 Sign = Callable[[], bool]
 
@@ -34,6 +34,11 @@ def watching(draining: Sign, abandoned: Sign, pause: float = POLL_SECONDS) -> It
     finally:
         over.set()
         thread.join()
+
+
+def nobody_left() -> bool:
+    """Of a run whose launcher never goes before it."""
+    return False
 
 
 def node_drains() -> bool:

@@ -169,8 +169,12 @@ class Started:
             time.sleep(pause)
 
     def interrupt(self) -> None:
-        """Ctrl-C."""
-        self.process.send_signal(signal.SIGINT)
+        """Ctrl-C, which a terminal sends to all that it runs in the foreground."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def terminate(self) -> None:
+        """What `ray job stop` or a system that shuts down sends."""
+        self.process.terminate()
 
 
 Start = Callable[..., Started]
@@ -185,7 +189,12 @@ def start(tmp_path: Path, short_folder: Path) -> Iterator[Start]:
         log = tmp_path / f"log-{len(started)}.txt"
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                command, stdout=stream, stderr=subprocess.STDOUT, env=dict(environment), cwd=PROJECT
+                command,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                cwd=PROJECT,
+                start_new_session=True,
             )
         started.append(Started(process, log))
         return started[-1]

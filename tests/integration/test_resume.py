@@ -30,10 +30,10 @@ class Sweeps:
         self._start, self._file, self._environment = start, file, environment
         self.store = store
 
-    def go(self) -> Started:
-        """Start it, with a checkpoint after every step."""
+    def go(self, checkpoint_minutes: float = 0) -> Started:
+        """Start it; 0 minutes: with a checkpoint after every step."""
         command = [sys.executable, "jobs/sweep.py", str(self._file), "--store", str(self.store)]
-        return self._start([*command, "--set", "resources.checkpoint_minutes=0"], self._environment)
+        return self._start([*command, "--set", f"resources.checkpoint_minutes={checkpoint_minutes}"], self._environment)
 
     def rows(self) -> dict[Path, tuple[int, bytes]]:
         """Every visible file of results, with when it was written and what it holds."""
@@ -55,13 +55,13 @@ class Sweeps:
                 found[path.parent.name] = max(found.get(path.parent.name, 0), int(path.name.split("-")[1]))
         return found
 
-    def beats(self) -> dict[str, int]:
-        """Process of each running cell."""
+    def beats(self, what: str = "pid") -> dict[str, int]:
+        """Process of each running cell, or something else that its signs of life tell."""
         found = {}
         for path in self.store.glob(".progress/*.json"):
             with suppress(FileNotFoundError):
                 beat = json.loads(path.read_text(encoding="utf-8"))
-                found[beat["cell"]] = beat["pid"]
+                found[beat["cell"]] = beat[what]
         return found
 
     def temporary(self) -> bool:
@@ -161,3 +161,35 @@ def test_a_killed_trial_is_tried_again_and_an_interruption_ends_cleanly(
     assert running.wait(150) == 130, running.output
     assert "interrupted; what has finished is in the store, the same command goes on from there" in running.output
     assert "Traceback" not in running.output
+
+
+@pytest.mark.parametrize(("workers", "cells", "code"), [(1, 2, 130), (2, 1, 143)], ids=["Ctrl-C", "SIGTERM"])
+def test_stopped_runs_write_their_checkpoints_first(
+    start: Start,
+    sweep_file: Callable[..., Path],
+    environment: dict[str, str],
+    tmp_path: Path,
+    workers: int,
+    cells: int,
+    code: int,
+) -> None:
+    file = sweep_file(["static"], cells, steps=10_000_000, grid={"resources.workers": [workers]})
+    sweeps = Sweeps(start, file, tmp_path / "store", environment | TWO_AT_ONCE)
+    running = sweeps.go(checkpoint_minutes=1000)
+    running.wait_for(lambda: len([step for step in sweeps.beats("step").values() if step > 0]) == cells, 150)
+    evaluated = sweeps.beats("step")
+    if code == 130:
+        running.interrupt()
+    else:
+        running.terminate()
+    assert running.wait(150) == code, running.output
+    assert f"stopping: {cells} run" in running.output
+    assert running.output.count("stopped, its checkpoint is written") == cells
+    assert "Traceback" not in running.output
+    begun = sweeps.begun()
+    assert begun.keys() == evaluated.keys()
+    assert all(begun[cell] >= step for cell, step in evaluated.items()), "the last step's, not an older one"
+    again = sweeps.go(checkpoint_minutes=1000)
+    again.wait_for(lambda: again.output.count("goes on from step") == cells, 150)
+    told = [int(line.rpartition(" ")[2]) for line in again.output.splitlines() if "goes on from step" in line]
+    assert sorted(told) == sorted(begun.values())
