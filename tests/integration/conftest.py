@@ -253,5 +253,5 @@ def start_head(start: Start, environment: Mapping[str, str], folder: Path, *, cp
 @pytest.fixture
 def head(start: Start, environment: dict[str, str], short_folder: Path) -> Head:
     """A head with two CPUs, and no autoscaler; processes that are started later find it."""
-    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": "90"}
     return start_head(start, environment, short_folder, cpus=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from aang_ray.store import Store
+from aang_ray.sweep.heartbeat import read_beats
 from tests.integration.conftest import Head, Start, Started
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -42,6 +44,14 @@ def test_sweeps_as_jobs(
         ("static", "failed"),
     ]
     assert "failed: task · static-td n=3 · seed 0: " in bad.output
+
+    endless = submit(sweep_file(["static"], 1, steps=10_000_000), tmp_path / "endless")
+    endless.wait_for(lambda: [beat for beat in read_beats(str(tmp_path / "endless")).values() if beat.step > 0], 180)
+    (job,) = set(re.findall(r"raysubmit_\w+", endless.output))
+    stop = start(["ray", "job", "stop", "--address", head.jobs, job], environment)
+    assert stop.wait(120) == 0, stop.output
+    assert "stopped, its checkpoint is written" in endless.output
+    assert list((tmp_path / "endless" / ".checkpoints").glob("*/last-*.pt"))
 
     relative = submit(tmp_path / "sweep.yaml", "results")
     assert relative.wait(120) == 1  # Ray's own exit code for a job that ended with any other than 0

@@ -171,6 +171,18 @@ def test_a_trial_that_was_ended_without_a_word_is_nothing(tmp_path: Path) -> Non
     assert sweep.grid.ends == []
 
 
+def test_a_stopped_cell_goes_on_another_time(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    trial = sweep.start()
+    sweep.queue.close()
+    sweep.result(trial, status="stopped")
+    assert len(sweep.queue.running) == 1, "its trial has not ended yet"
+    sweep.complete(trial)
+    assert sweep.queue.finished
+    assert (sweep.monitor.ended, sweep.grid.ends) == ({}, [])
+    assert sweep.lines == ["movie · finetune · seed 0 · stopped, its checkpoint is written"]
+
+
 def test_a_paused_cell_is_told_and_has_not_ended(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     trial = sweep.start()

@@ -150,16 +150,18 @@ def test_one_worker_runs_in_this_process(tiny: dict[str, Any], tmp_path: Path) -
     assert numbers(record) == numbers(run_cell(config))
 
 
-def test_a_trial_that_tune_ends_writes_its_checkpoint_first(tiny: dict[str, Any], tmp_path: Path) -> None:
-    config = tiny_config(tiny, *STEPS)
+def test_an_abandoned_run_writes_its_checkpoint_first(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config(tiny, "schedule.steps=10000000", "schedule.eval_every=4")
+    evaluated: list[int] = []
 
-    def end(row: HistoryRow) -> None:
-        raise SystemExit(0)
+    def hear(row: HistoryRow) -> None:
+        evaluated.append(row.step)
 
-    with pytest.raises(Interrupted, match="stopped by another process after step 4; the same command goes on"):
-        launch(config, checkpoints=str(tmp_path), on_evaluation=end)
-    assert CheckpointFiles(tmp_path, config.cell).newest_step() == 4
-    assert numbers(launch(config, checkpoints=str(tmp_path), on_evaluation=print)) == numbers(run_cell(config))
+    with pytest.raises(Interrupted, match=r"stopped by another process after step \d+; the same command") as stop:
+        launch(config, checkpoints=str(tmp_path), on_evaluation=hear, abandoned=lambda: len(evaluated) > 0)
+    step = CheckpointFiles(tmp_path, config.cell).newest_step()
+    assert f"after step {step};" in str(stop.value)
+    assert step >= evaluated[-1] >= 4
 
 
 def test_what_is_noticed_stays_noticed_and_is_not_asked_again() -> None:
