@@ -96,6 +96,15 @@ class Keeper:
                 f"stopped by {by} after step {step}; the same command goes on from there ({self._files.folder})"
             )
 
+    def after_resume(self, step: int) -> None:
+        """The run goes on after a step.
+
+        Raises:
+            CutShort: it has come far enough already: its process died before it could say so.
+        """
+        if self._notices.until is not None and step >= self._notices.until:
+            raise CutShort
+
     def _wish(self, step: int) -> Wish:
         received = self._signals.received
         if received is not None:

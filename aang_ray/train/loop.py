@@ -66,9 +66,12 @@ class Trainer:
             UserError: for a checkpoint that the run cannot go on from.
             RunFailure: for a loss that is not finite, or memory that runs out.
             Interrupted, KeyboardInterrupt: when asked to stop, with the checkpoint written.
+            CutShort: as far as it was to go for now, with the checkpoint written.
         """
         if self._keeper is None or not self._keeper.resume(self._restore):
             self.stepper.estimate_memory(self.stepper.prepare(0))
+        else:
+            self._keeper.after_resume(self.progress.steps)
         self.stepper.check_same(self.progress.steps)
         with nullcontext() if self._keeper is None else self._keeper.watching():
             self._train()

@@ -19,6 +19,8 @@ def test_cut_twice_then_to_the_end(tiny: dict[str, Any], tmp_path: Path, method:
     whole = numbers(run_cell(config))
     for step in (3, 6):
         record = run_cell(config, checkpoints=tmp_path, notices=Notices(until=step))
+        again = run_cell(config, checkpoints=tmp_path, notices=Notices(until=step))
+        assert numbers(again) == numbers(record), "told once more, it is where it was told to be"
         row = record.result
         assert (row.status, row.steps, row.test, row.test_clean, row.error) == ("cut", step, None, None, None)
         assert [entry.step for entry in record.history] == list(range(3, step + 1, 3))
