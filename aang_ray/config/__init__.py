@@ -2,7 +2,8 @@
 
 from aang_ray.config.load import load_config, parse_config
 from aang_ray.config.methods import AangConfig, FinetuneConfig, MethodConfig, StaticConfig
-from aang_ray.config.run import (
+from aang_ray.config.run import RunConfig
+from aang_ray.config.sections import (
     BatchConfig,
     DataConfig,
     EncoderConfig,
@@ -11,7 +12,6 @@ from aang_ray.config.run import (
     ObjectivesConfig,
     OptimConfig,
     ResourcesConfig,
-    RunConfig,
     ScheduleConfig,
 )
 

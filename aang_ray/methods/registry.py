@@ -25,10 +25,9 @@ from aang_ray.methods.attittud import Attittud
 from aang_ray.methods.base import Method
 from aang_ray.methods.diw import Diw
 from aang_ray.methods.factors import FactorIndex
-from aang_ray.methods.finetune import Finetune
 from aang_ray.methods.gating import CosineGating
 from aang_ray.methods.gradnorm import GradNorm
-from aang_ray.methods.pretrain import Pretrain
+from aang_ray.methods.single import Single
 from aang_ray.methods.static import Static
 from aang_ray.methods.weighting import Weighting
 from aang_ray.objectives.space import Space
@@ -37,9 +36,9 @@ from aang_ray.objectives.space import Space
 def make_method(config: RunConfig, space: Space | None, device: torch.device) -> Method:
     """The method that a configuration names, with its state at the start."""
     if isinstance(config.method, FinetuneConfig):
-        return Finetune(device)
+        return Single.end_task(device)
     if isinstance(config.method, PretrainSection):
-        return Pretrain(device)
+        return Single.auxiliary(device)
     if space is None:
         raise UserError(f"method.name: {config.method.name} needs a space of auxiliary objectives")
     index = FactorIndex.of(space.factors(), [objective.stages for objective in space.objectives])

@@ -62,7 +62,7 @@ def _detail(table: Table, column: Column) -> Grid:
             lines.append((row, *(ABSENT for _ in fields)))
         else:
             lines.append((entry.selection.by_dev.label, *(text(entry) for text in fields.values())))
-    sizes = f"{column.test_examples:,} test texts"
+    sizes = f"{column.test_examples:,} test examples"
     if column.has_clean_view:
         sizes += f", {column.clean_examples:,} of them neither in train nor in dev (clean)"
     return Grid(f"{column.label}: {column.metric} in %, {sizes}", ("method", *fields), tuple(lines))

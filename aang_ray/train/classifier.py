@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from aang_ray.config.run import EncoderConfig
+from aang_ray.config.sections import EncoderConfig
 from aang_ray.data import load_tokenizer, locate, tokenizer_facts
 from aang_ray.data.task import Labelled
 from aang_ray.data.texts import Texts

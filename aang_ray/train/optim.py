@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from aang_ray.config.run import OptimConfig, RunConfig, ScheduleConfig
+from aang_ray.config.run import RunConfig
+from aang_ray.config.sections import OptimConfig, ScheduleConfig
 from aang_ray.objectives.source import FIRST_OBJECTIVE
 
 PUBLISHED_OBJECTIVE_CLIP = 10.0

@@ -28,7 +28,7 @@ def small(store: Store, write: Write) -> Store:
 def test_markdown(small: Store) -> None:
     """Differences 0.01 and 0.04: mean 0.025, t = 0.025 / (0.0212132 / sqrt 2) = 5/3, p = 1 - 2/pi atan(5/3) = 0.344."""
     lines = render(table_from(small)).splitlines()
-    assert lines[0] == "movie: accuracy in %, 1,500 test texts"
+    assert lines[0] == "movie: accuracy in %, 1,500 test examples"
     assert lines[2:6] == [
         "| method      |          test |          dev | seeds |     p | steps | examples |    tokens | seconds |",
         "| ----------- | ------------: | -----------: | ----: | ----: | ----: | -------: | --------: | ------: |",
@@ -48,8 +48,8 @@ def test_several_tasks_have_all_scores_at_a_glance(small: Store, write: Write) -
         "| finetune |  75.00 ± 1.41 (2) |        85.00 (1) |   80.00 |",
         "| aang-td  | 77.50 ± 3.54† (2) |                – |       – |",
     ]
-    titles = [line for line in lines if "test texts" in line]
-    assert titles == ["movie: accuracy in %, 1,500 test texts", "tweets: accuracy in %, 1,500 test texts"]
+    titles = [line for line in lines if "test examples" in line]
+    assert titles == ["movie: accuracy in %, 1,500 test examples", "tweets: accuracy in %, 1,500 test texts"]
 
 
 def test_the_clean_view_and_the_oracle_are_columns(store: Store, write: Write) -> None:
@@ -101,7 +101,7 @@ def test_latex_escapes(store: Store, write: Write) -> None:
     write(store, task="50%_of_{a}&b", test=0.75)
     write(store, task="50%_of_{a}&b", seed=1, test=0.77, majority=True)
     text = render(table_from(store), "latex")
-    assert r"\caption{50\%\_of\_\{a\}\&b: accuracy in \%, 1,500 test texts}" in text
+    assert r"\caption{50\%\_of\_\{a\}\&b: accuracy in \%, 1,500 test examples}" in text
     assert r"finetune & 76.00 $\pm$ 1.41$^\dagger$ & 50.00 $\pm$ 0.00 & 2 & --" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 1
     assert not set("±†–") & set(text)
