@@ -138,12 +138,18 @@ def status(
     file: Annotated[Path | None, typer.Argument(help="A sweep file's name; none: the sweep last started.")] = None,
     store: StoreUri = "results",
 ) -> None:
-    """How far a sweep is: cells done, running, waiting, failed, and the time left. Reads the store alone."""
+    """How far a sweep is, from its store: cells done, running, waiting, failed, and the time left.
+
+    Where RAY_ADDRESS names a cluster (HOST:PORT of its head, or auto there), its nodes, too.
+    """
     from rich.console import Console
 
     from aang_ray.store import Store
+    from aang_ray.sweep.live import cluster_lines
     from aang_ray.sweep.status import read_status, show_status
 
+    for line in cluster_lines():
+        typer.echo(line)
     show_status(read_status(Store(store), file), Console())
 
 

@@ -1,4 +1,4 @@
-"""`aang status`: how far a sweep is, from its store alone, while it runs and after it died."""
+"""`aang status`: how far a sweep is, from its store alone, while it runs and after it died. `live` asks the cluster."""
 
 from __future__ import annotations
 
@@ -130,7 +130,9 @@ def _past(cell: CellStatus) -> tuple[float, float]:
 def _time_left(status: SweepStatus) -> str:
     if not status.having("running"):
         waiting = len(status.having("waiting")) + len(status.having("stopped"))
-        return "nothing runs; start the sweep again to go on" if waiting else "nothing runs, nothing is left to run"
+        if not waiting:
+            return "nothing runs, nothing is left to run"
+        return "no trial runs; if the sweep has ended, start it again to go on"  # it may wait for nodes
     left = status.seconds_left
     return "time left: not known before the first evaluation" if left is None else f"about {duration(left)} left"
 

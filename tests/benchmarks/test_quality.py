@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,3 +58,17 @@ def test_whole_seeds_of_the_required_tasks_come_first(quality: ModuleType) -> No
 def test_a_row_without_runs_is_shown_as_missing(quality: ModuleType) -> None:
     entry = quality.summary("sciie", "upgrad", 2, [])
     assert (entry["seeds"], entry["dev"], entry["test"], entry["test_sd"]) == ([], None, None, None)
+
+
+def test_the_readme_shows_the_table_as_it_came_out(quality: ModuleType) -> None:
+    entries = json.loads((ROOT / "benchmarks" / "results" / "quality.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("<!-- quality -->")[2].partition("<!-- /quality -->")[0]
+    assert shown.strip() == quality.table(entries)
+
+
+def test_a_cell_of_the_table(quality: ModuleType) -> None:
+    entry = {"seeds": [0, 1, 2], "test": 0.81267, "test_sd": 0.00636}
+    assert quality._cell(entry) == "81.27 ± 0.64 (3)"
+    assert quality._cell({"seeds": [0], "test": 0.75, "test_sd": None}) == "75.00 (1)"
+    assert quality._cell({"seeds": [], "test": None, "test_sd": None}) == "–"

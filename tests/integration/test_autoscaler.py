@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from aang_ray.store import Store
+from aang_ray.sweep.live import cluster_lines
 from tests.integration.conftest import Head, Start, Started, free_ports, start_head
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -73,8 +74,16 @@ def nodes(head: Head) -> int:
 
 
 def test_from_one_node_to_three_and_back(
-    start: Start, growing: Head, sweep_file: Callable[..., Path], environment: dict[str, str], tmp_path: Path
+    start: Start,
+    growing: Head,
+    sweep_file: Callable[..., Path],
+    environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, environment[name])
+
     def sweep(store: str, *options: str) -> Started:
         file = sweep_file(["finetune", "static"], 2, steps=20)
         command = [sys.executable, "jobs/sweep.py", str(file), "--store", str(tmp_path / store), *options]
@@ -90,7 +99,20 @@ def test_from_one_node_to_three_and_back(
 
     # Four cells, and never room for more than two of them.
     running = sweep("store")
-    running.wait_for(lambda: nodes(growing) == 3, 200)
+    said: set[str] = set()
+
+    def grown() -> bool:
+        said.update(cluster_lines())
+        return nodes(growing) == 3 and any(": 1 node with 0 CPU, 2 nodes with 1 CPU; " in line for line in said)
+
+    running.wait_for(grown, 200)
+    assert any("  waiting for room: " in line for line in said)
+    assert any("  being started: " in line for line in said)
+    status = [str(Path(sys.executable).with_name("aang")), "status", "--store", str(tmp_path / "store")]
+    look = start(status, environment)
+    assert look.wait(60) == 0, look.output
+    assert f"cluster at {growing.address}: 1 node with 0 CPU, " in look.output
+    assert "sweep: 4 cells: " in look.output
     assert running.wait(400) == 0, running.output
     rows = Store(tmp_path / "store").results().to_pylist()
     assert [row["status"] for row in rows] == ["done"] * 4

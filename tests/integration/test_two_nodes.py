@@ -1,10 +1,12 @@
-"""One run on two machines, of which one dies in mid-run: the run goes on elsewhere and ends as if nothing had been."""
+"""Machines that go away in mid-run, with and without a notice: the run goes on elsewhere."""
 
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.store import CellRecord, Store
+from aang_ray.sweep.heartbeat import read_beats
+from aang_ray.sweep.live import ask, cluster_lines
 from aang_ray.train.checkpoint_files import CheckpointFiles, checkpoint_folder
 from aang_ray.train.parallel.workers import Workers
 from aang_ray.train.plan import resolve
@@ -23,6 +27,11 @@ from tests.train.parallel.processes import together
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 STEPS = 100
+
+LONG = 3000
+"""Steps of a run that is not over while its machine gets its notice, also where a step takes a millisecond."""
+
+AANG = str(Path(sys.executable).with_name("aang"))
 
 
 def free_ports(count: int) -> list[int]:
@@ -119,7 +128,7 @@ def test_a_machine_dies_and_another_takes_over(
     file.write_text(json.dumps(value), encoding="utf-8")
     machines.add("first")
     doomed = machines.add("second")
-    train = [str(Path(sys.executable).with_name("aang")), "train", str(file), "--store", str(store)]
+    train = [AANG, "train", str(file), "--store", str(store)]
     disturbed = start(train, environment | {"RAY_ADDRESS": machines.address, "RAY_AUTH_MODE": "disabled"})
     files = CheckpointFiles(checkpoint_folder(store), cell)
     disturbed.wait_for(lambda: files.newest_step() >= 3, 240, pause=0.01)
@@ -130,3 +139,46 @@ def test_a_machine_dies_and_another_takes_over(
     assert f"cell {cell} lost workers" in disturbed.output
     first, _ = together(2, tmp_path / "together", undisturbed, config)
     assert numbers(Store(store).record(cell)) == numbers(first)
+
+
+def test_a_machine_that_got_its_notice_leaves_a_fresh_checkpoint(
+    machines: Machines,
+    start: Start,
+    sweep_file: Callable[..., Path],
+    environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = {"RAY_ADDRESS": machines.address, "RAY_AUTH_MODE": "disabled"}
+    for name, value in cluster.items():
+        monkeypatch.setenv(name, value)
+    store = str(tmp_path / "store")
+    doomed = machines.add("first")
+    rare = [f"--set={setting}" for setting in ("resources.checkpoint_minutes=10000", "schedule.eval_every=100")]
+    sweep = start(
+        [AANG, "sweep", str(sweep_file(["finetune"], 1, LONG)), "--store", store, *rare], environment | cluster
+    )
+    sweep.wait_for(lambda: any(beat.step for beat in read_beats(store).values()), 240)
+    (cell,) = read_beats(store)
+    files = CheckpointFiles(checkpoint_folder(store), cell)
+    assert files.newest_step() == 0, "it would have a checkpoint without the notice, too"
+
+    state = ask(machines.address).cluster_resource_state
+    (node,) = (node.node_id.hex() for node in state.node_states if "CPU" in node.total_resources)
+    drain = ["ray", "drain-node", f"--address={machines.address}", f"--node-id={node}", "--reason-message=spot"]
+    reason = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds=600"]
+    notice = start([*drain, *reason], environment | cluster)
+    assert notice.wait(60) == 0, notice.output
+    sweep.wait_for(lambda: files.newest_step() >= 1, 60)
+    written = files.newest_step()
+    sweep.wait_for(lambda: read_beats(store)[cell].step > written, 120)  # it was no signal to end: the run trains on
+    first, second = cluster_lines()
+    assert first.startswith(f"cluster at {machines.address}: 1 node with 0 CPU; ")
+    assert second == "  drained, going away: 1 node with 1 CPU"
+    doomed.kill()
+    assert not Store(store).done(), "the run was over before the machine went away"
+    machines.add("second")
+    assert sweep.wait(400) == 0, sweep.output
+    (went_on,) = re.findall(r"goes on from step (\d+)", sweep.output)
+    assert int(went_on) >= written
+    assert Store(store).done() == {cell: "done"}

@@ -100,7 +100,7 @@ def test_the_dead_are_not_running(store: Store) -> None:
     assert set(states(store).values()) == {"stopped", "waiting"}
     text = shown(read_status(store, now=NOW))
     assert "4 cells: 2 stopped, 2 waiting" in text
-    assert "nothing runs; start the sweep again to go on" in text
+    assert "no trial runs; if the sweep has ended, start it again to go on" in text
     assert "10 min 00 s ago" in text
 
 
