@@ -7,6 +7,7 @@ from collections.abc import Callable
 from signal import Signals
 from typing import TYPE_CHECKING, Any
 
+from aang_ray.sweep.monitor import Monitor
 from aang_ray.sweep.progress import SweepProgress
 from aang_ray.sweep.queue import Queue
 
@@ -31,12 +32,13 @@ class Ending(Stopper):
     def __init__(
         self,
         queue: Queue,
+        monitor: Monitor,
         progress: SweepProgress,
         hang_up: Callable[[], None],
         received: Callable[[], Signals | None],
         max_hours: float | None,
     ) -> None:
-        self._queue, self._progress = queue, progress
+        self._queue, self._monitor, self._progress = queue, monitor, progress
         self._hang_up, self._received = hang_up, received
         self._ends = float("inf") if max_hours is None else time.monotonic() + 3600 * max_hours
         self._began: float | None = None
@@ -51,7 +53,7 @@ class Ending(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether Tune is to end the trials itself: when they have not ended in time."""
+        """Whether Tune is to end what is left: trials that wait for a node, and such as have not ended in time."""
         now = time.monotonic()
         if self._began is None:
             signal = self._received()
@@ -61,10 +63,10 @@ class Ending(Stopper):
             self._queue.close()
             self._hang_up()
             self._say(signal)
-        return now - self._began > WAIT_SECONDS
+        return not self._monitor.alive or now - self._began > WAIT_SECONDS
 
     def _say(self, signal: Signals | None) -> None:
-        running = len(self._queue.running)
+        running = self._monitor.alive
         if running:
             runs = "1 run writes its checkpoint" if running == 1 else f"{running} runs write their checkpoints"
             hurry = "; Ctrl-C again does not wait" if signal == Signals.SIGINT else ""

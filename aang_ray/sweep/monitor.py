@@ -34,6 +34,8 @@ class Monitor(Callback):
         """By trial: how it said that it ended."""
         self._actors: dict[str, str] = {}
         """By trial: the id of its process."""
+        self._alive: set[str] = set()
+        """Trials whose functions run."""
         self.ended: dict[str, str] = {}
         """Cell -> how its last job ended: `done`, `elsewhere`, `cut` or `failed`."""
         self.errors: dict[str, str] = {}
@@ -43,8 +45,14 @@ class Monitor(Callback):
         """Tune pickles its callbacks for a restore. None is ever made, and a terminal cannot be pickled."""
         return {}
 
+    @property
+    def alive(self) -> int:
+        """How many trials run; others may have been handed out, and wait for a node."""
+        return len(self._alive)
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has a process."""
+        self._alive.add(trial.trial_id)
         self._actors[trial.trial_id] = trial.temporary_state.ray_actor._actor_id.hex()
 
     def on_trial_result(
@@ -66,12 +74,14 @@ class Monitor(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's function has returned, or was ended because it did not stop in time: then it has said nothing."""
+        self._alive.discard(trial.trial_id)
         result = self._results.get(trial.trial_id)
         if result is not None:
             self._end(self._jobs[trial.trial_id], result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process died, or never came up: exceptions of a cell are rows, not errors of its trial."""
+        self._alive.discard(trial.trial_id)
         job = self._jobs[trial.trial_id]
         result = self._results.get(trial.trial_id) or self._end_in_store(job)
         if result is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aang_ray.sweep.jobs import End, Job, Strategy
@@ -44,11 +44,6 @@ class Queue:
     def finished(self) -> bool:
         """Whether nothing runs and nothing is left."""
         return not self._running and (self._closed or (not self._first and self._strategy.finished))
-
-    @property
-    def running(self) -> Collection[Job]:
-        """The jobs that were handed out and have not ended."""
-        return self._running.values()
 
     def close(self) -> None:
         """Hand out nothing any more."""

@@ -66,7 +66,7 @@ def run_jobs(
             tempfile.TemporaryDirectory(prefix="aang-tune-", ignore_cleanup_errors=True) as folder,
             progress,
         ):
-            ending = Ending(queue, progress, line.close, lambda: signals.received, max_hours)
+            ending = Ending(queue, monitor, progress, line.close, lambda: signals.received, max_hours)
             _fit(feeder, {"store": store.uri, "line": line}, monitor, ending, folder)
         return Ends(monitor.ended, monitor.errors)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from signal import SIGINT, SIGTERM, Signals
+from typing import cast
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.console import Console
 from aang_ray.config import parse_config
 from aang_ray.sweep.ending import WAIT_SECONDS, Ending
 from aang_ray.sweep.jobs import Grid
+from aang_ray.sweep.monitor import Monitor
 from aang_ray.sweep.plan import PlannedCell
 from aang_ray.sweep.progress import SweepProgress
 from aang_ray.sweep.queue import Queue
@@ -19,7 +21,7 @@ from tests.sweep.conftest import fake_resolve
 
 
 class Sweep:
-    """Two of three cells run; the clock stands unless a test turns it."""
+    """Two of three cells run (as its monitor it says so); the clock stands unless a test turns it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, max_hours: float | None = None) -> None:
         self.now, self.hung_up = 1000.0, 0
@@ -28,10 +30,10 @@ class Sweep:
         configs = [fake_resolve(parse_config({"method": "finetune", "seed": seed}, "test")) for seed in range(3)]
         cells = [PlannedCell(config, config.cell, "waiting") for config in configs]
         self.queue = Queue(Grid(cells), lambda need: 2)
-        self.jobs = [self.queue.take(), self.queue.take()]
+        self.alive = 2
         self.stream = io.StringIO()
         progress = SweepProgress(cells, Console(file=self.stream, width=300))
-        self.ending = Ending(self.queue, progress, self.hang_up, self.received, max_hours)
+        self.ending = Ending(self.queue, cast(Monitor, self), progress, self.hang_up, self.received, max_hours)
 
     def received(self) -> Signals | None:
         return self.signal
@@ -75,15 +77,22 @@ def test_when_the_time_is_up_it_ends_the_same_way(monkeypatch: pytest.MonkeyPatc
     assert sweep.stream.getvalue() == "stopping: 2 runs write their checkpoints\n"
 
 
-def test_nothing_is_said_of_no_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_that_wait_for_a_node_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = Sweep(monkeypatch)
-    for job in sweep.jobs:
-        assert job is not None
-        sweep.queue.stopped(job)
-    sweep.signal = SIGINT
-    assert not sweep.ending.stop_all()
-    assert sweep.queue.finished
+    assert sweep.queue.take() is not None
+    sweep.alive, sweep.signal = 0, SIGINT
+    assert sweep.ending.stop_all()
     assert sweep.stream.getvalue() == ""
+
+
+def test_it_ends_with_the_last_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = Sweep(monkeypatch)
+    sweep.signal = SIGTERM
+    assert not sweep.ending.stop_all()
+    sweep.alive = 1
+    assert not sweep.ending.stop_all()
+    sweep.alive = 0
+    assert sweep.ending.stop_all()
 
 
 def test_tune_may_pickle_it(monkeypatch: pytest.MonkeyPatch) -> None:

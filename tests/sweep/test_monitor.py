@@ -176,8 +176,9 @@ def test_a_stopped_cell_goes_on_another_time(tmp_path: Path) -> None:
     trial = sweep.start()
     sweep.queue.close()
     sweep.result(trial, status="stopped")
-    assert len(sweep.queue.running) == 1, "its trial has not ended yet"
+    assert (sweep.queue.finished, sweep.monitor.alive) == (False, 1), "its trial has not ended yet"
     sweep.complete(trial)
+    assert sweep.monitor.alive == 0
     assert sweep.queue.finished
     assert (sweep.monitor.ended, sweep.grid.ends) == ({}, [])
     assert sweep.lines == ["movie · finetune · seed 0 · stopped, its checkpoint is written"]

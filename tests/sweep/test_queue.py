@@ -108,12 +108,12 @@ def test_needs_of_the_jobs_are_those_of_their_runs() -> None:
 
 def test_a_closed_queue_hands_out_nothing_and_ends_with_what_runs() -> None:
     queue = queue_of(*(planned(seed) for seed in range(4)))
-    stops, dies, _ = (take(queue) for _ in range(3))
+    stops, dies, last = (take(queue) for _ in range(3))
     queue.close()
     assert queue.take() is None
     queue.stopped(stops)
     assert queue.lost(dies) == 1
     assert queue.take() is None, "nor again"
-    (last,) = queue.running
+    assert not queue.finished
     queue.ended(last, DONE)
     assert queue.finished
