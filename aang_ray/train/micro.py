@@ -31,7 +31,9 @@ def activation_bytes(forward: Callable[[], object]) -> int:
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return (
+            tensor.detach()
+        )  # an output that leads back to its own node would keep the graph, and the model, for ever
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from typing import Any
 
 import numpy as np
@@ -124,6 +126,15 @@ def test_activation_bytes_counts_what_backward_keeps() -> None:
     x = torch.randn(100, 10, requires_grad=True)
     # tanh keeps its output, 100 * 10 floats of 4 bytes; the sum keeps nothing more.
     assert activation_bytes(lambda: torch.tanh(x).sum()) == 4000
+
+
+def test_activation_bytes_lets_go_of_what_it_counted() -> None:
+    weights = [torch.randn(100, 10, requires_grad=True)]
+    gone = weakref.ref(weights[0])
+    activation_bytes(lambda: torch.tanh(weights[0]).sum())
+    weights.clear()
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
