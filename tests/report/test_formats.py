@@ -49,7 +49,7 @@ def test_several_tasks_have_all_scores_at_a_glance(small: Store, write: Write) -
         "| aang-td  | 77.50 ± 3.54† (2) |                – |       – |",
     ]
     titles = [line for line in lines if "test examples" in line]
-    assert titles == ["movie: accuracy in %, 1,500 test examples", "tweets: accuracy in %, 1,500 test texts"]
+    assert titles == ["movie: accuracy in %, 1,500 test examples", "tweets: accuracy in %, 1,500 test examples"]
 
 
 def test_the_clean_view_and_the_oracle_are_columns(store: Store, write: Write) -> None:
