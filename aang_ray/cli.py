@@ -270,7 +270,7 @@ def _print_table(store: str, output: Format, *, oracle: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, 1 (a run failed), 2 (a wrong input) or 130 (interrupted).
+    """Run the command line; the exit code is 0, 1 (a run failed), 2 (a wrong input), 130 (Ctrl-C) or 143 (SIGTERM).
 
     Errors that a person can mend are one line on stderr, without a traceback.
     """
