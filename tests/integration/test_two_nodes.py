@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from aang_ray.train.checkpoint_files import CheckpointFiles, checkpoint_folder
 from aang_ray.train.parallel.workers import Workers
 from aang_ray.train.plan import resolve
 from aang_ray.train.run import run_cell
-from tests.integration.conftest import Start, Started
+from tests.integration.conftest import Start, Started, free_ports
 from tests.train.parallel.processes import together
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -32,15 +30,6 @@ ENDLESS = 10_000_000
 """Steps of a run that is not over before its test is, however fast the machine."""
 
 AANG = str(Path(sys.executable).with_name("aang"))
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class Machines:
