@@ -42,7 +42,7 @@ def reweighted(g_P: Tensor, V_PK: Tensor, p_K: Tensor, perp: float, plus: float,
     (semantics section 6, lines 2 and 3). Shares are in the order perp, plus, minus; all 0 where g is.
     """
     a_K = V_PK.t() @ g_P
-    helps_K = a_K * p_K > 0
+    helps_K = a_K.sign() * p_K.sign() > 0  # the product of two small numbers could be rounded to 0
     weight_K = torch.where(helps_K, plus - perp, minus - perp)
     direction_P = torch.addmv(g_P, V_PK, weight_K.to(a_K.dtype) * a_K, beta=perp)
     norm2 = inner(g_P, g_P)

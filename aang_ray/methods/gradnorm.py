@@ -24,10 +24,11 @@ SMALLEST = 1e-6
 class GradNorm(Unlearned):
     """Coefficients c_i = w_i / sum w over the end task and the sampled objectives, w learned from gradient norms.
 
-    With G_i = c_i ||g_i||, r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)) and the target t_i = mean(G) r_i^alpha, held
-    fixed, a step minimises sum_i |G_i - t_i|:
+    With v_i the step's w_i over their mean (the source's weights, whose sum is the number of tasks), G_i = v_i ||g_i||,
+    r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)) and the target t_i = mean(G) r_i^alpha, held fixed, a step minimises
+    sum_i |G_i - t_i|:
 
-        w_i <- w_i - lr sign(G_i - t_i) ||g_i|| / mean(G),
+        v_i <- v_i - lr sign(G_i - t_i) ||g_i|| / mean(G),
 
     and then scales the step's w back to the sum that they had. The source leaves mean(G) to its optimiser, Adam, whose
     moments would move objectives that are not sampled. g_i is the gradient of the whole body, not of its last layer:
@@ -60,11 +61,10 @@ class GradNorm(Unlearned):
         first_m = torch.where((first_m == 0) & counted_m, losses_m, first_m)
         self._first_K[where_m] = first_m
         before_m = self._weights_K[where_m]
-        step_m = relative_gradient(
-            self._coefficients(sampled), norms_m, losses_m, first_m, counted_m, self._config.alpha
-        )
-        after_m = torch.where(counted_m, (before_m - self._config.lr * step_m).clamp_min(SMALLEST), 0.0)
         total = torch.where(counted_m, before_m, 0.0).sum()
+        relative_m = before_m * (counted_m.sum() / torch.where(total > 0, total, 1.0))
+        step_m = relative_gradient(relative_m, norms_m, losses_m, first_m, counted_m, self._config.alpha)
+        after_m = torch.where(counted_m, (relative_m - self._config.lr * step_m).clamp_min(SMALLEST), 0.0)
         self._weights_K[where_m] = torch.where(counted_m, after_m * (total / after_m.sum()), before_m)
 
     def describe(self, sampled: Sampled) -> WeightRow:
@@ -83,14 +83,14 @@ class GradNorm(Unlearned):
 
 
 def relative_gradient(
-    coefficients_m: Tensor, norms_m: Tensor, losses_m: Tensor, first_m: Tensor, counted_m: Tensor, alpha: float
+    relative_m: Tensor, norms_m: Tensor, losses_m: Tensor, first_m: Tensor, counted_m: Tensor, alpha: float
 ) -> Tensor:
-    """sign(G_i - t_i) ||g_i|| / mean(G), [m]; 0 where a loss does not count, or no gradient is there."""
+    """sign(G_i - t_i) ||g_i|| / mean(G) at weights v of mean 1, [m]; 0 where a loss does not count."""
     count = counted_m.sum()
     ratios_m = torch.where(counted_m & (first_m > 0), losses_m / torch.where(first_m > 0, first_m, 1.0), 0.0)
     mean_ratio = ratios_m.sum() / count
     rates_m = torch.where(mean_ratio > 0, ratios_m / torch.where(mean_ratio > 0, mean_ratio, 1.0), 1.0)
-    scaled_m = coefficients_m * norms_m
+    scaled_m = relative_m * norms_m
     mean = torch.where(counted_m, scaled_m, 0.0).sum() / count
     gradient_m = torch.sign(scaled_m - mean * rates_m.pow(alpha)) * norms_m / torch.where(mean > 0, mean, 1.0)
     return torch.where(counted_m, gradient_m, 0.0)

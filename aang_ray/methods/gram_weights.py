@@ -27,34 +27,38 @@ def gram_weights(config: GramSection, gram_mm: Tensor) -> Tensor:
 
     TorchJD has absolute thresholds (1e-4 on the squared Frobenius norm, 1e-12 on sums), so it is given the Gram
     matrix over its trace t, that of the gradients over sqrt t. The weights are the same; Nash-MTL's, whose update has
-    the same length for gradients of any scale, are divided by sqrt t.
+    the same length for gradients of any scale, are divided by sqrt t. It computes in fp64: roots of the eigenvalues of
+    an fp32 matrix would lose gradients that are 1e-4 of the others' length.
     """
     if len(gram_mm) == 1:
         return torch.ones_like(gram_mm[0])
     trace = gram_mm.trace()
-    relative_mm = gram_mm / trace
+    relative_mm = (gram_mm / trace).double()
     match config:
         case PcgradConfig():
             weighting = aggregation.PCGradWeighting()
         case MgdaConfig():
             weighting = aggregation.MGDAWeighting(config.epsilon, config.max_iters)
+        case CagradConfig(c=0.0):
+            weighting = aggregation.MeanWeighting()
         case CagradConfig():
-            weighting = aggregation.CAGradWeighting(config.c)
+            # Its own 1e-4 takes gradients for stationary, and stops, where one is that much shorter than the others.
+            weighting = aggregation.CAGradWeighting(config.c, norm_eps=1e-6)
         case ImtlGConfig():
             weighting = aggregation.IMTLGWeighting()
         case AlignedMtlConfig():
-            weighting = aggregation.AlignedMTLWeighting(preference(config.preference, gram_mm), config.scale_mode)
+            weighting = aggregation.AlignedMTLWeighting(preference(config.preference, relative_mm), config.scale_mode)
         case UpgradConfig():
-            weighting = aggregation.UPGradWeighting(preference(config.preference, gram_mm))
+            weighting = aggregation.UPGradWeighting(preference(config.preference, relative_mm))
         case DualProjConfig():
-            weighting = aggregation.DualProjWeighting(preference(config.preference, gram_mm))
+            weighting = aggregation.DualProjWeighting(preference(config.preference, relative_mm))
         case NashMtlConfig():
             nash_m: Tensor = nash_mtl(config, len(gram_mm)).weighting(square_root(relative_mm))
-            return nash_m / trace.sqrt()
+            return nash_m.to(gram_mm.dtype) / trace.sqrt()
         case _:
             raise TypeError(f"{type(config).__name__} names no weighting")
     weights_m: Tensor = weighting(relative_mm)
-    return weights_m
+    return weights_m.to(gram_mm.dtype)
 
 
 def nash_mtl(config: NashMtlConfig, rows: int) -> aggregation.NashMTL:

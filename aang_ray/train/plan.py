@@ -32,8 +32,10 @@ def resolve(config: RunConfig) -> RunConfig:
     Raises:
         UserError: if the task, the encoder or the space is not there, or something could not be logged.
     """
-    if config.gradients.local_distances and config.method.name == "graddrop":
-        raise UserError("gradients.local_distances: they are logged beside the weights, and graddrop has none")
+    if config.gradients.local_distances and (config.method.name == "graddrop" or not config.method.auxiliary):
+        raise UserError(
+            f"gradients.local_distances: they are logged beside the weights, and {config.method.name} has none"
+        )
     card = card_of(config.data)
     batch: dict[str, Any] = {
         "end_task": config.batch.end_task or (card.batch_end_task if card else PAPER_END_TASK),

@@ -20,6 +20,8 @@ from aang_ray.objectives import randomness
 from aang_ray.objectives.source import END_TASK_HEAD
 from aang_ray.objectives.texts import Int64
 from aang_ray.train.domain import DomainPiece
+from aang_ray.train.parallel.agreement import Agreement
+from aang_ray.train.parallel.local import failing_for_all
 from aang_ray.train.setup import Setup
 
 
@@ -93,10 +95,16 @@ class PrimaryView:
             for part, count in zip((pieces.subspace, pieces.mean), pieces.counts, strict=True)
         )
         assert mean is not None, "a method looks at one example at least"
+        workers, look = self._setup.workers, self._method.look
         with self._losses.evaluating():
-            measured = self._method.look(step, subspace, mean)
+            if subspace is None or workers.size == 1:
+                measured = look(step, subspace, mean)
+            else:
+                # Whether there is memory for a subspace is each worker's own finding. The host waits here anyway.
+                with Agreement(workers):
+                    measured = failing_for_all(look)(step, subspace, mean)
         for tensor in measured:
-            self._setup.workers.broadcast_(tensor)
+            workers.broadcast_(tensor)
 
     def _pieces(self, examples: Int64, micro: int) -> tuple[DomainPiece, ...]:
         pieces = self._setup.domain.end_task_pieces("train", examples, micro)

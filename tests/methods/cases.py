@@ -39,7 +39,9 @@ STAGES = Case(
     objectives=(0,), not_reducible="the end task has no part in the masked-LM stage", runs_elsewhere="test_stages"
 )
 ROUNDS = Case(
-    not_driven="trains task by task in rounds: no step has the gradients of several", runs_elsewhere="test_rounds"
+    not_driven="trains task by task in rounds: no step has the gradients of several; the laws of a round are in "
+    "test_rounds of the methods and of the loop",
+    runs_elsewhere="test_rounds",
 )
 CASES: Mapping[str, Case] = {
     "finetune": Case(objectives=()),
@@ -53,7 +55,7 @@ CASES: Mapping[str, Case] = {
     "uncertainty": Case({"lr": 0.2}),
     "dwa": Case({"epoch_steps": 1}),
     "gradnorm": Case({"lr": 0.1}),
-    "attittud": Case(not_driven="looks at the end task's examples before a step", runs_elsewhere="test_attittud"),
+    "attittud": Case({"rank": 2, "refresh_every": 2}, runs_elsewhere="test_attittud"),
     "alphavil": ROUNDS,
     "diw": ROUNDS,
 }

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aang_ray.config import parse_config
-from aang_ray.methods.base import Method, Sampled
+from aang_ray.gradients.jacobian import ExampleJacobian
+from aang_ray.methods.base import Method, PrimaryMethod, Sampled
 from aang_ray.methods.registry import make_method
 from aang_ray.objectives.space import Space
 from tests.methods.problem import OBJECTIVES, dense_answer
@@ -34,6 +35,10 @@ class Driven:
     ) -> Tensor:
         """The body's update direction, [P]; the method learns from the step."""
         self.sampled = self.told(objectives, labels)
+        if isinstance(self.method, PrimaryMethod):
+            subspace = bool(self.method.primary_examples(self.steps).subspace)
+            examples = around(gradients_SP[1])
+            self.method.look(self.steps, examples if subspace else None, examples)
         request = self.method.request(self.sampled)
         answer = dense_answer(gradients_SP, request, losses_S)
         direction_P = self.method.direction(self.sampled, answer)
@@ -51,6 +56,16 @@ class Driven:
     def coefficients(self, *objectives: int) -> Tensor:
         """Of the next step's losses, from the end task's on."""
         return self.method.request(self.told(objectives)).coefficients_S[1:]
+
+
+def around(gradient_P: Tensor) -> ExampleJacobian:
+    """Four examples whose losses' gradients have this mean, whatever the parameters are."""
+    noise_2P = torch.randn(2, len(gradient_P), generator=torch.Generator().manual_seed(0), dtype=gradient_P.dtype)
+    noise_2P *= gradient_P.norm() / noise_2P.norm(dim=1, keepdim=True)
+    J_MP = gradient_P + torch.cat((noise_2P, -noise_2P))
+    body = nn.Module()
+    body.theta = nn.Parameter(torch.zeros_like(gradient_P))
+    return ExampleJacobian(body, (J_MP,), lambda part: part @ body.theta, len(J_MP))
 
 
 def rows(*gradients: Sequence[float], dev: Sequence[float] | None = None) -> Tensor:

@@ -82,4 +82,6 @@ def dense_answer(gradients_SP: Tensor, request: Request, losses_S: Tensor | None
         joint_norm2=joint,
         gram_SS=gram_SS if request.gram else None,
         separate_SP=gradients_SP if request.separate else None,
+        kept={segment: gradients_SP[segment] for segment in request.keep},
+        update_P=request.coefficients_S.to(gradients_SP) @ gradients_SP if request.keep else None,
     )

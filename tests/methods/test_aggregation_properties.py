@@ -102,6 +102,20 @@ def test_cagrad_is_in_its_ball_and_its_worst_case_is_no_worse_than_the_mean_s(se
     assert worst[0] >= worst[1] - 1e-3 * abs(worst[1])
 
 
+@pytest.mark.parametrize("shorter", [1e-2, 1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cagrad_goes_on_beside_a_gradient_that_is_much_shorter_than_the_others(
+    shorter: float, dtype: torch.dtype
+) -> None:
+    """Four nearly orthogonal gradients: the update is on the rim of its ball, and helps each."""
+    gradients_SP = torch.randn(5, 200, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    gradients_SP[0] = 0.0
+    gradients_SP[3] *= shorter
+    mean_P, d_P = gradients_SP[1:].mean(0), update("cagrad", gradients_SP)
+    assert float((d_P - mean_P).norm()) == pytest.approx(0.5 * float(mean_P.norm()), rel=1e-3)
+    assert float(cosines(d_P, gradients_SP).min()) > 0.1
+
+
 @settings(deadline=None, max_examples=25)
 @given(seed=SEEDS)
 def test_pcgrad_of_two_harms_neither(seed: int) -> None:

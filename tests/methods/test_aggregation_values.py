@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import exp, sqrt
 from typing import Any
 
 import pytest
@@ -44,6 +44,47 @@ VALUES: list[tuple[str, dict[str, Any], list[float]]] = [
 def test_one_objective_in_conflict(name: str, settings: dict[str, Any], expected: list[float]) -> None:
     # TorchJD's projections add 1e-4 to the diagonal of the Gram matrix, its other solvers stop at about 1e-4.
     assert Driven(name, n=1, **settings).step(CONFLICT, [2]).tolist() == pytest.approx(expected, abs=3e-4)
+
+
+def test_cagrad_with_radius_0_is_the_mean_wherever_it_is() -> None:
+    # g_E = 0 is a stationary point of the end task: nothing helps both, but a ball of radius 0 leaves no choice.
+    assert Driven("cagrad", n=1, c=0.0).step(rows([0.0, 0.0], [1.0, 1.0]), [2]).tolist() == [0.5, 0.5]
+
+
+def test_weights_of_losses_on_the_same_conflict() -> None:
+    # Coefficients 1/2 and 1/2: (1/2 - 1/2, 1/2). With g_2 = (0, 3): static 1/2, 1/4, 1/4; mt_tartan 1/3 each.
+    for name in ("static", "mt_tartan", "uncertainty", "dwa", "gradnorm"):
+        assert Driven(name, n=1).step(CONFLICT, [2]).tolist() == pytest.approx([0.0, 0.5])
+    three = rows([1.0, 0.0], [-1.0, 1.0], [0.0, 3.0])
+    assert Driven("static").step(three, [2, 3]).tolist() == pytest.approx([0.25, 1.0])
+    assert Driven("mt_tartan").step(three, [2, 3]).tolist() == pytest.approx([0.0, 4 / 3], abs=1e-6)
+    assert Driven("finetune").step(rows([1.0, 0.0]), []).tolist() == [1.0, 0.0]
+    # Coefficients c and 1 - c: (2 c - 1, 1 - c), on the line x = 1 - 2 y between the two gradients.
+    for x, y in (Driven("random", n=1, seed=seed).step(CONFLICT, [2]).tolist() for seed in range(5)):
+        assert 0 < y < 1
+        assert x == pytest.approx(1 - 2 * y)
+
+
+def test_weights_of_losses_after_a_step() -> None:
+    """The second update on the same conflict, losses 2 and 4 at the first."""
+    at = torch.tensor([0.0, 2.0, 4.0])
+    # s = 0.1 (L_i - 1) / 2 = (0.05, 0.15): coefficients exp(-s) / 2.
+    a, b = exp(-0.05) / 2, exp(-0.15) / 2
+    made = Driven("uncertainty", n=1, lr=0.1)
+    made.step(CONFLICT, [2], at)
+    assert made.step(CONFLICT, [2], at).tolist() == pytest.approx([a - b, b])
+    # ||g|| = (1, sqrt 2), mean (1 + sqrt 2) / 2 = m; g_1 is the longer one: v = (1 + 0.1 / m, 1 - 0.1 sqrt 2 / m).
+    m = (1 + sqrt(2)) / 2
+    up, down = 1 + 0.1 / m, 1 - 0.1 * sqrt(2) / m
+    made = Driven("gradnorm", n=1, lr=0.1)
+    made.step(CONFLICT, [2], at)
+    assert made.step(CONFLICT, [2], at).tolist() == pytest.approx([(up - down) / (up + down), down / (up + down)])
+    # Losses (2, 4), then (1, 4), T = 2: r = (1/2, 1), softmax(1/4, 1/2).
+    made = Driven("dwa", n=1, epoch_steps=1)
+    made.step(CONFLICT, [2], at)
+    made.step(CONFLICT, [2], torch.tensor([0.0, 1.0, 4.0]))
+    c = exp(0.25) / (exp(0.25) + exp(0.5))
+    assert made.step(CONFLICT, [2], at).tolist() == pytest.approx([2 * c - 1, 1 - c])
 
 
 def test_preference_counts_the_objectives_together_as_much_as_the_end_task() -> None:

@@ -7,6 +7,7 @@ from math import exp
 import pytest
 import torch
 
+from aang_ray.methods.gradnorm import relative_gradient
 from tests.methods.driving import Driven, rows
 from tests.methods.problem import Problem
 
@@ -96,18 +97,28 @@ def test_dwa_averages_over_an_epoch_what_was_sampled_and_had_labels() -> None:
 
 
 def test_gradnorm() -> None:
-    # c = (1/2, 1/2), G = (3/2, 1/2), mean 1. At the first step L = L(0), so r = 1 and both targets are 1:
-    # w_E <- 1 - 0.1 * 3 / 1 = 0.7, w_1 <- 1 + 0.1 * 1 / 1 = 1.1, scaled to a sum of 2.
+    # v = (1, 1), G = (3, 1), mean 2. At the first step L = L(0), so r = 1 and both targets are 2:
+    # v_E <- 1 - 0.1 * 3 / 2 = 0.85, v_1 <- 1 + 0.1 * 1 / 2 = 1.05, scaled to a sum of 2: w = (17/19, 21/19).
     made = Driven("gradnorm", n=1, lr=0.1)
     made.step(GRADIENTS, [2], losses(8.0, 8.0))
-    assert made.coefficients(2).tolist() == pytest.approx([0.7 / 1.8, 1.1 / 1.8])
-    assert made.coefficients(0)[1].item() == pytest.approx(1 / (1 + 1.4 / 1.8)), "not sampled, not moved"
-    # Now G = (7/6, 11/18), mean 8/9. Losses 4 and 8: L / L(0) = (1/2, 1), r = (2/3, 4/3); with alpha = 3/2 the targets
-    # are 8/9 (0.5443, 1.5396) = (0.484, 1.369): the end task's is exceeded, the objective's not. Steps
-    # 0.1 * 3 / (8/9) = 0.3375 down and 0.1125 up from (7/9, 11/9), of sum 2 -> 1.775.
+    assert made.coefficients(2).tolist() == pytest.approx([17 / 38, 21 / 38])
+    assert made.coefficients(0)[1].item() == pytest.approx(1 / (1 + 17 / 19)), "not sampled, not moved"
+    # Now G = (51/19, 21/19), mean 36/19. Losses 4 and 8: L / L(0) = (1/2, 1), r = (2/3, 4/3); with alpha = 3/2 the
+    # targets are 36/19 (0.5443, 1.5396) = (1.03, 2.92): the end task's is exceeded, the objective's not. Steps
+    # 0.1 * 3 * 19/36 = 19/120 down and 19/360 up, so the sum is 2 - 38/360 = 341/180.
     made.step(GRADIENTS, [2], losses(4.0, 8.0))
-    expected = [(7 / 9 - 0.3375) / 1.775, (11 / 9 + 0.1125) / 1.775]
+    expected = [(17 / 19 - 19 / 120) * 180 / 341, (21 / 19 + 19 / 360) * 180 / 341]
     assert made.coefficients(2).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("count", [2, 7, 25])
+def test_a_step_of_gradnorm_is_about_its_rate_for_any_number_of_losses(count: int) -> None:
+    """Gradients of about the same length, half of them a little longer: weights of mean 1 move by the rate."""
+    longer_m = torch.arange(count) % 2 == 0
+    norms_m = torch.where(longer_m, 5.01, 5.0)
+    ones_m = torch.ones(count)
+    moves_m = relative_gradient(ones_m, norms_m, ones_m, ones_m, ones_m.bool(), 1.5)
+    torch.testing.assert_close(moves_m, torch.where(longer_m, 1.0, -1.0), rtol=3e-3, atol=0.0)
 
 
 def test_gradnorm_with_alpha_0_settles_where_weighted_norms_are_equal() -> None:
@@ -120,21 +131,21 @@ def test_gradnorm_with_alpha_0_settles_where_weighted_norms_are_equal() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_gradnorm_follows_the_gradient_of_its_loss(seed: int) -> None:
-    """d/dc_i of sum |G_i - t_i| at fixed targets, against finite differences of norms of c_i L_i's gradients."""
+    """d/dv_i of sum |G_i - t_i| at fixed targets, against finite differences of norms of v_i L_i's gradients."""
     problem = Problem.random(5, seed)
     gradients_SP = problem.gradients_SP()
     made = Driven("gradnorm", n=3, lr=1e-2, alpha=0.5)
-    coefficients_m = made.coefficients(0, 1, 3).double()
+    relative_m = torch.ones(4, dtype=torch.float64)
     start = losses(2.0, 3.0, 1.0, 4.0)
     made.step(gradients_SP, [0, 1, 3], start)
-    scaled = [float(c * g.norm()) for c, g in zip(coefficients_m, gradients_SP[1:], strict=True)]
+    scaled = [float(v * g.norm()) for v, g in zip(relative_m, gradients_SP[1:], strict=True)]
     mean, h, moved = sum(scaled) / 4, 1e-6, []
     for i, gradient_P in enumerate(gradients_SP[1:]):
-        either = [abs(float(((coefficients_m[i] + s * h) * gradient_P).norm()) - mean) for s in (1, -1)]
+        either = [abs(float(((relative_m[i] + s * h) * gradient_P).norm()) - mean) for s in (1, -1)]
         moved.append(1.0 - 1e-2 * (either[0] - either[1]) / (2 * h) / mean)
     expected = torch.tensor(moved) / sum(moved)
     torch.testing.assert_close(made.coefficients(0, 1, 3), expected.float(), rtol=1e-6, atol=1e-7)
     before = made.coefficients(0, 1, 3)
     gradients_SP[3] = 0.0
     made.step(gradients_SP, [0, 1, 3], losses(1.0, 1.0, 0.0, 1.0), labels=[5.0, 0.0, 5.0])
-    assert made.coefficients(0, 1, 3)[2] == before[2], "no labels, not moved"
+    assert made.coefficients(0, 1, 3)[2].item() == pytest.approx(before[2].item(), rel=1e-6), "no labels, not moved"

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from aang_ray.config.methods import AlphavilConfig, DiwConfig
@@ -71,6 +73,42 @@ def test_the_gradient_of_alpha_is_that_of_finite_differences() -> None:
     units_NN = h * torch.eye(4, dtype=torch.float64)
     differences = torch.stack([(loss(ones_N + unit) - loss(ones_N - unit)) / (2 * h) for unit in units_NN])
     torch.testing.assert_close(ones_N - moved_N, differences, rtol=1e-8, atol=1e-10)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**31), order=st.permutations(range(4)), scale=st.sampled_from([0.0, 1e-12, 1.0, 1e6]))
+def test_laws_of_mixing(seed: int, order: list[int], scale: float) -> None:
+    """Other orders give the same numbers in another order, equal updates equal ones; updates of 0 leave alpha at 1.
+
+    The rate is divided by the square of large updates: along them the loss has so much more curvature.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    theta_P, target_P = torch.randn(2, 7, generator=generator, dtype=torch.float64)
+    deltas_NP = 0.1 * torch.randn(4, 7, generator=generator, dtype=torch.float64)
+    deltas_NP[3] = deltas_NP[0]
+
+    def mix(deltas_NP: Tensor, lr: float) -> Tensor:
+        return mixed(theta_P, deltas_NP, lambda point_P: point_P - target_P, steps=5, lr=lr, momentum=0.5)
+
+    alpha_N = mix(scale * deltas_NP, 0.01 / max(scale, 1.0) ** 2)
+    assert alpha_N.isfinite().all()
+    assert alpha_N[0] == alpha_N[3]
+    if scale == 0:
+        assert torch.equal(alpha_N, torch.ones(4).double())
+    again_N = mix(scale * deltas_NP[order], 0.01 / max(scale, 1.0) ** 2)
+    torch.testing.assert_close(again_N, alpha_N[order], rtol=1e-9, atol=1e-9)
+
+
+@given(order=st.permutations([0, 1, 2, 3]), together=st.floats(0, 1))
+def test_laws_of_judging(order: list[int], together: float) -> None:
+    """DIW's weights do not depend on the order of tasks, and tasks that do alike alone weigh alike."""
+    alone = {0: 0.25, 1: 0.75, 2: 0.5, 3: 0.5}
+    one, other = diw(), diw()
+    one.judge((0, 1, 2, 3), (0.5, *(alone[k] for k in range(4))), together)
+    other.judge(order, (0.5, *(alone[k] for k in order)), together)
+    assert dict(zip(order, other.weights(order)[1:], strict=True)) == dict(enumerate(one.weights(range(4))[1:]))
+    end_task, *_, third, fourth = one.weights(range(4))
+    assert end_task == third == fourth
 
 
 def test_weights_never_fall_below_the_clamp() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -13,14 +14,16 @@ from aang_ray.train.micro import is_out_of_memory
 
 Compute = Callable[[Request, Final | None], StepGradients]
 """An engine's pass over a worker's examples."""
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
 
 
-def failing_for_all(compute: Compute) -> Compute:
+def failing_for_all(compute: Callable[Given, Answer]) -> Callable[Given, Answer]:
     """Memory that runs out on one worker is a failure of the run: the sums of its step have begun already."""
 
-    def checked(request: Request, final: Final | None) -> StepGradients:
+    def checked(*given: Given.args, **named: Given.kwargs) -> Answer:
         try:
-            return compute(request, final)
+            return compute(*given, **named)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -13,6 +13,7 @@ from aang_ray.config.methods import AlphavilConfig
 from aang_ray.gradients.functional import called_at
 from aang_ray.gradients.memory import check_memory
 from aang_ray.methods.alphavil import Alphavil
+from aang_ray.train.parallel.agreement import Agreement
 from aang_ray.train.primary import ExampleLosses
 from aang_ray.train.rounds.stepper import RoundStepper
 from aang_ray.train.setup import Setup
@@ -60,7 +61,9 @@ class AlphavilStepper(RoundStepper):
 
     def _take(self, task: int, owner: int) -> None:
         assert self._start_Q is not None
-        workers, delta_Q = self.setup.workers, self._rows()[task]
+        workers = self.setup.workers
+        with Agreement(workers):  # on whether there is memory for them
+            delta_Q = self._rows()[task]
         if workers.rank == owner:
             torch.sub(self.vector.read(), self._start_Q, out=delta_Q)
         workers.broadcast_(delta_Q, owner)

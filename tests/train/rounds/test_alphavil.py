@@ -86,6 +86,18 @@ def test_a_round_is_what_it_is_by_hand(tiny: dict[str, Any]) -> None:
     np.testing.assert_allclose(method_of(made).weights(made.tasks.objectives), np.maximum(alpha_N, 1e-6))
 
 
+def test_the_order_of_the_tasks_changes_nothing(tiny: dict[str, Any]) -> None:
+    """Two rounds, so that the weights that the first one found are used."""
+    forward, backward = (rounds(config_of(tiny, ALPHAVIL, *PLAIN, "schedule.steps=12")) for _ in range(2))
+    backward.tasks.objectives = backward.tasks.objectives[::-1]
+    for made in (forward, backward):
+        take(made, 12)
+    torch.testing.assert_close(backward.vector.read(), forward.vector.read(), rtol=1e-9, atol=1e-12)
+    order = forward.tasks.objectives
+    assert method_of(backward).weights(order) == pytest.approx(method_of(forward).weights(order), rel=1e-9)
+    assert len(set(method_of(forward).weights(order))) == 3
+
+
 def test_weights_scale_rates_under_adamw_and_losses_where_published(tiny: dict[str, Any]) -> None:
     """The second task begins at step 2; its rate is that of the round's first step."""
     for weight in ("sound", "published"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, f1_score
 
 from aang_ray.methods.diw import Diw
 from aang_ray.train.rounds.diw import DiwStepper
@@ -86,6 +88,69 @@ def test_tries_see_the_same_batches_and_rounds_others(tiny: dict[str, Any], monk
     assert ids[14] == ids[16] == ids[18]
     assert ids[15] == ids[17] == ids[19]
     assert len({ids[step] for step in (6, 7, 14, 15)}) == 4
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_scores_are_those_of_the_end_task_on_dev(tiny: dict[str, Any], metric: str) -> None:
+    """By scikit-learn, from the logits of every dev text alone, dropout off."""
+    made = rounds(config_of(tiny, DIW, f"data.metric={metric}"))
+    assert isinstance(made, DiwStepper)
+    take(made, 1)
+    setup = made.setup
+    setup.encoder.eval()
+    setup.heads.eval()
+    predicted, labels = [], []
+    for i in range(len(setup.task.dev)):
+        (piece,) = setup.domain.end_task_pieces("dev", np.array([i]), 1)
+        with torch.no_grad():
+            features_EH, labels_E = setup.domain.features(piece)
+            predicted.append(int(setup.head_of["end-task"](features_EH).argmax()))
+        labels.append(int(labels_E))
+    setup.encoder.train()
+    setup.heads.train()
+    expected = (
+        accuracy_score(labels, predicted) if metric == "accuracy" else f1_score(labels, predicted, average="macro")
+    )
+    assert made._score() == pytest.approx(expected)
+    assert 0 < expected < 1
+
+
+def test_a_round_by_hand(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A try of one step of SGD without decay on 1/3 (L_E + L_1 + L_2): theta - lr times the mean gradient."""
+    rates = ("optim.algorithm=sgd", "optim.momentum=0", "optim.body_weight_decay=0", "optim.head_weight_decay=0")
+    settings = (*PLAIN, *rates, "optim.clip=1.0e6", "schedule.steps=4", "schedule.warmup_fraction=0")
+    script = iter([0.5, 0.5, 0.5, 0.5])
+    monkeypatch.setattr(DiwStepper, "_score", lambda _: next(script))
+    made = rounds(config_of(tiny, "diw, round_steps: 1, tries: 1", *settings))
+    start_Q, optim = made.vector.read(), made.setup.config.optim
+    take(made, 3)
+    (piece,) = made.setup.domain.pieces(made.tasks.all_of(0), 1000, False)
+    losses_S = made.setup.domain.losses(piece, made.setup.head_of)
+    gradients = torch.autograd.grad(losses_S[1:].mean(), made.vector.parameters, allow_unused=True)
+    body = len(list(made.setup.encoder.parameters()))
+    steps = [
+        torch.zeros_like(p) if g is None else (optim.body_lr if i < body else optim.head_lr) * g
+        for i, (p, g) in enumerate(zip(made.vector.parameters, gradients, strict=True))
+    ]
+    take(made, 4, first=3)
+    moved_Q = made.vector.read() - start_Q
+    torch.testing.assert_close(moved_Q, -torch.cat([step.flatten() for step in steps]), rtol=1e-6, atol=1e-12)
+    assert float(moved_Q.norm()) > 0
+
+
+def test_the_order_of_the_tasks_changes_nothing(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores by what was trained: the end task, the first objective, the second, all."""
+    found = []
+    for turned in (False, True):
+        script = iter([0.5, 0.3, 0.7, 0.6, *[0.5] * 4] if turned else [0.5, 0.7, 0.3, 0.6, *[0.5] * 4])
+        monkeypatch.setattr(DiwStepper, "_score", lambda _, script=script: next(script))
+        made = rounds(config_of(tiny, DIW, *PLAIN, "schedule.steps=8"))
+        order = made.tasks.objectives
+        made.tasks.objectives = order[::-1] if turned else order
+        take(made, 8)
+        found.append((made.vector.read(), method_of(made).weights(order)))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-9, atol=1e-12)
+    assert found[1][1] == pytest.approx(found[0][1])
 
 
 def test_one_worker_trains_a_try_as_static_multitask_does(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from aang_ray.config.run import RunConfig
+from aang_ray.errors import UserError
+from aang_ray.gradients import memory
 from aang_ray.gradients.jacobian import ExampleJacobian
 from aang_ray.train.notices import Notices
 from aang_ray.train.parallel.workers import Workers
@@ -69,6 +71,23 @@ def test_two_workers_are_as_good_as_one(tiny: dict[str, Any], tmp_path: Path) ->
             assert row["losses"] == pytest.approx(expected_row["losses"], rel=1e-4)
             assert row["examples"] == expected_row["examples"]
             assert row["tokens"] == expected_row["tokens"]
+
+
+def short_of_memory(workers: Workers, tiny: dict[str, Any], method: str) -> None:
+    """One worker finds that its vectors do not fit."""
+    if workers.rank == 1:
+        memory._free = lambda _: 10
+    config = config_of(tiny, METHODS[method][0])
+    made = make_stepper(build(config, choose_compute(config), workers))
+    for step in range(6):
+        made.step(made.prepare(step))
+
+
+@pytest.mark.parametrize("method", ["alphavil", "attittud"])
+def test_memory_that_one_worker_lacks_is_one_line_from_all(tiny: dict[str, Any], tmp_path: Path, method: str) -> None:
+    for found in together(2, tmp_path, short_of_memory, tiny, method):
+        assert isinstance(found, UserError), found
+        assert "10 are free" in str(found)
 
 
 def rounded(workers: Workers, tiny: dict[str, Any]) -> dict[str, Tensor]:
