@@ -1,6 +1,6 @@
 """How good the models are: every row of AANG's Table 2 and its neighbours, real runs, dev-chosen, several seeds.
 
-    python benchmarks/quality.py [--seeds 0 1 2] [--max-hours 8] [--tasks movie] [--data ../shared/data]
+    python benchmarks/quality.py [--seeds 0 1 2] [--max-hours 8] [--tasks movie] [--rows gpt] [--data ../shared/data]
 
 Every run is a cell of the store beside the results, so the benchmark can be stopped and typed again: cells that are
 done are not run twice, and a run that was stopped goes on from its checkpoint. Whole seeds of all rows of `movie` and
@@ -187,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS), help="run these alone")
+    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS), help="run these alone")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the tasks that are given")
     parser.add_argument("--max-hours", type=float, default=float("inf"), help="no run begins after that; 0: none")
     options = parser.parse_args()
@@ -200,7 +201,7 @@ def main() -> None:
         except UserError as error:
             print(f"{task} {row} layers={layers} seed={seed}: missing: {error}", flush=True)
             continue
-        wanted = task in options.tasks and time.monotonic() < ends
+        wanted = task in options.tasks and row in options.rows and time.monotonic() < ends
         if not wanted and store.done().get(config.cell) != "done":
             print(f"{task} {row} layers={layers} seed={seed}: not run yet", flush=True)
             continue

@@ -54,9 +54,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def override(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `mapping` with each `a.b=value` applied; values are read as YAML."""
+    """A copy of `mapping` with each `a.b=value` applied; values are read as YAML.
+
+    A whole section is set before what lies in it, in whatever order they are given: `method.aux_lr=1 method=aang`.
+    """
     result = dict(mapping)
-    for text in overrides:
+    for text in sorted(overrides, key=lambda text: text.partition("=")[0].count(".")):
         key, separator, value = text.partition("=")
         if not separator or not key.strip():
             raise UserError(f"--set {text}: expected key.path=value, for example --set optim.body_lr=1e-4")
@@ -74,6 +77,8 @@ def set_path(mapping: Mapping[str, Any], path: str, value: Any) -> dict[str, Any
     result = dict(mapping)
     if rest:
         inner = result.get(head) or {}
+        if head == "method" and isinstance(inner, str):
+            inner = {"name": inner}
         if not isinstance(inner, Mapping):
             raise UserError(f"{path}: {head} is a value, not a section")
         result[head] = set_path(inner, rest, value)

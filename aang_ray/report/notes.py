@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+from aang_ray.config.methods import AlphavilConfig, DiwConfig
 from aang_ray.report.runs import Unfinished
 from aang_ray.report.select import Selection
 
 MAJORITY_MARK = "†"
 CUT_MARK = "‡"
+
+ROUNDS = {str(section.model_fields["name"].default) for section in (AlphavilConfig, DiwConfig)}
 
 Place = tuple[str, str]
 """Row and column label."""
@@ -56,7 +59,10 @@ def _incomplete(places: list[tuple[Place, Selection]]) -> Iterator[str]:
 
 
 def _budgets(places: list[tuple[Place, Selection]]) -> Iterator[str]:
-    """Comparisons are meant to be at equal budgets of end-task examples: steps times batch, of a final stage, too."""
+    """Comparisons are meant to be at equal budgets of end-task examples: steps times batch, of a final stage, too.
+
+    In methods of rounds a step is not always one of the end task: there it is what the runs have seen.
+    """
     for column in sorted({column for (_, column), _ in places}):
         budgets = {row: _budget(selection) for (row, place), selection in places if place == column}
         if len(set(budgets.values())) > 1:
@@ -66,6 +72,8 @@ def _budgets(places: list[tuple[Place, Selection]]) -> Iterator[str]:
 
 def _budget(selection: Selection) -> int | None:
     choices = selection.by_dev.choices
+    if choices.get("method.name") in ROUNDS:
+        return round(selection.by_dev.examples)
     steps, batch = choices.get("schedule.steps", ""), choices.get("batch.end_task", "")
     final = choices.get("final_finetune.steps", "0")
     return (int(steps) + int(final)) * int(batch) if steps.isdecimal() and batch.isdecimal() else None

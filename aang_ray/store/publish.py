@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from pyarrow import fs
 
+from aang_ray.errors import UserError
 from aang_ray.store.location import Location
 
 TEMPORARY = ".tmp-"
@@ -67,8 +68,11 @@ def one_writer(location: Location) -> Iterator[None]:
     if location.kind != "local":
         yield
         return
-    os.makedirs(location.root, exist_ok=True)
-    handle = os.open(os.path.join(location.root, ".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        os.makedirs(location.root, exist_ok=True)
+        handle = os.open(os.path.join(location.root, ".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"store {location.uri} cannot be written: {error.strerror or error}") from error
     try:
         _lock(handle, location.uri)
         yield

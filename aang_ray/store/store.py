@@ -10,6 +10,7 @@ import pyarrow as pa
 from aang_ray.errors import UserError
 from aang_ray.store.layout import CellFile, list_files
 from aang_ray.store.location import open_location
+from aang_ray.store.publish import one_writer
 from aang_ray.store.read import read_files
 from aang_ray.store.records import from_tables
 from aang_ray.store.rows import CellRecord, Status
@@ -35,6 +36,14 @@ class Store:
     def exists(self) -> bool:
         """Whether there is anything at the root."""
         return self._location.exists()
+
+    def check_writable(self) -> None:
+        """Make the folder of a local store, before hours of work that it is to keep.
+
+        Raises `UserError` where it cannot be made or written. What a remote store takes is seen by the first file.
+        """
+        with one_writer(self._location):
+            pass
 
     def write(self, record: CellRecord) -> None:
         """Add a cell: all of it or, when killed on the way, nothing.

@@ -80,6 +80,7 @@ def _grid(
     """Every cell of the plan, to its end or as far as a scheduler lets it."""
     from aang_ray.train.checkpoint_files import checkpoint_folder, discard_done
 
+    store.check_writable()
     _say_done(cells, len(cells), console)
     write_agenda(store.uri, path, cells)
     discard_done(checkpoint_folder(store.uri), {cell.cell for cell in cells if cell.state == "done"})
@@ -115,6 +116,7 @@ def _search(
     if dry_run:
         preview_search(runs, spec.search, spec.seeds, console)
         return None
+    store.check_writable()
     status = store.done()
     progress = SweepProgress([], console)
     agenda: list[PlannedCell] = []

@@ -87,10 +87,9 @@ def _merge(mapping: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def _set(mapping: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """Set a dotted key; `method: aang` is written out first, so that its settings have a place."""
-    method = mapping.get("method")
-    if key.startswith("method.") and not isinstance(method, Mapping):
-        mapping = {**mapping, "method": {"name": _method_name(method)}}
+    """Set a dotted key; a method that is not named is, so that its settings are of no other."""
+    if key.startswith("method.") and mapping.get("method") is None:
+        mapping = {**mapping, "method": {"name": _method_name(None)}}
     return set_path(mapping, key, value)
 
 

@@ -34,6 +34,7 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
         console.print(f"cell {config.cell} is done already, from the store:")
         record = store.record(config.cell)
     else:
+        store.check_writable()
         console.print(f"cell {config.cell}: {config.row_name}, seed {config.seed}, at most {config.total_steps} steps")
 
         def evaluated(row: HistoryRow) -> None:

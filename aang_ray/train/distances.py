@@ -34,8 +34,8 @@ def local_distances(stepper: Stepper, step: int) -> dict[str, float]:
     their `.grad` and the following steps stay what they are. A segment with fewer than two examples, or a half without
     labels, is left out. Waits for the device.
     """
-    domain, method = stepper.setup.domain, stepper.setup.method
-    batch: Any = domain.batch(step, False, method.factors() if domain.follows_factors else None)
+    domain = stepper.setup.domain
+    batch: Any = stepper.look_ahead(step)
     weights = domain.label_weights
     parts = [(segment.name, _halves(segment)) for segment in batch.segments[1:]]
     usable = [(name, halves) for name, halves in parts if all(weights([half])[0] > 0 for half in halves)]

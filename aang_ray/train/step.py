@@ -129,6 +129,11 @@ class Stepper:
             batch_tokens=sum(int(costs_E.sum()) for costs_E in domain.costs(batch)),
         )
 
+    def look_ahead(self, step: int) -> DomainBatch:
+        """The end task and the objectives of a step that is still to come, without a dev batch."""
+        domain = self.setup.domain
+        return domain.batch(step, False, self.setup.method.factors() if domain.follows_factors else None)
+
     def estimate_memory(self, prepared: Prepared) -> None:
         """Let `batch.micro: auto` start with what should fit into memory."""
         setup = self.setup

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aang_ray.config import AangConfig, StaticConfig, load_config, parse_config
+from aang_ray.config.methods import AttittudConfig
 from aang_ray.errors import UserError
 
 
@@ -48,6 +49,24 @@ def test_file_and_overrides(tmp_path: Path) -> None:
     config = load_config(path, ["optim.head_lr=2e-3", "data.task=tweets"])
     assert isinstance(config.method, StaticConfig)
     assert (config.n, config.optim.body_lr, config.optim.head_lr, config.data.task) == (3, 1e-5, 2e-3, "tweets")
+
+
+@pytest.mark.parametrize(
+    "overrides", [["method=attittud", "method.eta_minus=0"], ["method.eta_minus=0", "method=attittud"]]
+)
+def test_a_method_and_its_settings_in_any_order(overrides: list[str]) -> None:
+    config = load_config(None, overrides)
+    assert isinstance(config.method, AttittudConfig)
+    assert config.method.eta_minus == 0
+
+
+def test_a_method_set_on_the_command_line_replaces_the_files_with_its_settings(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("method: {name: aang, aux_lr: 1.0}\n")
+    assert load_config(path, ["method=static"]).method == StaticConfig()
+    assert load_config(path, ["method.sopt_lr=0.5", "method.sopt_lr=0.25"]).method == AangConfig(
+        aux_lr=1.0, sopt_lr=0.25
+    )
 
 
 def test_unreadable_files_are_one_line(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def write_cell(
     cut: int | None = None,
     metric: str = "accuracy",
     seconds: float = 10.0,
+    examples: int = 3200,
     **settings: Any,
 ) -> None:
     """A row of a run with the given settings, dotted names written with `__`; `cut` is the step it was cut short at."""
@@ -73,7 +74,7 @@ def write_cell(
                 majority=None if failed else majority,
                 best_step=None if failed else 60,
                 steps=cut or 100,
-                examples=3200,
+                examples=examples,
                 tokens=1_000_000,
                 seconds=seconds,
                 device="cpu",

@@ -201,6 +201,17 @@ def test_unequal_budgets_are_told(store: Store, write: Write) -> None:
     )
 
 
+def test_rounds_have_the_budget_that_their_runs_have_seen(store: Store, write: Write) -> None:
+    """Twice the steps, of which half are the end task's: 3,200 examples; a quarter of them where that is what was."""
+    write(store)
+    write(store, method="alphavil", schedule__steps=200)
+    assert table_from(store).notes == ()
+    write(store, method="diw", examples=800)
+    assert table_from(store).notes == (
+        "movie: budgets of end-task examples differ: alphavil-td 3,200, diw-td 800, finetune 3,200.",
+    )
+
+
 def test_rows_that_are_older_than_a_setting_stand_with_its_default(store: Store, write: Write, tmp_path: Path) -> None:
     """A configuration in the store has the settings of its day."""
     for seed in (0, 1):

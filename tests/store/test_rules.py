@@ -142,3 +142,17 @@ def test_a_place_that_cannot_be_a_store_is_refused(tmp_path: Path) -> None:
 def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Store("results").uri == str(tmp_path / "results")
+
+
+@pytest.mark.parametrize("place", ["file/store", "/proc/store"])
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^store /\S*/store cannot be written: "):
+        Store(tmp_path / place).check_writable()
+
+
+def test_a_place_that_can_be_written_is_made(tmp_path: Path) -> None:
+    store = Store(tmp_path / "new" / "store")
+    store.check_writable()
+    assert store.exists()
+    assert not store.done()

@@ -91,6 +91,18 @@ def test_they_are_logged_beside_the_weights(tiny: dict[str, Any]) -> None:
     assert sum(name.startswith("distance2/") for name in health) == tiny_config(tiny).n
 
 
-def test_without_weights_there_is_no_place_for_them(tiny: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"gradients\.local_distances: .* graddrop has none"):
-        tiny_config(tiny, "method=graddrop", FLAG)
+@pytest.mark.parametrize("method", ["alphavil", "diw"])
+def test_rounds_log_those_of_the_objectives_that_they_train(tiny: dict[str, Any], method: str) -> None:
+    """Two of the space's, for the whole run."""
+    settings = f"method={{name: {method}, round_steps: 1}}"
+    record = run_cell(tiny_config(tiny, settings, "n=2", "schedule.steps=20", FLAG))
+    assert len(record.weights) >= 2
+    for row in record.weights:
+        logged = {name.removeprefix("distance2/") for name in row.health if name.startswith("distance2/")}
+        assert logged == set(row.weights)
+
+
+@pytest.mark.parametrize("method", ["graddrop", "finetune", "tapt"])
+def test_without_weights_there_is_no_place_for_them(tiny: dict[str, Any], method: str) -> None:
+    with pytest.raises(UserError, match=rf"gradients\.local_distances: .* {method} has none"):
+        tiny_config(tiny, f"method={method}", FLAG)

@@ -70,6 +70,9 @@ class RoundStepper(Stepper, ABC):
     def ends_after(self, step: int) -> bool:
         return self.over and step + self.round_steps > self._total
 
+    def look_ahead(self, step: int) -> DomainBatch:
+        return self.tasks.all_of(step)
+
     def prepare(self, step: int) -> RoundPrepared:
         round_, place = self._position(step)
         slot, rank = self.plan.slots[place], self.setup.workers.rank
