@@ -39,7 +39,10 @@ class DataConfig(Section):
     neural_lm_passages: PositiveInt = 2000
     """How many passages it writes."""
     external: tuple[str, ...] = ()
-    """Other end tasks (as in `task`) whose labels serve as auxiliary objectives, data `external:NAME`."""
+    """Other end tasks (as in `task`) whose labels serve as auxiliary objectives, data `external:NAME`.
+
+    Read by the columns of the end task, or by `text` and `label` where one of these is not there.
+    """
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weights class c by N / (C * N_c) in the end-task loss."""
     split_seed: int = 0

@@ -46,7 +46,12 @@ def describe(task: EndTask) -> dict[str, Any]:
         "corpora": manifest["corpora"],
         "neural_lm": manifest.get("neural_lm"),
         "external": {
-            name: {"train": len(other.train), "labels": list(other.label_names)}
+            name: {
+                "train": len(other.train),
+                "labels": list(other.label_names),
+                "columns": manifest["external"][name]["columns"],
+                "left_out": manifest["external"][name]["left_out"],
+            }
             for name, other in task.external.items()
         },
     }
@@ -77,7 +82,12 @@ def render(description: dict[str, Any], console: Console) -> None:
             f"on {written['held_out']} held-out passages."
         )
     for name, other in d["external"].items():
-        console.print(f"External task {escape(name)}: {other['train']} examples, {len(other['labels'])} labels.")
+        columns = ", ".join(column for column in other["columns"].values() if column is not None)
+        read = f" (columns {escape(columns)})" if columns else ""
+        console.print(
+            f"External task {escape(name)}: {other['train']} examples{read}, {len(other['labels'])} labels; "
+            f"{other['left_out']} left out, they are in dev or test."
+        )
     if not d["corpora"]:
         console.print("No unlabelled text.")
 

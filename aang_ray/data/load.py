@@ -13,16 +13,16 @@ import numpy.typing as npt
 
 from aang_ray.config import DataConfig, EncoderConfig
 from aang_ray.data.cache import cache_folder, content_key, file_digest, made_once
-from aang_ray.data.cards import card_named, card_of
+from aang_ray.data.cards import card_of
 from aang_ray.data.embedded import RECIPE
+from aang_ray.data.external import external_sources, load_external
 from aang_ray.data.fetch import SDIST_SHA256
 from aang_ray.data.neural_lm import neural_fingerprint
 from aang_ray.data.prepare import FORMAT, MANIFEST, prepare
 from aang_ray.data.pretrained import locate, tokenizer_fingerprint
 from aang_ray.data.source import Source, find_source
-from aang_ray.data.task import Corpus, EndTask, External, Labelled, Metric
+from aang_ray.data.task import Corpus, EndTask, Labelled, Metric
 from aang_ray.data.tokens import read_tokens
-from aang_ray.errors import UserError
 
 
 def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
@@ -43,12 +43,15 @@ def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
         "tokenizer": tokenizer,
         "tokenizers": importlib.metadata.version("tokenizers"),
     }
-    tokens = cache_folder() / "tokens" / content_key(key)
-    folder = made_once(tokens, lambda draft: prepare(draft, source, data, located))
+    content = content_key(key)
+    folder = made_once(cache_folder() / "tokens" / content, lambda draft: prepare(draft, source, data, located))
     named = {"name": source.name, "kind": source.kind, "source": source.place}
     made_with = {"encoder": located.source, "tokenizer": tokenizer, "data": key["data"]}
     task = _open(folder, data, named | made_with)
-    return replace(task, external=_external(data, encoder, (task.dev, task.test))) if data.external else task
+    if not data.external:
+        return task
+    external, manifests = load_external(data, located, content)
+    return replace(task, external=external, manifest={**task.manifest, "external": manifests})
 
 
 def data_fingerprint(data: DataConfig) -> str:
@@ -82,44 +85,9 @@ def _fingerprint(source: Source, data: DataConfig) -> str:
     if data.neural_lm is not None:
         content["neural_lm"] = neural_fingerprint(data)
     if data.external:
-        content["external"] = {find_source(other).name: data_fingerprint(other) for other in _others(data)}
+        external = zip(data.external, external_sources(data), strict=True)
+        content["external"] = {name: data_fingerprint(DataConfig(task=named)) for named, name in external}
     return content_key(content)
-
-
-def _others(data: DataConfig) -> list[DataConfig]:
-    """The external data sets, with the columns of the end task and nothing else of it.
-
-    Raises:
-        UserError: for one that is not there, or is not of texts.
-    """
-    others = [
-        DataConfig(task=task, text=data.text, text_b=data.text_b, label=data.label, max_tokens=data.max_tokens)
-        for task in data.external
-    ]
-    for other in others:
-        card = card_named(other.task)
-        if card is not None and card.images:
-            raise UserError(f"data.external: {other.task} is a task of images")
-        try:
-            find_source(other)
-        except UserError as error:
-            raise UserError(f"data.external: {str(error).removeprefix('data.task: ')}") from None
-    return others
-
-
-def _external(data: DataConfig, encoder: EncoderConfig, held_out: tuple[Labelled, ...]) -> dict[str, External]:
-    """Their train splits without texts of the end task's dev and test: those could hold the very labels."""
-    forbidden = {split.tokens[i].tobytes() for split in held_out for i in range(len(split))}
-    found: dict[str, External] = {}
-    for other in _others(data):
-        task = load_end_task(other, encoder)
-        if task.name in found:
-            raise UserError(f"data.external: two data sets are called {task.name}")
-        kept = [i for i in range(len(task.train)) if task.train.tokens[i].tobytes() not in forbidden]
-        if not kept:
-            raise UserError(f"data.external: all train texts of {task.name} are dev or test texts of {data.task}")
-        found[task.name] = External(task.label_names, task.train.take(np.array(kept)))
-    return found
 
 
 def _file(path: Path) -> list[str]:

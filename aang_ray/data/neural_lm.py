@@ -3,6 +3,8 @@
 A data primitive of the AANG paper's Figure 1. `data.neural_lm` names any Hugging Face causal language model (a Hub
 name or a folder), or `trained`: a small one that is trained on the task's own unlabelled and train texts. How likely
 held-out passages of that text are to it is recorded beside the passages: a model that has not learned the domain shows.
+Of the trained model, half of the held-out passages choose the epoch, and the other half is what is recorded: of fewer
+than 60 passages one each, and `held_out` in the report says so.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from aang_ray.data.pretrained import encoder_fingerprint, locate_model
 from aang_ray.errors import UserError
 
 TRAINED = "trained"
-RECIPE = 1
-"""Version of how passages are made: a change makes new ones."""
+RECIPE, TRAINED_RECIPE = 1, 2
+"""Versions of how passages are made, by a model as it is and by the trained one: a change makes new ones."""
 SEED = 0
 HELD_OUT, MOST_HELD_OUT, FEWEST = 0.05, 500, 20
-"""Share of the domain's passages that perplexity is measured on, its limit, and the least text to learn from."""
+"""Share of the domain's passages that is held out, its limit, and the least text to learn from."""
 LENGTH = 128
 """Longest generated passage, in tokens of the causal model."""
 _TEXT, _REPORT = "passages.parquet", "report.json"
@@ -41,7 +43,7 @@ class NeuralText:
     perplexity: float
     """Of a token of held-out domain passages."""
     held_out: int
-    """How many passages that was measured on."""
+    """How many passages that was measured on; those that chose the trained model's epoch are not among them."""
 
     def report(self) -> dict[str, object]:
         """All but the passages, as JSON values."""
@@ -54,7 +56,8 @@ def neural_fingerprint(data: DataConfig) -> list[object]:
     Raises:
         UserError: for a model that is not there.
     """
-    return [_model_fingerprint(data), data.neural_lm_passages, RECIPE]
+    recipe = TRAINED_RECIPE if data.neural_lm == TRAINED else RECIPE
+    return [_model_fingerprint(data), data.neural_lm_passages, recipe]
 
 
 def neural_text(data: DataConfig, domain: Sequence[str]) -> NeuralText:
@@ -77,26 +80,34 @@ def _make(folder: Path, data: DataConfig, domain: Sequence[str]) -> None:
 
     from aang_ray.data.causal import generate, load_causal, perplexity, train_small
 
-    order = np.random.default_rng(SEED).permutation(len(domain))
-    size = max(1, min(int(HELD_OUT * len(domain)), MOST_HELD_OUT))
-    held_out, rest = [domain[i] for i in order[:size]], [domain[i] for i in order[size:]]
+    held_out, rest = _held_out(domain, least=2 if data.neural_lm == TRAINED else 1)
+    measured = held_out
     console = Console(stderr=True)
     with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
         if data.neural_lm == TRAINED:
             training = progress.add_task("training a causal language model (once)")
+            # What chose the epoch is likelier under it than other text is.
+            choosing, measured = held_out[: len(held_out) // 2], held_out[len(held_out) // 2 :]
             causal = train_small(
-                rest, held_out, SEED, lambda done, total: progress.update(training, completed=done, total=total)
+                rest, choosing, SEED, lambda done, total: progress.update(training, completed=done, total=total)
             )
         else:
             causal = load_causal(locate_model(str(data.neural_lm), "data.neural_lm", "model"))
         passages = generate(causal, data.neural_lm_passages, rest, LENGTH, SEED)
         shown = progress.track(passages, data.neural_lm_passages, description="writing neural-LM text (once)")
         found = [passage.strip() for passage in shown]
-        report = NeuralText([], str(data.neural_lm), perplexity(causal, held_out), size)
+        report = NeuralText([], str(data.neural_lm), perplexity(causal, measured), len(measured))
     parquet.write_table(
         pa.table({"text": pa.array([passage for passage in found if passage], pa.string())}), folder / _TEXT
     )
     (folder / _REPORT).write_text(json.dumps(report.report()), encoding="utf-8")
+
+
+def _held_out(domain: Sequence[str], least: int) -> tuple[list[str], list[str]]:
+    """The passages that nothing is learned from, `least` or more of them, and all others."""
+    order = np.random.default_rng(SEED).permutation(len(domain))
+    size = max(least, min(int(HELD_OUT * len(domain)), MOST_HELD_OUT))
+    return [domain[i] for i in order[:size]], [domain[i] for i in order[size:]]
 
 
 def _model_fingerprint(data: DataConfig) -> str:

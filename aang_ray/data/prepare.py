@@ -49,7 +49,7 @@ def prepare(folder: Path, source: Source, data: DataConfig, located: Located) ->
 
     tokenizer = load_tokenizer(located)
     facts = tokenizer_facts(located, tokenizer)
-    limit = _limit(data, facts)
+    limit = token_limit(data, facts)
     clean = clean_indices(keys["train"], keys["dev"], keys["test"])
     truncated: dict[str, int] = {}
     for split in SPLITS:
@@ -77,6 +77,26 @@ def prepare(folder: Path, source: Source, data: DataConfig, located: Located) ->
         "versions": {name: importlib.metadata.version(name) for name in ("datasets", "tokenizers", "transformers")},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def held_out_sides(raw: RawTask) -> set[str]:
+    """Every text of dev and test, pairs as passages too, as texts are compared."""
+    return {normalised(side) for split in ("dev", "test") for side in raw.splits[split].texts.sides()}
+
+
+def token_limit(data: DataConfig, facts: TokenizerFacts) -> int:
+    """Longest text in tokens: as configured, else what the encoder takes.
+
+    Raises:
+        UserError: for one that the encoder does not take.
+    """
+    if data.max_tokens is None:
+        return facts.max_tokens
+    if not 8 <= data.max_tokens <= facts.max_tokens:
+        raise UserError(
+            f"data.max_tokens: {data.max_tokens} is not possible, this encoder takes 8 to {facts.max_tokens}"
+        )
+    return data.max_tokens
 
 
 def _subset(
@@ -113,7 +133,7 @@ def _corpora(
 
 def _without_held_out(passages: list[str], raw: RawTask) -> list[str]:
     """Those that are no text of dev or test."""
-    held_out = {normalised(side) for split in ("dev", "test") for side in raw.splits[split].texts.sides()}
+    held_out = held_out_sides(raw)
     return [passage for passage in passages if normalised(passage) not in held_out]
 
 
@@ -122,16 +142,6 @@ def _neural(data: DataConfig, train: LabelledTexts, corpora: Mapping[Corpus, lis
     if data.neural_lm is None:
         return None
     return neural_text(data, list(dict.fromkeys([*train.texts.passages(), *corpora.get("in_domain", [])])))
-
-
-def _limit(data: DataConfig, facts: TokenizerFacts) -> int:
-    if data.max_tokens is None:
-        return facts.max_tokens
-    if not 8 <= data.max_tokens <= facts.max_tokens:
-        raise UserError(
-            f"data.max_tokens: {data.max_tokens} is not possible, this encoder takes 8 to {facts.max_tokens}"
-        )
-    return data.max_tokens
 
 
 def _write(folder: Path, name: str, tokens: Tokenised, columns: dict[str, Any]) -> int:

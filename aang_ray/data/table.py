@@ -20,6 +20,10 @@ SUFFIXES = (".jsonl", ".csv", ".parquet")
 _UTF8 = "utf-8-sig"
 
 
+class MissingColumn(UserError):
+    """A wanted column is not there."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Chosen columns of a file; `rows` numbers them from 1, as lines of a .jsonl or .txt file."""
@@ -33,8 +37,8 @@ def read_table(path: Path, wanted: Sequence[str]) -> Table:
     """The wanted columns of a .jsonl, .csv or .parquet file; all others are ignored, whatever they hold.
 
     Raises:
-        UserError: for a file that is empty or unreadable, a column that is missing, invalid UTF-8
-            or malformed JSON.
+        MissingColumn: for a column that is missing.
+        UserError: for a file that is empty or unreadable, invalid UTF-8 or malformed JSON.
     """
     _require_content(path)
     match path.suffix.lower():
@@ -63,9 +67,11 @@ def read_lines(path: Path) -> Table:
 def require_columns(where: str, wanted: Sequence[str], found: Sequence[str]) -> None:
     """Complain of the first wanted column that is not among those found, or stands there twice."""
     for name in wanted:
-        if found.count(name) != 1:
-            problem = "no column" if name not in found else "more than one column"
-            raise UserError(f"{where}: {problem} {name!r}; columns found: {', '.join(found) or 'none'}")
+        columns = f"{name!r}; columns found: {', '.join(found) or 'none'}"
+        if name not in found:
+            raise MissingColumn(f"{where}: no column {columns}")
+        if found.count(name) > 1:
+            raise UserError(f"{where}: more than one column {columns}")
 
 
 def _read_jsonl(path: Path, wanted: Sequence[str]) -> Table:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from aang_ray.config.section import Semantics
-from aang_ray.errors import UserError
 from aang_ray.objectives import randomness, visibility
+from aang_ray.objectives.contracts import check_corrupted, check_labels, check_selected
 from aang_ray.objectives.noise import Noise
 from aang_ray.objectives.objective import Objective
 from aang_ray.objectives.outputs import Labels, View
@@ -56,19 +56,13 @@ def build(
     output = primitives.outputs[objective.output]
     real_T = vocabulary.real(texts.ids_T)
     selected_T = transform.select(texts, real_T, settings.mask_rate)
+    check_selected(transform, selected_T, len(real_T))
     corrupted = transform.corrupt(texts, selected_T, vocabulary)
-    if not isinstance(corrupted, Corrupted) or np.shape(corrupted.ids_T) != texts.ids_T.shape:
-        raise UserError(f"transform {transform.name}: returns no Corrupted with an id for each of the texts' tokens")
+    check_corrupted(transform, corrupted, real_T, vocabulary.size)
     kept_T = np.ones(len(real_T), dtype=np.bool_) if corrupted.kept_T is None else corrupted.kept_T
-    if not (kept_T | real_T).all():
-        raise UserError(f"transform {transform.name}: deletes special tokens")
     view = View(objective, texts, real_T, selected_T, kept_T, vocabulary, settings.labels, classes_E, fitted)
     labels = output.label(view)
-    asked = texts.keys_E if not isinstance(labels, Labels) or labels.at_M is None else labels.at_M
-    if not isinstance(labels, Labels) or len(labels.targets) != len(asked):
-        raise UserError(
-            f"output {output.name}: returns no Labels with one target for each text, or for each row of at_M"
-        )
+    check_labels(output, labels, view)
     read = remaining(texts, corrupted)
     first: int | None = visibility.LOWEST
     if output.head.kind == "text":

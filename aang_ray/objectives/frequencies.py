@@ -21,6 +21,9 @@ from aang_ray.data.task import Ragged
 from aang_ray.objectives.outputs import Head, Labels, Output, View
 from aang_ray.objectives.texts import Bool, Float64, Int32, Int64, Vocabulary
 
+ROUNDING = 1e-9
+"""A deviation that is no more of the mean than this is none: the values are positive numbers of double precision."""
+
 
 @dataclass(frozen=True)
 class Frequencies:
@@ -53,8 +56,9 @@ def _fit(train: Ragged, vocabulary: Vocabulary, use_idf: bool) -> Frequencies:
     real_T, shape = vocabulary.real(ids_T), (len(train), vocabulary.size)
     transformer = TfidfTransformer(use_idf=use_idf).fit(_counts(ids_T, text_T, shape, real_T))
     values = _values(transformer, ids_T, text_T, shape, real_T)
-    # Where all values are the same there is nothing to learn, and nothing to divide by.
-    return Frequencies(transformer, vocabulary.size, float(values.mean()), float(values.std()) or 1.0)
+    mean, deviation = float(values.mean()), float(values.std())
+    # Where all values are the same but for rounding there is nothing to learn, and nothing to divide by.
+    return Frequencies(transformer, vocabulary.size, mean, deviation if deviation > ROUNDING * mean else 1.0)
 
 
 def _label(view: View) -> Labels:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,7 +116,8 @@ def load(file: Path) -> Sequence[Primitive]:
     """The primitives that a Python file names in `PRIMITIVES`; runs the file.
 
     Raises:
-        UserError: in one line, if it cannot be read or run, or names no primitives.
+        UserError: in one line, if it cannot be read or run, or names no primitives; and later, naming the primitive,
+            if a function of its own raises.
     """
     name = f"aang_primitives_{digest(str(file))}"
     spec = importlib.util.spec_from_file_location(name, file)
@@ -130,4 +132,24 @@ def load(file: Path) -> Sequence[Primitive]:
     named = getattr(module, "PRIMITIVES", None)
     if not isinstance(named, list | tuple) or not all(isinstance(p, Primitive) for p in named):
         raise UserError(f"primitives: {file}: say PRIMITIVES = (Transform(...), Representation(...), Output(...), ...)")
-    return tuple(named)
+    return tuple(_answerable(primitive) for primitive in named)
+
+
+def _answerable(primitive: Primitive) -> Primitive:
+    """The same with functions whose exceptions name it."""
+    values = {field.name: getattr(primitive, field.name) for field in fields(primitive)}
+    own: dict[str, Any] = {name: _naming(primitive, value) for name, value in values.items() if callable(value)}
+    rules = tuple(replace(rule, forbids=_naming(primitive, rule.forbids)) for rule in primitive.rules)
+    return replace(primitive, rules=rules, **own)
+
+
+def _naming(primitive: Primitive, function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except Exception as error:
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(f"{primitive.stage} {primitive.name}: {message}") from error
+
+    return call

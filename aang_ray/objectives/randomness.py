@@ -20,7 +20,7 @@ _MULTIPLY_2: Final = np.uint64(0x94D049BB133111EB)
 
 # What a number is drawn for; two purposes never share a number.
 SELECT, COUNT, OPERATION, REPLACEMENT, ORDER, EPOCH, DRAW, REST, DEV, DEV_HEAD, PUBLISHED, METHOD = range(1, 13)
-SPAN_LENGTH, SPAN_SHIFT, NOISE = range(13, 16)
+SPAN_LENGTH, SPAN_TURN, NOISE = range(13, 16)
 FREE = 1000
 """From here on numbers are for primitives that are not built in."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from aang_ray.data.task import EndTask, Labelled, Ragged
 from aang_ray.objectives import randomness
 from aang_ray.objectives.build import OutputSettings, build, plain
+from aang_ray.objectives.contracts import check_targets
 from aang_ray.objectives.legality import EXTERNAL
 from aang_ray.objectives.objective import Objective
 from aang_ray.objectives.outputs import Head
@@ -45,6 +46,7 @@ class BatchSource(StepSource[Segment]):
             len(task.train), len(task.dev), lambda data: len(self._texts_of(data)), space, n, settings
         )
         self._fitted = {} if space is None else self._fit(space)
+        self._heads = space_heads(space, task, settings.per_objective_heads)
 
     def _fit(self, space: Space) -> dict[str, Any]:
         """What the outputs of a space need to know of train."""
@@ -90,9 +92,10 @@ class BatchSource(StepSource[Segment]):
         ids, lengths = tokens.take(examples)
         keys_E = np.broadcast_to(keys, (len(examples),)).copy()
         texts = Texts(ids, lengths, keys_E, tokens.take_capitals(examples))
+        head = head_name(objective, self.settings.per_objective_heads)
         segment = build(
             objective,
-            head_name(objective, self.settings.per_objective_heads),
+            head,
             texts,
             None if classes is None else classes[examples],
             self.vocabulary,
@@ -100,6 +103,8 @@ class BatchSource(StepSource[Segment]):
             self.space.primitives,
             self._fitted.get(objective.output),
         )
+        targets = segment.targets_M if segment.classes_E is None else segment.classes_E
+        check_targets(objective.output, targets, self._heads[head], self.vocabulary.size)
         return self._weighted(segment)
 
     def _weighted(self, segment: Segment) -> Segment:

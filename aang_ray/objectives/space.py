@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from aang_ray.config.load import describe_error, read_yaml
 from aang_ray.config.section import Semantics
@@ -86,7 +86,13 @@ class ImageSpaceFile(SpaceFile):
     """A space of objectives on images; the file says `domain: images`."""
 
     domain: Literal["images"]
-    primitives: tuple[()] = ()
+
+    @field_validator("primitives")
+    @classmethod
+    def _built_in_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value:
+            raise ValueError("files that add primitives are for spaces on text; those on images have what is built in")
+        return value
 
     def allowed(self, stage: str) -> tuple[str, ...]:
         """Names that can be chosen at a stage."""

@@ -20,28 +20,26 @@ def span_lengths(uniform: Float64) -> Int64:
 def select_spans(texts: Texts, real_T: Bool, rate: float) -> Bool:
     """Select spans of each text's real tokens until as many tokens are selected as `select` takes.
 
-    A text is cut into spans end to end (the first one enters at a random place of its length), and spans are
-    taken in random order; the last one taken is cut to what is left of the budget. So no span is drawn in vain
-    where another lies, and nothing loops.
+    A text is closed to a ring and, from a random place on, cut into spans end to end. Spans are taken in random order;
+    the last one taken is cut to what is left of the budget. So every place is selected with the same probability, no
+    span is drawn in vain where another lies, and nothing loops; a span may go on at the text's start.
     """
     real = np.flatnonzero(real_T)
     text_R = texts.text_T[real]
     counts_E = np.bincount(text_R, minlength=len(texts.lengths_E))
     first_R = np.repeat(np.cumsum(counts_E) - counts_E, counts_E)
+    # A text of m real tokens has m lengths, of which each is at least 1: they cover it.
     lengths_R = span_lengths(texts.uniform_T(randomness.SPAN_LENGTH)[real])
     ends_R = np.cumsum(lengths_R)
-    before_R = ends_R[first_R] - lengths_R[first_R]
-    shift_E = np.floor(texts.uniform_E(randomness.SPAN_SHIFT) * LONGEST).astype(np.int64)
-    # A text of m real tokens has m lengths, of which each is at least 1: with the shift cut to what the
-    # spans hold beyond the text, they cover it.
-    spare_E = np.bincount(text_R, weights=lengths_R, minlength=len(counts_E)).astype(np.int64) - counts_E
-    ends_R = ends_R - before_R - np.minimum(shift_E, spare_E)[text_R]
-    # One search for all texts: each gets an interval of its own, wider than any end.
-    stride = int(counts_E.max(initial=0)) * LONGEST + LONGEST + 1
+    ends_R = ends_R - (ends_R[first_R] - lengths_R[first_R])
     place_R = np.arange(len(real)) - first_R
-    span_R = np.searchsorted(ends_R + text_R * stride, place_R + text_R * stride, side="right")
+    turn_E = np.floor(texts.uniform_E(randomness.SPAN_TURN) * counts_E).astype(np.int64)
+    turned_R = (place_R + turn_E[text_R]) % counts_E[text_R]
+    # One search for all texts: each gets an interval of its own, wider than any end.
+    stride = int(counts_E.max(initial=0)) * LONGEST + 1
+    span_R = np.searchsorted(ends_R + text_R * stride, turned_R + text_R * stride, side="right")
     draw_R = texts.uniform_T(randomness.SELECT)[real][span_R]
-    order = np.lexsort((place_R, draw_R, text_R))
+    order = np.lexsort((turned_R, draw_R, text_R))
     rank_R = np.empty(len(real), dtype=np.int64)
     rank_R[order] = place_R
     selected_T = np.zeros(len(real_T), dtype=np.bool_)

@@ -24,6 +24,7 @@ from typing import ClassVar
 import numpy as np
 
 from aang_ray.objectives import randomness
+from aang_ray.objectives.contracts import check_order
 from aang_ray.objectives.legality import Rule
 from aang_ray.objectives.texts import Int32, Texts
 
@@ -72,13 +73,18 @@ def ranks(representation: Representation, texts: Texts, first_token: int | None)
     """Rank of every token, even numbers so that a query fits below any token.
 
     `first_token`: the rank of each text's first token, or None to leave it in the order.
+
+    Raises:
+        UserError: for an order that is none.
     """
     if representation.order is None:
         return np.zeros(len(texts.ids_T), dtype=np.int32)
-    result = representation.order(texts) * 2
+    order_T = np.asarray(representation.order(texts))
+    check_order(representation.name, order_T, len(texts.ids_T), HIGHEST // 2)
+    result = order_T.astype(np.int32) * 2
     if first_token is not None:
         result[texts.starts_E] = first_token
-    return result.astype(np.int32)
+    return result
 
 
 def published_matrix(

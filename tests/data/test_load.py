@@ -12,12 +12,7 @@ import pytest
 from aang_ray.config import DataConfig, EncoderConfig
 from aang_ray.data import EndTask, data_fingerprint, load_end_task
 from aang_ray.errors import UserError
-from tests.data.conftest import DEV, TEST, TRAIN, WORDS, rows_of, write_jsonl
-
-
-def ids(text: str) -> list[int]:
-    """The tiny tokenizer, by hand."""
-    return [2, *(5 + WORDS.index(word) for word in text.lower().split()), 3]
+from tests.data.conftest import DEV, TEST, TRAIN, WORDS, ids, rows_of, write_jsonl
 
 
 def load(encoder: EncoderConfig, task: Path, **settings: object) -> EndTask:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,12 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from aang_ray.config import DataConfig, EncoderConfig
-from aang_ray.data import causal, data_fingerprint, load_end_task, neural_lm
-from aang_ray.data.neural_lm import neural_text
+from aang_ray.data import causal, data_fingerprint, load_end_task, neural_lm, prepare
+from aang_ray.data.causal import CausalModel
+from aang_ray.data.neural_lm import NeuralText, neural_fingerprint, neural_text
 from aang_ray.data.pretrained import locate_model
 from aang_ray.errors import UserError
-from tests.data.conftest import rows_of, write_jsonl
+from tests.data.conftest import TRAIN, ids, rows_of
 
 SENTENCES = [f"the {adjective} {noun} was {verb}" for adjective in ("good", "bad", "dull") for noun in ("film", "plot")
              for verb in ("seen", "made", "liked", "cut")]  # fmt: skip
@@ -51,8 +52,75 @@ def test_a_small_model_learns_the_domain(monkeypatch: pytest.MonkeyPatch) -> Non
     # A sentence is 5 words and the end, 24 equally likely sentences: 24^(1/6) = 1.70 is the least perplexity
     # if every word is one token.
     assert 1.6 < written.perplexity < 2.2
-    assert written.held_out == 30
+    # Half of 5 %: the other half chose the epoch.
+    assert written.held_out == 15
     assert sum(passage in SENTENCES for passage in written.passages) >= 30
+
+
+@pytest.mark.parametrize(("count", "choosing", "measured"), [(20, 1, 1), (60, 1, 2), (600, 15, 15), (12_000, 250, 250)])
+def test_what_is_recorded_was_neither_learned_from_nor_chosen_by(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, count: int, choosing: int, measured: int
+) -> None:
+    given: list[list[str]] = []
+
+    def train_small(passages: Sequence[str], held_out: Sequence[str], seed: int, on_step: object) -> CausalModel:
+        given.extend((list(passages), list(held_out)))
+        return causal.load_causal(locate_model(str(model_folder), "data.neural_lm", "model"))
+
+    monkeypatch.setattr(causal, "train_small", train_small)
+    passages = [f"{'good ' * (1 + i % 7)}{'film ' * (i % 5)}{i}" for i in range(count)]
+    written = neural_text(DataConfig(neural_lm="trained", neural_lm_passages=1), passages)
+    learned, chose = given
+    rest = sorted(set(passages) - set(learned) - set(chose))
+    assert (len(chose), len(rest), written.held_out) == (choosing, measured, measured)
+    assert len(learned) + len(chose) + len(rest) == count
+    model = train_small([], [], 0, None)
+    assert written.perplexity == pytest.approx(causal.perplexity(model, rest), rel=1e-5)
+    assert written.perplexity != pytest.approx(causal.perplexity(model, learned), rel=1e-5)
+    assert written.perplexity != pytest.approx(causal.perplexity(model, chose), rel=1e-5)
+
+
+def test_a_given_model_is_measured_on_what_it_is_not_prompted_with(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It chooses nothing: all held-out passages are for the record."""
+    prompts: list[str] = []
+    generate = causal.generate
+
+    def generating(model: CausalModel, count: int, domain: Sequence[str], length: int, seed: int) -> Iterator[str]:
+        prompts.extend(domain)
+        return generate(model, count, domain, length, seed)
+
+    monkeypatch.setattr(causal, "generate", generating)
+    passages = [f"{'good ' * (1 + i % 7)}{'film ' * (i % 5)}{i}" for i in range(100)]
+    written = neural_text(DataConfig(neural_lm=str(model_folder), neural_lm_passages=1), passages)
+    held_out = sorted(set(passages) - set(prompts))
+    assert written.held_out == len(held_out) == 5
+    model = causal.load_causal(locate_model(str(model_folder), "data.neural_lm", "model"))
+    assert written.perplexity == pytest.approx(causal.perplexity(model, held_out), rel=1e-5)
+    assert written.perplexity != pytest.approx(causal.perplexity(model, prompts), rel=1e-5)
+
+
+def test_held_out_text_chooses_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text of another order of words: it grows less likely while what is learned from grows likelier."""
+    monkeypatch.setattr(causal, "WIDTH", 32)
+    monkeypatch.setattr(causal, "LAYERS", 1)
+    passages, held_out = domain(300), [" ".join(reversed(sentence.split())) for sentence in SENTENCES]
+    measured: list[tuple[Sequence[str], float]] = []
+    perplexity, steps = causal.perplexity, [(0, 0)]
+
+    def measuring(model: CausalModel, of: Sequence[str]) -> float:
+        measured.append((of, perplexity(model, of)))
+        return measured[-1][1]
+
+    monkeypatch.setattr(causal, "perplexity", measuring)
+    trained = causal.train_small(passages, held_out, 0, lambda done, most: steps.append((done, most)))
+    assert all(list(of) == held_out for of, _ in measured)
+    values = [value for _, value in measured]
+    assert 2 <= len(values) < causal.MOST_EPOCHS
+    assert steps[-1][0] < steps[-1][1]
+    assert min(values) < values[-1]
+    assert perplexity(trained, held_out) == pytest.approx(min(values), rel=1e-4)
 
 
 def test_it_is_written_once(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +129,14 @@ def test_it_is_written_once(model_folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(neural_lm, "_make", lambda *_: pytest.fail("written again"))
     assert neural_text(data, domain(30)) == first
     assert set(" ".join(first.passages).split()) <= {"good", "bad", "film", "[UNK]"}
+
+
+def test_another_way_of_training_is_another_text(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, given = (DataConfig(neural_lm=name) for name in ("trained", str(model_folder)))
+    before = neural_fingerprint(trained), neural_fingerprint(given)
+    monkeypatch.setattr(neural_lm, "TRAINED_RECIPE", neural_lm.TRAINED_RECIPE + 1)
+    assert neural_fingerprint(trained) != before[0]
+    assert neural_fingerprint(given) == before[1]
 
 
 def test_perplexity_is_that_of_the_model_s_own_loss(model_folder: Path) -> None:
@@ -89,6 +165,27 @@ def test_it_becomes_a_corpus(
     assert "neural_lm" not in load_end_task(plain, encoder).corpora
 
 
+def test_neither_it_nor_what_it_was_learned_from_holds_texts_of_dev_and_test(
+    encoder: EncoderConfig, folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[str] = []
+
+    def written(_: DataConfig, passages: Sequence[str]) -> NeuralText:
+        learned.extend(passages)
+        return NeuralText(["Dull  SCENE", "the actor", "very good", "BAD plot"], "none", 2.0, 1)
+
+    monkeypatch.setattr(prepare, "neural_text", written)
+    path = folder()
+    (path / "domain.txt").write_text("the scene\nBright  actor\nvery GOOD\n")
+    task = load_end_task(DataConfig(task=str(path), neural_lm="trained"), encoder)
+    # Of what was written "dull scene" is in test, "bad plot" in both, "very good" in dev.
+    (only,) = (task.corpora["neural_lm"][i].tolist() for i in range(len(task.corpora["neural_lm"])))
+    assert only == ids("the actor")
+    assert task.manifest["corpora"]["neural_lm"] == {"passages": 1, "left_out": 3}
+    # Of in-domain text "bright actor" is in test and "very good" in dev; train is as it is.
+    assert learned == [*(str(row["text"]) for row in TRAIN), "the scene"]
+
+
 def test_what_cannot_be_is_said(encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path) -> None:
     few = DataConfig(task=str(folder()), neural_lm="trained")
     with pytest.raises(UserError, match=r"data\.neural_lm: \d+ passages of domain text are too few, 20 are needed"):
@@ -115,45 +212,3 @@ def test_a_model_of_another_kind_is_refused(model_folder: Path, kind: str) -> No
     message = r"takes 64 positions, 132 are needed" if kind == "short" else r"holds no causal language model"
     with pytest.raises(UserError, match=rf"data\.neural_lm: .* {message}"):
         neural_text(DataConfig(neural_lm=str(model_folder), neural_lm_passages=4), domain(30))
-
-
-def test_an_external_task(encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path) -> None:
-    other = tmp_path / "topics"
-    other.mkdir()
-    for split in ("train", "dev", "test"):
-        write_jsonl(other / f"{split}.jsonl", rows_of(("a film", "x"), ("dull plot", "y"), ("the actor", "z")))
-    plain = DataConfig(task=str(folder()))
-    data = plain.model_copy(update={"external": (str(other),)})
-    task = load_end_task(data, encoder)
-    assert task.external["topics"].label_names == ("x", "y", "z")
-    assert task.external["topics"].train.labels.tolist() == [0, 1, 2]
-    assert data_fingerprint(data) != data_fingerprint(plain)
-    for name, message in (
-        (str(tmp_path / "nothing"), r"data\.external: there is no file or folder"),
-        ("digits", r"data\.external: digits is a task of images"),
-    ):
-        with pytest.raises(UserError, match=message):
-            data_fingerprint(plain.model_copy(update={"external": (name,)}))
-    with pytest.raises(UserError, match=r"data\.external: two data sets are called topics"):
-        load_end_task(plain.model_copy(update={"external": (str(other), str(other))}), encoder)
-
-
-def test_what_the_end_task_is_tested_on_is_taken_out_of_an_external_task(
-    encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    """The same texts, split in another way: their labels would be those of dev and test."""
-    path = folder()
-    other = tmp_path / "again"
-    other.mkdir()
-    for split in ("dev", "test"):
-        write_jsonl(other / f"{split}.jsonl", rows_of(("a film", "x"), ("dull plot", "y")))
-    rows = (("the actor", "y"), ("Bad plot", "y"), ("a film", "x"), ("dull scene", "x"))
-    write_jsonl(other / "train.jsonl", rows_of(*rows))
-    data = DataConfig(task=str(path), external=(str(other),))
-    train = load_end_task(data, encoder).external["again"].train
-    whole = load_end_task(DataConfig(task=str(other)), encoder).train
-    assert train.labels.tolist() == [1, 0]
-    assert [train.tokens[i].tolist() for i in range(2)] == [whole.tokens[i].tolist() for i in (0, 2)]
-    write_jsonl(other / "train.jsonl", rows_of(("bad plot", "y"), ("very good", "x")))
-    with pytest.raises(UserError, match=r"data\.external: all train texts of again are dev or test texts"):
-        load_end_task(data, encoder)

@@ -100,6 +100,15 @@ def test_preference_counts_the_objectives_together_as_much_as_the_end_task() -> 
         assert made.step(gradients, [0, 1]).tolist() == pytest.approx(expected)
 
 
+def test_the_lengths_of_aligned_mtl() -> None:
+    # Rows along the axes, of lengths 1, 2 and 6, which are the singular values: made one length, and averaged. The root
+    # of the mean of their squares is sqrt(41 / 3).
+    gradients = rows([1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 6.0])
+    for mode, length in (("min", 1.0), ("median", 2.0), ("rmse", sqrt(41 / 3))):
+        made = Driven("aligned_mtl", scale_mode=mode)
+        assert made.step(gradients, [0, 1]).tolist() == pytest.approx([length / 3] * 3, rel=1e-5)
+
+
 def test_nash_mtl() -> None:
     # alpha_i (G alpha)_i = 1: with G = diag(1, 4), alpha = (1, 1/2) and the update is (1, 1), for gradients of any
     # scale. At most `max_norm` long.

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.config.methods import AttittudConfig
+from aang_ray.config.section import Semantics
 from aang_ray.gradients.engine import StepGradients
 from aang_ray.gradients.jacobian import ExampleJacobian
 from aang_ray.methods.attittud import Attittud
+from aang_ray.objectives import randomness
 from tests.methods.problem import sampled, weighting
 
 
@@ -96,6 +98,37 @@ def test_fewer_examples_than_directions() -> None:
     method.look(0, linear((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)), linear((1.0, 1.0, 0.0)))
     basis_PK = method.state_dict()["basis"]
     torch.testing.assert_close(basis_PK @ basis_PK.t(), torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("basis", ["sound", "published"])
+def test_the_split_depends_on_the_basis(basis: Semantics) -> None:
+    """Losses with gradients (3, 0, 0) and (0, 1, 0): sound directions are the first two axes; published, an orthonormal
+    basis of the sketch Omega J, which spans the same plane and lies askew.
+
+    p = (1, 1, 0) and g = (2, -1, 1) agree along the first axis and not along the second: (1, 1, -1) makes of g
+    (2, 1, 1) in the sound basis. Q's first direction is that of Omega J's first row, its second perpendicular to it.
+    """
+    config = AttittudConfig(rank=2, basis=basis)
+    method = Attittud(weighting(), config, seed=0)
+    method.look(0, linear((3.0, 0.0, 0.0), (0.0, 1.0, 0.0)), linear((1.0, 1.0, 0.0)))
+    q = method.state_dict()["basis"][:2]
+    torch.testing.assert_close(q.t() @ q, torch.eye(2, dtype=torch.float64))
+    g_P = torch.tensor([2.0, -1.0, 1.0], dtype=torch.float64)
+    zero_P = torch.zeros(3, dtype=torch.float64)
+    direction_P = method.direction(sampled(0), StepGradients(torch.zeros(3), kept={1: zero_P}, update_P=g_P))
+    if basis == "sound":
+        torch.testing.assert_close(q.abs(), torch.eye(2, dtype=torch.float64))
+        assert direction_P.tolist() == pytest.approx([2.0, 1.0, 1.0])
+        return
+    draw = torch.from_numpy(randomness.generator(0, 0, randomness.METHOD, 1).standard_normal((2, 2)))
+    sketch_2 = draw[0] * torch.tensor([3.0, 1.0])
+    assert float((sketch_2 / sketch_2.norm() @ q[:, 0]).abs()) == pytest.approx(1.0)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for k in range(2):
+        a, p = float(q[:, k] @ g_P[:2]), float(q[:, k].sum())
+        expected += (a if a * p > 0 else -a) * q[:, k]
+    assert direction_P.tolist() == pytest.approx([*expected.tolist(), 1.0])
+    assert direction_P.tolist() != pytest.approx([2.0, 1.0, 1.0], abs=0.1)
 
 
 def test_without_a_look_there_is_no_direction() -> None:

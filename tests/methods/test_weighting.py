@@ -44,7 +44,7 @@ def test_published_coefficients_are_not_renormalised() -> None:
     entries = {letter: dict.fromkeys(names, 0.0) for letter, names in NAMES.items()}
     entries["A"][NAMES["A"][0]] = 1.0
     entries["O"]["end-task"] = 2.0
-    entries["T"]["mask"] = 100.0  # enters the batch sizes, not the coefficient
+    entries["R"]["random-factorized"] = 100.0  # of objective 2; enters the batch sizes, not the coefficient
     flat = [value for letter in "ADTRO" for value in entries[letter].values()]
     made.flat_F = torch.tensor(flat, dtype=torch.float64)
     chosen = Sampled(0, (0, 2), (0.5, 0.25), (1.0, 1.0))

@@ -9,16 +9,13 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import normalize
 
-from aang_ray.data.task import Ragged
 from aang_ray.objectives.frequencies import TF, TF_IDF
 from aang_ray.objectives.outputs import Output
+from aang_ray.objectives.space import SpaceFile, enumerate_space
 from aang_ray.objectives.texts import Texts, Vocabulary
 from tests.objectives.cells import cell
 from tests.objectives.conftest import make_texts
-
-
-def ragged(texts: Texts) -> Ragged:
-    return Ragged(texts.ids_T, np.concatenate(([0], np.cumsum(texts.lengths_E))))
+from tests.objectives.source import SPLITS, ragged, step_of
 
 
 def documents(texts: Texts) -> list[list[int]]:
@@ -60,6 +57,17 @@ def test_values_are_scikit_learns_standardised_on_train(output: Output, vocabula
     assert labels.std() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("output", [TF, TF_IDF], ids=lambda output: output.name)
+def test_a_run_knows_the_frequencies_of_train_alone(output: Output, vocabulary: Vocabulary) -> None:
+    block = {"data": ["end-task"], "transform": ["no-op"], "representation": ["bidirectional"]}
+    space = enumerate_space("mine", SpaceFile.model_validate({"blocks": [{**block, "output": [output.name]}]}))
+    segment = step_of(space, vocabulary).segments[2]
+    texts = Texts(segment.ids_T, segment.lengths_E, np.zeros(segment.texts, dtype=np.uint64))
+    on_train = by_scikit_learn(output.name, SPLITS["train"], SPLITS["train"])
+    expected = (by_scikit_learn(output.name, SPLITS["train"], texts) - on_train.mean()) / on_train.std()
+    np.testing.assert_allclose(segment.targets_M[:, 0], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_rare_word_weighs_more(vocabulary: Vocabulary) -> None:
     # Token 10 stands in each of 10 texts, token 20 in one: idf 1 + ln(11/11) = 1 and 1 + ln(11/2) = 2.7047. In
     # a text of one each, tf-idf = (1, 2.7047) / |(1, 2.7047)| = (0.3468, 0.9380).
@@ -85,7 +93,14 @@ def test_labels_are_those_of_the_text_before_it_was_corrupted(transform: str, vo
         assert (corrupted.targets_M == clean.targets_M).all()
 
 
-def test_where_all_values_are_alike_nothing_is_divided_by_zero(vocabulary: Vocabulary) -> None:
-    texts = Texts(np.array([1, 10, 2] * 3, dtype=np.int32), np.full(3, 3), np.arange(3, dtype=np.uint64))
-    known = fitted(TF, texts, vocabulary)
-    assert (cell("no-op", "bidirectional", "tf", texts, vocabulary, fitted=known).targets_M == 0).all()
+@pytest.mark.parametrize("output", [TF, TF_IDF], ids=lambda output: output.name)
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 6, 11, 13])
+def test_where_all_values_are_alike_nothing_is_divided_by_zero(
+    output: Output, tokens: int, vocabulary: Vocabulary
+) -> None:
+    # Every token of every text has the value 1 / sqrt(k), but for rounding: of k = 5 the deviation is 6e-17.
+    ids = np.array([1, *range(10, 10 + tokens), 2] * 37, dtype=np.int32)
+    texts = Texts(ids, np.full(37, tokens + 2), np.arange(37, dtype=np.uint64))
+    known = fitted(output, texts, vocabulary)
+    labels = cell("no-op", "bidirectional", output.name, texts, vocabulary, fitted=known).targets_M
+    np.testing.assert_allclose(labels, 0, atol=1e-12)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from aang_ray.data.images import LabelledImages
+from aang_ray.data.images import ImageTask, LabelledImages
 from aang_ray.errors import UserError
 from aang_ray.objectives import randomness
 from aang_ray.objectives.batch import cut
 from aang_ray.objectives.images.batch import collate_images, image_losses
 from aang_ray.objectives.images.outputs import NOISE, add_noise, build, rotate, segment
 from aang_ray.objectives.images.segment import ImageSegment
-from aang_ray.objectives.images.taxonomy import IMAGE_RULES
+from aang_ray.objectives.images.source import ImageSource
+from aang_ray.objectives.images.taxonomy import IMAGE_PRIMITIVES, IMAGE_RULES
+from aang_ray.objectives.legality import ruled_out
 from aang_ray.objectives.objective import Objective
+from aang_ray.objectives.readings import SourceSettings
 from aang_ray.objectives.space import enumerate_space, read_space
 
 
@@ -41,12 +48,40 @@ def test_sizes_of_the_spaces(name: str, sound: int, published: int) -> None:
     assert len(enumerate_space(name, read_space(name), "published")) == published
 
 
-def test_every_rule_rules_something_out_and_says_why() -> None:
-    space = enumerate_space("digits", read_space("digits"))
-    reasons = space.ruled_out.values()
-    assert {rule.reason for rule in IMAGE_RULES} == set(reasons)
-    assert space.ruled_out[objective("no-op", "denoise")].endswith("is copying")
-    assert space.ruled_out[objective("rotate", "other-digit")].startswith("a turned image has its digits in other")
+# (reason, in published semantics too, forbidden cells (transform, output), neighbours that pass).
+RULES = [
+    (
+        "how far an image was turned can be asked of one that was turned only",
+        True,
+        [("no-op", "rotation"), ("noise", "rotation")],
+        [("rotate", "rotation")],
+    ),
+    (
+        "a turned image has its digits in other corners, so that their labels no longer fit",
+        True,
+        [("rotate", "other-digit"), ("rotate", "end-task")],
+        [(t, o) for t in ("no-op", "noise") for o in ("other-digit", "end-task")],
+    ),
+    ("a turned image has lost nothing that denoising could restore", True, [("rotate", "denoise")], []),
+    ("denoising an image that nothing corrupted is copying", False, [("no-op", "denoise")], [("noise", "denoise")]),
+]
+
+
+@pytest.mark.parametrize(("reason", "published", "forbidden", "allowed"), RULES, ids=[rule[0][:40] for rule in RULES])
+def test_a_rule_forbids_what_it_says_and_no_more(
+    reason: str, published: bool, forbidden: list[tuple[str, str]], allowed: list[tuple[str, str]]
+) -> None:
+    for cell in forbidden:
+        assert ruled_out(objective(*cell), "sound", IMAGE_RULES) == reason
+        assert ruled_out(objective(*cell), "published", IMAGE_RULES) == (reason if published else None)
+    for cell in allowed:
+        assert ruled_out(objective(*cell), "sound", IMAGE_RULES) is None
+
+
+def test_no_cell_and_no_rule_is_untested() -> None:
+    cells = {cell for _, _, forbidden, allowed in RULES for cell in (*forbidden, *allowed)}
+    assert cells == set(product(IMAGE_PRIMITIVES["transform"], IMAGE_PRIMITIVES["output"]))
+    assert {(rule.reason, rule.published) for rule in IMAGE_RULES} == {(rule[0], rule[1]) for rule in RULES}
 
 
 def test_a_name_of_another_domain_is_refused(tmp_path: pytest.TempPathFactory) -> None:
@@ -58,6 +93,26 @@ def test_a_name_of_another_domain_is_refused(tmp_path: pytest.TempPathFactory) -
         )
     with pytest.raises(UserError, match=r"'bert-op' is no transform; allowed: no-op, rotate, noise"):
         read_space(path)
+
+
+def test_files_of_primitives_are_for_text(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "domain: images\nprimitives: [mine.py]\nblocks:\n"
+        "  - {data: [end-task], transform: [noise], representation: [whole], output: [denoise]}\n"
+    )
+    with pytest.raises(UserError, match=r"^mine\.yaml: primitives: files that add primitives are for spaces on text"):
+        read_space(str(path))
+
+
+def test_pixels_are_standardised_by_train_alone() -> None:
+    made = images()
+    train, dev, test = (replace(made, pixels_NHW=(k + 2) * made.pixels_NHW + 10 * k) for k in range(3))
+    task = ImageTask("t", ("0", "1"), "accuracy", train, dev, test, test_clean=np.arange(20), class_weights=None)
+    source = ImageSource(task, None, 0, SourceSettings(end_task=8, auxiliary=8, dev=8, dev_head=8, seed=0))
+    for split, seen in ((train, source.train), (dev, source.dev), (test, source.test)):
+        expected = (split.pixels_NHW - train.pixels_NHW.mean()) / train.pixels_NHW.std()
+        np.testing.assert_allclose(seen.pixels_NHW, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_rotation_is_undone_by_the_label() -> None:

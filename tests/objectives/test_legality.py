@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 
 from aang_ray.config.section import Semantics
 from aang_ray.errors import UserError
-from aang_ray.objectives.legality import Capabilities, ruled_out
+from aang_ray.objectives.legality import Capabilities, ruled_out, unavailable
 from aang_ray.objectives.objective import Objective
 from aang_ray.objectives.primitives import BUILT_IN
 from aang_ray.objectives.space import Space, SpaceFile, enumerate_space, read_space
@@ -162,6 +163,15 @@ def test_queries_need_sound_visibility() -> None:
     )
 
 
+def test_the_released_codes_visibility_is_that_of_its_representations() -> None:
+    k = Objective("end-task", "mask", "by-pairs", "denoise")
+    blind = Capabilities(sound_visibility=False)
+    assert unavailable(k, blind, "sound") == "the released code has no such visibility (objectives.visibility: sound)"
+    assert unavailable(k, Capabilities(), "sound") is None
+    for representation in REPRESENTATIONS:
+        assert unavailable(replace(k, representation=representation), blind, "sound") is None
+
+
 def test_the_full_space() -> None:
     # Per kind of data: denoise 7 * 4 - 4 (of no-op one is copying, three are next-token), next-token 7 * 2 + 1,
     # tf-idf, tf and capitalisation 7 * 4 each, real-synthetic 4: 24 + 15 + 84 + 4 = 127. The end task's label: 7 * 2.
@@ -169,6 +179,17 @@ def test_the_full_space() -> None:
     # Published legality lets 1 + 7 copies in; the three twins are two only where labels are published, too.
     assert len(enumerate_space("full", read_space("full"), "published")) == 4 * (127 + 8) + 14
     assert len(enumerate_space("full", read_space("full"), "published", "published")) == 4 * (127 + 8 + 3) + 14
+
+
+def test_the_full_space_with_labels_of_another_data_set() -> None:
+    # The other data set has the 127 cells of any data, and 7 * 2 of its labels.
+    full = set(enumerate_space("full", read_space("full")).objectives)
+    more = set(enumerate_space("full_external", read_space("full_external")).objectives)
+    assert full < more
+    beside = more - full
+    assert {k.data for k in beside} == {"external:tweets"}
+    assert len(beside) == 127 + 14
+    assert sum(k.output == "supervised" for k in beside) == 14
 
 
 def test_task_and_domain_text_jointly() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,29 +15,24 @@ from aang_ray.objectives.texts import Texts, Vocabulary
 from tests.objectives.cells import cell
 from tests.objectives.conftest import make_texts
 
-SHUFFLE = """\
-import numpy as np
-from aang_ray.objectives.transforms import Corrupted, Transform
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
-def shuffle(texts, selected_T, vocabulary):
-    at = np.flatnonzero(selected_T)
-    order = np.argsort(texts.text_T[at] + texts.uniform_T(1000)[at])  # at random, text by text
-    ids_T = texts.ids_T.copy()
-    ids_T[at] = ids_T[at[order]]
-    return Corrupted(ids_T)
 
-PRIMITIVES = (Transform("shuffle", shuffle),)
-"""
-"""The README's example of a transform: the selected tokens of a text change places."""
+def of_readme(language: str, holding: str) -> str:
+    """The README's one block in a language that holds a text."""
+    (found,) = [code for code in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if holding in code]
+    return str(found)
 
-BLOCK = "  - {data: [end-task], transform: [%s], representation: [bidirectional], output: [denoise]}\n"
+
+SHUFFLE, SHUFFLE_SPACE = of_readme("python", "PRIMITIVES = "), of_readme("yaml", "primitives: ")
+"""The README's example: a transform that makes the selected tokens of a text change places, and its space."""
 
 
 def write(folder: Path, source: str = SHUFFLE, transform: str = "shuffle") -> str:
     folder.mkdir(exist_ok=True)
     (folder / "shuffle.py").write_text(source)
     path = folder / "space.yaml"
-    path.write_text("primitives: [shuffle.py]\nblocks:\n" + BLOCK % transform)
+    path.write_text(SHUFFLE_SPACE.replace("[shuffle]", f"[{transform}]"))
     return str(path)
 
 
@@ -108,32 +104,3 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "shuffle.py").unlink()
     with pytest.raises(UserError, match=r"shuffle\.py: No such file"):
         read_space(path)
-
-
-@pytest.mark.parametrize(
-    ("returned", "message"),
-    [
-        ("Corrupted(ids_T, kept_T=ids_T < 0)", "transform shuffle: deletes special tokens"),
-        ("Corrupted(ids_T[:-1])", "transform shuffle: returns no Corrupted with an id for each"),
-        ("ids_T", "transform shuffle: returns no Corrupted"),
-    ],
-)
-def test_a_transform_that_breaks_its_contract_is_a_mistake(
-    tmp_path: Path, vocabulary: Vocabulary, returned: str, message: str
-) -> None:
-    known = read_space(write(tmp_path, SHUFFLE.replace("Corrupted(ids_T)", returned))).known
-    with pytest.raises(UserError, match=message):
-        cell("shuffle", "bidirectional", "denoise", make_texts([9]), vocabulary, primitives=known)
-
-
-@pytest.mark.parametrize("returned", ["None", "Labels(view.original.ids_T)", "Labels(np.zeros(2), np.zeros(1, int))"])
-def test_an_output_that_breaks_its_contract_is_a_mistake(tmp_path: Path, vocabulary: Vocabulary, returned: str) -> None:
-    source = f"""\
-import numpy as np
-from aang_ray.objectives.outputs import Head, Labels, Output
-
-PRIMITIVES = (Output("mine", Head("text", 2), lambda view: {returned}),)
-"""
-    known = read_space(write(tmp_path, source, "mask")).known
-    with pytest.raises(UserError, match="output mine: returns no Labels with one target for each text"):
-        cell("mask", "bidirectional", "mine", make_texts([9]), vocabulary, primitives=known)

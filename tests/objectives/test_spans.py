@@ -36,9 +36,9 @@ def test_as_many_tokens_as_single_ones_would_be(lengths: list[int], seed: int, r
     ).all()
 
 
-def test_they_are_spans_and_lie_everywhere() -> None:
+def test_they_are_spans() -> None:
     # 100 real tokens, 15 of which are selected: single ones stand alone in 85 % of the cases (runs of 1.18 on
-    # average); spans are longer, and every place is as likely, the ends of the text included.
+    # average); spans are longer.
     texts = make_texts([102] * 3000)
     real = VOCABULARY.real(texts.ids_T)
 
@@ -49,8 +49,27 @@ def test_they_are_spans_and_lie_everywhere() -> None:
     spans = SPAN_MASK.select(texts, real, 0.15)
     assert runs(select(texts, real, 0.15)) < 1.3
     assert 3.0 < runs(spans) < 4.6
-    share = spans.reshape(3000, 102)[:, 1:-1].mean(axis=0)
-    assert np.abs(share - 0.15).max() < 0.035  # five standard deviations of a share of 3000
+
+
+@pytest.mark.parametrize("real_tokens", [10, 22, 100])
+def test_every_place_is_as_likely(real_tokens: int) -> None:
+    # floor(m r + u) of m places: the expected share is r at each; five standard deviations of a share of 20,000.
+    texts = make_texts([real_tokens + 2] * 20_000)
+    selected = SPAN_MASK.select(texts, VOCABULARY.real(texts.ids_T), 0.15)
+    share = selected.reshape(20_000, real_tokens + 2)[:, 1:-1].mean(axis=0)
+    assert np.abs(share - 0.15).max() < 5 * (0.15 * 0.85 / 20_000) ** 0.5
+
+
+def test_a_span_may_go_on_at_the_start() -> None:
+    # Of 10 places one or two are selected. Two are neighbours on the ring where the first span is longer than 1
+    # (0.776, but for the one that the ring's end cuts), or where two touch; the last and the first place as any.
+    texts = make_texts([12] * 20_000)
+    selected = SPAN_MASK.select(texts, VOCABULARY.real(texts.ids_T), 0.15).reshape(20_000, 12)[:, 1:-1]
+    two = selected[selected.sum(axis=1) == 2]
+    neighbours = two & np.roll(two, 1, axis=1)
+    assert neighbours.any(axis=1).mean() > 0.75
+    at = neighbours.mean(axis=0)  # the place of the later one of the two
+    assert np.abs(at - at.mean()).max() < 5 * (at.mean() / len(two)) ** 0.5
 
 
 def test_a_text_is_alone_with_its_key() -> None:

@@ -142,10 +142,3 @@ def test_every_switch_runs_and_changes_the_cell(tiny: dict[str, Any], switch: st
     if "allocation=published" not in switch:
         assert sum(weights.weights.values()) == pytest.approx(1.0)
     assert any(value != 0 for letter in weights.factors.values() for value in letter.values())
-
-
-def test_all_published_switches_together(tiny: dict[str, Any]) -> None:
-    switches = [f"objectives.{name}=published" for name in ("legality", "allocation", "visibility", "labels")]
-    switches += ["objectives.heads=per_objective", "optim.clipping=published"]
-    switches += ["method.dev_sample=published", "method.auxiliary_score=published", "schedule.steps=4", "n=all"]
-    assert run_cell(tiny_config(tiny, *switches)).result.status == "done"

@@ -13,7 +13,7 @@ import torch
 from aang_ray.model.heads import ClassificationHead, TokenHead
 from aang_ray.store.rows import HistoryRow
 from aang_ray.train.run import run_cell
-from tests.objectives.test_primitives import SHUFFLE
+from tests.objectives.test_primitives import SHUFFLE, SHUFFLE_SPACE
 from tests.train.running import parameters, run_steps, stepper, tiny_config
 
 NO_DROPOUT = ("encoder.dropout=0", "encoder.head_dropout=0")
@@ -176,17 +176,30 @@ def test_the_noise_is_relative_to_the_pretrained_table(everything: dict[str, Any
     assert noise.std() == pytest.approx(3.0 * float(table.detach().std()), rel=0.05)
 
 
-def test_the_full_space_runs(tiny: dict[str, Any]) -> None:
-    """All kinds of data, neural-LM text from a small model made here; every objective gets an example."""
+def test_the_full_space_runs(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """All kinds of data, neural-LM text from a small model made here; every objective gets an example.
+
+    `full_external` is `full` and an external data set.
+    """
     folder = Path(tiny["data"]["task"])
     data = {**tiny["data"], "out_of_domain": str(folder / "in_domain.txt"), "neural_lm": "trained"}
-    settings = {**tiny, "data": {**data, "neural_lm_passages": 20}, "space": "full", "n": "all"}
-    config = tiny_config(settings, "method=static", "batch.auxiliary=522", "schedule.steps=1", "schedule.eval_every=1")
+    data |= {"neural_lm_passages": 20, "external": [str(other_task(tmp_path / "tweets"))]}
+    settings = {**tiny, "data": data, "space": "full_external", "n": "all"}
+    config = tiny_config(settings, "method=static", "batch.auxiliary=663", "schedule.steps=1", "schedule.eval_every=1")
     record = run_cell(config)
     assert record.result.status == "done", record.result.error
     losses = {name: value for name, value in record.history[0].losses.items() if "/" in name}
-    assert len(losses) == 522
+    assert len(losses) == 522 + 141
+    assert sum(name.endswith("/supervised") for name in losses) == 14
     assert all(np.isfinite(value) for value in losses.values())
+
+
+def test_the_readmes_transform_runs(tiny: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "shuffle.py").write_text(SHUFFLE)
+    settings = {**tiny, "space": space(tmp_path, SHUFFLE_SPACE), "n": "all", "schedule": {"steps": 2, "eval_every": 2}}
+    record = run_cell(tiny_config(settings, "method=static"))
+    assert record.result.status == "done", record.result.error
+    assert "end-task/shuffle/bidirectional/denoise" in record.history[-1].losses
 
 
 def test_a_users_transform_output_and_representation(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,216 @@
+"""Other labelled data sets: by which columns they are read, and what of them must not be seen."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from aang_ray.config import DataConfig, EncoderConfig
+from aang_ray.data import EndTask, data_fingerprint, describe, load_end_task, render
+from aang_ray.data.texts import LabelledTexts, RawTask, Texts
+from aang_ray.errors import UserError
+from tests.data.conftest import Rows, ids, rows_of, write_jsonl
+
+OTHER = rows_of(("a film", "x"), ("dull plot", "y"), ("the actor", "z"))
+NLI = [
+    {"premise": "good film", "hyp": "not bad", "gold": "yes"},
+    {"premise": "bad film", "hyp": "not bad", "gold": "no"},
+]
+NLI_TEST = [{"premise": "the plot", "hyp": "very dull", "gold": "no"}]
+NLI_COLUMNS = {"text": "premise", "text_b": "hyp", "label": "gold"}
+
+
+@pytest.fixture
+def pairs(folder: Callable[..., Path]) -> DataConfig:
+    """An end task of pairs, in columns of its own."""
+    return DataConfig.model_validate({"task": str(folder(train=NLI, dev=NLI, test=NLI_TEST)), **NLI_COLUMNS})
+
+
+def write_folder(path: Path, rows: Rows = OTHER, held_out: Rows | None = None) -> str:
+    path.mkdir(exist_ok=True)
+    for split in ("train", "dev", "test"):
+        write_jsonl(path / f"{split}.jsonl", rows if split == "train" else held_out or rows)
+    return str(path)
+
+
+def tokens_of(task: EndTask, name: str) -> list[list[int]]:
+    train = task.external[name].train
+    return [train.tokens[i].tolist() for i in range(len(train))]
+
+
+def with_external(data: DataConfig, *external: str) -> DataConfig:
+    return data.model_copy(update={"external": external})
+
+
+def test_an_external_task(encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path) -> None:
+    other = write_folder(tmp_path / "topics")
+    plain = DataConfig(task=str(folder()))
+    data = with_external(plain, other)
+    task = load_end_task(data, encoder)
+    assert task.external["topics"].label_names == ("x", "y", "z")
+    assert task.external["topics"].train.labels.tolist() == [0, 1, 2]
+    assert tokens_of(task, "topics") == [ids(row["text"]) for row in OTHER]
+    assert data_fingerprint(data) != data_fingerprint(plain)
+
+
+def test_what_cannot_be_is_said_of_which_one(
+    encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    plain, other = DataConfig(task=str(folder())), write_folder(tmp_path / "topics")
+    for name, message in (
+        (str(tmp_path / "nothing"), r"data\.external: \S+nothing: there is no file or folder"),
+        ("digits", r"data\.external: digits: this is a task of images"),
+        ("chemprot", r"data\.external: chemprot: the data of 'chemprot' are not part of this program"),
+    ):
+        with pytest.raises(UserError, match=f"^{message}"):
+            data_fingerprint(with_external(plain, name))
+    with pytest.raises(UserError, match=r"^data\.external: \S+topics: two data sets are called topics"):
+        data_fingerprint(with_external(plain, other, other))
+    write_jsonl(tmp_path / "topics" / "train.jsonl", rows_of(("a film", "x")))
+    with pytest.raises(UserError, match=r"^data\.external: \S+topics: \S+train.jsonl: the train split has one class"):
+        load_end_task(with_external(plain, other), encoder)
+
+
+def test_it_is_made_once(
+    encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = with_external(DataConfig(task=str(folder())), write_folder(tmp_path / "topics"))
+    first = tokens_of(load_end_task(data, encoder), "topics")
+    with monkeypatch.context() as patched:
+        patched.setattr("aang_ray.data.external.read_task", lambda *_: pytest.fail("read again"))
+        assert tokens_of(load_end_task(data, encoder), "topics") == first
+    # Another content is another one.
+    write_folder(tmp_path / "topics", rows_of(("a scene", "x"), ("dull plot", "y")))
+    assert tokens_of(load_end_task(data, encoder), "topics") == [ids("a scene"), ids("dull plot")]
+
+
+def test_its_columns_are_the_end_task_s(encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path) -> None:
+    rows = [{"premise": "a film", "hyp": "dull", "gold": "x", "text": "the"}, {"premise": "a", "hyp": "b", "gold": "y"}]
+    task = load_end_task(with_external(pairs, write_folder(tmp_path / "more", rows)), encoder)
+    assert tokens_of(task, "more")[0] == [*ids("a film"), *ids("dull")[1:]]
+    assert task.manifest["external"]["more"]["columns"] == NLI_COLUMNS
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "card"])
+def test_else_they_are_text_and_label(encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path, kind: str) -> None:
+    name = {"folder": "topics", "file": "topics", "card": "chemprot"}[kind]
+    path = tmp_path / "all.jsonl"
+    if kind == "file":
+        rows = [{**row, "text": f"{row['text']} {i}"} for i in range(9) for row in OTHER]
+        path = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    named = str(path) if kind == "file" else write_folder(tmp_path / name)
+    task = load_end_task(with_external(pairs, named), encoder)
+    assert task.external[name].label_names == ("x", "y", "z")
+    assert task.manifest["external"][name]["columns"] == {"text": "text", "text_b": None, "label": "label"}
+    if kind != "file":
+        assert tokens_of(task, name) == [ids(row["text"]) for row in OTHER]
+
+
+def test_an_embedded_one_has_its_own(
+    encoder: EncoderConfig, pairs: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = LabelledTexts(Texts(["a film", "dull plot"]), ["neg", "pos"], "movie", [1, 2])
+    monkeypatch.setattr(
+        "aang_ray.data.read.read_embedded", lambda _: RawTask({"train": split, "dev": split, "test": split}, "made")
+    )
+    task = load_end_task(with_external(pairs, "movie"), encoder)
+    assert tokens_of(task, "movie") == [ids("a film"), ids("dull plot")]
+    assert task.manifest["external"]["movie"]["columns"] == {}
+
+
+def test_columns_that_are_not_there_are_named(encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path) -> None:
+    other = write_folder(tmp_path / "topics", [{"sentence": "a film", "label": "x"}])
+    expected = (
+        r"^data\.external: \S+topics: \S+train\.jsonl: no column 'premise'; columns found: sentence, label; "
+        r"it needs the end task's columns \(premise, hyp, gold\), or text and label$"
+    )
+    with pytest.raises(UserError, match=expected):
+        load_end_task(with_external(pairs, other), encoder)
+    # An end task of `text` and `label` leaves nothing else to try.
+    plain = DataConfig(task=write_folder(tmp_path / "plain"), external=(other,))
+    with pytest.raises(UserError, match=r"topics: \S+: no column 'text'; columns found: sentence, label$"):
+        load_end_task(plain, encoder)
+
+
+def test_columns_in_twice_are_no_reason_to_take_others(
+    encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "twice.csv"
+    path.write_text("premise,premise,hyp,gold,text,label\n" + "a,a,b,x,c,y\n" * 9)
+    with pytest.raises(UserError, match=r"twice\.csv: more than one column 'premise'"):
+        load_end_task(with_external(pairs, str(path)), encoder)
+
+
+def test_what_the_end_task_is_tested_on_is_taken_out(
+    encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The same texts, split in another way: their labels would be those of dev and test."""
+    held_out = rows_of(("a film", "x"), ("dull plot", "y"))
+    rows = rows_of(("the actor", "y"), ("Bad plot", "y"), ("a film", "x"), ("dull scene", "x"))
+    data = DataConfig(task=str(folder()), external=(write_folder(tmp_path / "again", rows, held_out),))
+    task = load_end_task(data, encoder)
+    assert task.external["again"].train.labels.tolist() == [1, 0]
+    assert tokens_of(task, "again") == [ids("the actor"), ids("a film")]
+    assert task.manifest["external"]["again"]["left_out"] == 2
+    write_jsonl(tmp_path / "again" / "train.jsonl", rows_of(("bad plot", "y"), ("very good", "x")))
+    with pytest.raises(UserError, match=r"^data\.external: \S+again: all train texts of again are dev or test texts"):
+        load_end_task(data, encoder)
+
+
+def test_also_where_the_tokenizer_sees_another_text(
+    encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """To a tokenizer that knows cases "Bad Plot" is not "bad plot", which dev and test ask the label of."""
+    file = Path(encoder.name) / "tokenizer.json"
+    content: dict[str, Any] = json.loads(file.read_text())
+    content["normalizer"] = None
+    content["model"]["vocab"] |= {"Bad": 17, "Plot": 18}
+    file.write_text(json.dumps(content))
+    (Path(encoder.name) / "config.json").write_text(
+        json.dumps({"vocab_size": 19, "model_type": "bert", "max_position_embeddings": 16})
+    )
+    rows = rows_of(("the actor", "pos"), ("Bad  Plot", "neg"), ("Ｂad plot", "neg"), ("dull plot", "neg"))
+    data = DataConfig(task=str(folder()), external=(write_folder(tmp_path / "again", rows),))
+    assert tokens_of(load_end_task(data, encoder), "again") == [ids("the actor"), ids("dull plot")]
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        {"premise": "The plot", "hyp": "VERY dull", "gold": "no"},
+        {"premise": "the plot", "hyp": "a film", "gold": "no"},
+        {"premise": "a film", "hyp": "very dull", "gold": "no"},
+        {"premise": "a film", "hyp": "the plot very dull", "gold": "no"},
+    ],
+)
+def test_no_text_of_a_pair_may_be_one_of_dev_and_test(
+    encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path, leak: Mapping[str, str]
+) -> None:
+    fine = [{"premise": "a scene", "hyp": "bright", "gold": "no"}, {"premise": "scene", "hyp": "a", "gold": "yes"}]
+    data = with_external(pairs, write_folder(tmp_path / "more", [leak, *fine]))
+    task = load_end_task(data, encoder)
+    assert tokens_of(task, "more") == [[*ids(row["premise"]), *ids(row["hyp"])[1:]] for row in fine]
+
+
+def test_single_texts_of_a_pair_of_dev_and_test_are_taken_out(
+    encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path
+) -> None:
+    rows = rows_of(("the PLOT", "x"), ("very dull", "y"), ("The plot very dull", "y"), ("a scene", "x"))
+    task = load_end_task(with_external(pairs, write_folder(tmp_path / "single", rows)), encoder)
+    assert tokens_of(task, "single") == [ids("a scene")]
+
+
+def test_it_is_shown(encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path) -> None:
+    rows = [*OTHER, *rows_of(("bad plot", "x"))]
+    data = DataConfig(task=str(folder()), external=(write_folder(tmp_path / "topics", rows),))
+    found = describe(load_end_task(data, encoder))
+    assert json.loads(json.dumps(found)) == found
+    stream = io.StringIO()
+    render(found, Console(file=stream, width=200))
+    assert "External task topics: 3 examples (columns text, label), 3 labels; 1 left out" in stream.getvalue()
