@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from aang_ray import __version__
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 STORE_VARIABLE = "AANG_STORE"
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
+
+
+class _OfMethods(TyperCommand):
+    """A verb that runs methods: its help ends with their names, read when it is asked for."""
+
+    def format_help(self, *place: Any, **named: Any) -> None:
+        from aang_ray.config.methods import method_sections
+
+        self.epilog = (
+            f"Methods (--set method=NAME; a sweep's are in its file): {', '.join(method_sections())}. Their settings "
+            "(--set method.SETTING=VALUE): docs/methods/README.md."
+        )
+        super().format_help(*place, **named)
+
 
 app = typer.Typer(
     help="Does an automatically generated auxiliary objective beat plain fine-tuning on your data, and by how much?",
@@ -53,7 +68,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-@app.command()
+@app.command(cls=_OfMethods)
 def train(
     config: Annotated[Path | None, typer.Argument(help="YAML file of a run; none: all defaults.")] = None,
     settings: Settings = None,
@@ -72,7 +87,7 @@ def train(
         raise RunFailure(result.error or "the run failed")
 
 
-@app.command()
+@app.command(cls=_OfMethods)
 def sweep(
     file: Annotated[Path | None, typer.Argument(help="Sweep file, for example jobs/demo.yaml.")] = None,
     preset: Annotated[
@@ -167,15 +182,21 @@ def table(
 
 @app.command()
 def theory(
-    lipschitz: Annotated[float, typer.Option(help="L")] = 1.0,
-    smooth_end: Annotated[float, typer.Option(help="beta_e")] = 10.0,
-    smooth_auxiliary: Annotated[float, typer.Option(help="beta_a")] = 1.0,
-    dissimilarity: Annotated[float, typer.Option(help="Delta")] = 1.0,
-    examples_end: Annotated[float, typer.Option(help="N_e")] = 500.0,
-    examples_auxiliary: Annotated[float, typer.Option(help="N_a")] = 5000.0,
-    end_task_weight: Annotated[float, typer.Option(help="lambda_e")] = 0.5,
-    step_size: Annotated[float, typer.Option(help="c")] = 0.1,
-    steps: Annotated[float, typer.Option(help="T")] = 1000.0,
+    lipschitz: Annotated[float, typer.Option(help="L: both losses change by at most L times the step's length.")] = 0.2,
+    smooth_end: Annotated[
+        float, typer.Option(help="beta_e: Lipschitz constant of the gradient of the end task's loss.")
+    ] = 100.0,
+    smooth_auxiliary: Annotated[float, typer.Option(help="beta_a: the same of the auxiliary objective's.")] = 1.0,
+    dissimilarity: Annotated[
+        float, typer.Option(help="Delta: largest distance between the gradients of the two; 2L is the most there is.")
+    ] = 0.1,
+    examples_end: Annotated[float, typer.Option(help="N_e: examples of the end task.")] = 500.0,
+    examples_auxiliary: Annotated[float, typer.Option(help="N_a: examples of the auxiliary objective.")] = 5000.0,
+    end_task_weight: Annotated[
+        float, typer.Option(help="lambda_e: probability that a step takes an example of the end task.")
+    ] = 0.5,
+    step_size: Annotated[float, typer.Option(help="c: the rate of step t is at most c/t.")] = 0.1,
+    steps: Annotated[float, typer.Option(help="T: steps of SGD.")] = 1000.0,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the bound against Delta and N'.")] = None,
 ) -> None:
     """The bound of Theorem E.5 of the AANG paper on the generalisation error, both branches."""

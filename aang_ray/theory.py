@@ -8,14 +8,15 @@ uniformly stable, and so generalises (Theorem E.1), to within
     (1 + 1/q) (2 gamma L^2 c / (N' - gamma) + rho L c)^(1/(q+1)) (gamma T / N')^(q/(q+1)),   q = c beta_bar,
 
 for (beta_bar, rho) = (lambda* beta*, (1 - lambda*)(Delta + 2L)), where beta* = min(beta_e, beta_a) and lambda* is the
-probability of the smoother one, and for (lambda_e beta_e + lambda_a beta_a, 0): the smaller of the two holds.
+probability of the smoother one (of either, where they are equally smooth), and for (lambda_e beta_e + lambda_a beta_a,
+0): the smaller of the two holds.
 A bound of 1 or more says nothing, because losses lie in [0, 1].
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,18 +29,25 @@ Branch = Literal["dissimilarity", "smoothness"]
 """(beta_bar, rho)_1, which knows Delta, and (beta_bar, rho)_2, which does not."""
 
 
+_LARGEST = 1e30
+"""Above every number that means something here, and its powers and quotients are finite."""
+
+
 @dataclass(frozen=True)
 class Problem:
-    """What the theorem is told. Lengths are in units of the parameters, losses lie in [0, 1]."""
+    """What the theorem is told. Lengths are in units of the parameters, losses lie in [0, 1].
 
-    lipschitz: float = 1.0
+    With the defaults the two branches cross within the values that Delta can take.
+    """
+
+    lipschitz: float = 0.2
     """L."""
-    smooth_end: float = 10.0
+    smooth_end: float = 100.0
     """beta_e."""
     smooth_auxiliary: float = 1.0
     """beta_a."""
-    dissimilarity: float = 1.0
-    """Delta."""
+    dissimilarity: float = 0.1
+    """Delta; of two L-Lipschitz functions it is 2L at most."""
     examples_end: float = 500
     """N_e."""
     examples_auxiliary: float = 5_000
@@ -52,20 +60,21 @@ class Problem:
     """T."""
 
     def __post_init__(self) -> None:
-        positive = ("lipschitz", "smooth_end", "smooth_auxiliary", "examples_end", "step_size", "steps")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name}: must be above 0, not {getattr(self, name):g}")
-        for name in ("dissimilarity", "examples_auxiliary"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name}: must be 0 or more, not {getattr(self, name):g}")
-        if not 0 < self.end_task_weight <= 1:
-            raise UserError(f"end_task_weight: must lie in (0, 1], not {self.end_task_weight:g}")
-        if self.gamma >= self.examples:
-            raise UserError(
-                f"examples_end: {self.examples_end:g} is too few for the theorem, which needs more than "
-                f"end_task_weight = {self.end_task_weight:g} of them"
-            )
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            match name:
+                case "dissimilarity" | "examples_auxiliary":
+                    wrong, allowed = value < 0, "must be 0 or more"
+                case "end_task_weight":
+                    wrong, allowed = not 0 < value <= 1, "must lie in (0, 1]"
+                case "examples_end":  # then gamma < N' whatever lambda_e is
+                    wrong, allowed = value <= 1, "must be above 1"
+                case _:
+                    wrong, allowed = value <= 0, "must be above 0"
+            if not value < _LARGEST:  # neither is NaN
+                wrong, allowed = True, f"must be below {_LARGEST:g}"
+            if wrong:
+                raise UserError(f"--{name.replace('_', '-')}: {allowed}, not {value:g}")
 
     @property
     def examples(self) -> float:
@@ -94,14 +103,24 @@ class Bound:
 
 
 def bound_of(problem: Problem, branch: Branch) -> Bound:
-    """Equation 12 of the paper with one of the two pairs (beta_bar, rho)."""
+    """Equation 12 of the paper with one of the two pairs (beta_bar, rho).
+
+    Of two functions that are equally smooth either is the smoother one: the tighter of both choices holds.
+    """
     end, auxiliary = problem.end_task_weight, 1 - problem.end_task_weight
     if branch == "smoothness":
-        beta_bar, rho = end * problem.smooth_end + auxiliary * problem.smooth_auxiliary, 0.0
-    else:
-        smoother = end if problem.smooth_end <= problem.smooth_auxiliary else auxiliary
-        beta_bar = smoother * min(problem.smooth_end, problem.smooth_auxiliary)
-        rho = (1 - smoother) * (problem.dissimilarity + 2 * problem.lipschitz)
+        return _bound(problem, branch, end * problem.smooth_end + auxiliary * problem.smooth_auxiliary, 0.0)
+    smoothest = min(problem.smooth_end, problem.smooth_auxiliary)
+    both = ((end, problem.smooth_end), (auxiliary, problem.smooth_auxiliary))
+    found = (
+        _bound(problem, branch, drawn * smoothest, (1 - drawn) * (problem.dissimilarity + 2 * problem.lipschitz))
+        for drawn, smooth in both
+        if smooth == smoothest
+    )
+    return min(found, key=lambda bound: bound.value)
+
+
+def _bound(problem: Problem, branch: Branch, beta_bar: float, rho: float) -> Bound:
     q = problem.step_size * beta_bar
     if q == 0:  # the smoother function is never drawn
         return Bound(float("inf"), branch, beta_bar, rho)
@@ -118,8 +137,9 @@ def generalisation_bound(problem: Problem) -> Bound:
 
 
 def default_ranges(problem: Problem) -> tuple[list[float], list[float]]:
-    """Values of Delta and of N' around a problem's own, to draw."""
-    deltas = [problem.dissimilarity * step / 20 for step in range(41)] if problem.dissimilarity else [0.0, 1.0]
+    """Values of Delta and of N' to draw: all that Delta can take, and its own if that is more; N' up to 100 N_e."""
+    largest = max(2 * problem.lipschitz, problem.dissimilarity)
+    deltas = [largest * step / 40 for step in range(41)]
     sizes = [problem.examples_end * 10 ** (step / 20) for step in range(41)]
     return deltas, sizes
 
@@ -137,7 +157,7 @@ def plot_bound(problem: Problem, dissimilarities: Sequence[float], sizes: Sequen
 
     if not path.suffix:
         raise UserError(f"{path}: cannot be written as a picture: its ending says of which kind, such as .png")
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     by_delta = [replace(problem, dissimilarity=value) for value in dissimilarities]
     _curves(left, dissimilarities, by_delta, "dissimilarity Δ")
@@ -148,9 +168,9 @@ def plot_bound(problem: Problem, dissimilarities: Sequence[float], sizes: Sequen
     right.set_xscale("log")
     for axes in (left, right):
         axes.set_yscale("log")
-        axes.axhline(1, color="grey", linewidth=0.8)
+        axes.axhline(1, color="grey", linewidth=0.8, label="1 or more says nothing")
         axes.set_ylabel("bound on the generalisation error")
-        axes.legend()
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     try:
         figure.savefig(path)
     except (OSError, ValueError) as error:

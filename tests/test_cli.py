@@ -13,7 +13,9 @@ import pytest
 import aang_ray
 from aang_ray.cli import main
 from aang_ray.config import RunConfig
+from aang_ray.config.methods import method_sections
 from aang_ray.store import CellRecord, Store
+from aang_ray.theory import Problem, generalisation_bound
 from tests.sweep.conftest import done_record, fake_resolve, history_row
 
 HEAVY = ("torch", "ray", "transformers", "datasets", "pandas", "pyarrow", "scipy", "sklearn", "numpy")
@@ -38,6 +40,36 @@ sys.exit(f"imported: {{found}}" if found else 0)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "--max-hours" in result.stdout
+
+
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+def test_the_help_of_what_trains_names_the_methods(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert main([verb, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f" {name}" in said for name in method_sections())
+    assert "docs/methods/README.md" in said
+
+
+def test_theory_starts_from_the_defaults_of_its_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["theory"]) == 0
+    assert f": {generalisation_bound(Problem()).value:.4g} (the tighter one)" in capsys.readouterr().out
+
+
+def test_an_n_that_its_space_is_too_small_for_is_refused_in_the_plan(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch)
+    file = tmp_path / "sweep.yaml"
+    arguments = ["sweep", str(file), "--dry-run", "--store", str(tmp_path / "store")]
+    file.write_text("methods: [aang, finetune]\nbase: {space: xyz, n: 4}\n")
+    assert main(arguments) == 2
+    assert complaint(capsys) == "error: n: 4 exceeds the 3 objectives of space xyz; use at most that, or all"
+    for fits in (
+        "methods: [aang]\nbase: {space: xyz, n: 3}\n",
+        "methods: [finetune, tapt]\nbase: {space: xyz, n: 4}\n",
+    ):
+        file.write_text(fits)
+        assert main(arguments) == 0
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

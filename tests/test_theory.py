@@ -60,6 +60,29 @@ def test_a_worked_example() -> None:
     assert generalisation_bound(problem) == min((found, other), key=lambda bound: bound.value)
 
 
+@pytest.mark.parametrize(("end_task_weight", "smoother"), [(0.25, 0.75), (0.75, 0.75), (0.5, 0.5)])
+def test_of_two_equally_smooth_functions_the_better_one_counts(end_task_weight: float, smoother: float) -> None:
+    # beta = 2, Delta + 2L = 3, N' = 400, c = 1, and T such that gamma T / N' = 1: (1 + 1/q) (2 gamma / (N' - gamma) +
+    # 3 (1 - lambda*))^(1/(q+1)) with q = 2 lambda*. For lambda_e = 1/4 and gamma = 1 that is
+    # 5/3 (2/399 + 3/4)^(2/5) = 1.49 with lambda* = 3/4, and 3 (2/399 + 9/4)^(2/3) = 5.16 with lambda* = 1/4.
+    gamma = 4 * end_task_weight
+    problem = Problem(1.0, 2.0, 2.0, 1.0, 100, 300, end_task_weight, 1.0, 400 / gamma)
+    found, q = bound_of(problem, "dissimilarity"), 2 * smoother
+    assert (found.beta_bar, found.rho) == pytest.approx((q, 3 * (1 - smoother)))
+    expected = (1 + 1 / q) * (2 * gamma / (400 - gamma) + 3 * (1 - smoother)) ** (1 / (q + 1))
+    assert found.value == pytest.approx(expected)
+
+
+@given(problems)
+def test_at_a_tie_the_bound_is_the_smaller_of_its_limits(problem: Problem) -> None:
+    """From one side the end task is the smoother one, from the other the objective: the bound jumps, but never up."""
+    at, below, above = (
+        bound_of(replace(problem, smooth_auxiliary=problem.smooth_end * factor), "dissimilarity").value
+        for factor in (1, 1 - 1e-9, 1 + 1e-9)
+    )
+    assert at == pytest.approx(min(below, above), rel=1e-5)
+
+
 @given(problems, st.floats(0, 10))
 def test_a_closer_objective_is_never_worse(problem: Problem, more: float) -> None:
     further = replace(problem, dissimilarity=problem.dissimilarity + more)
@@ -79,15 +102,40 @@ def test_the_end_task_alone_is_theorem_e2() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lipschitz": 0.0}, "lipschitz: must be above 0"),
-        ({"dissimilarity": -1.0}, "dissimilarity: must be 0 or more"),
-        ({"end_task_weight": 1.5}, "end_task_weight: must lie in"),
-        ({"examples_end": 0.5}, "examples_end: 0.5 is too few"),
+        ({"lipschitz": 0.0}, "--lipschitz: must be above 0, not 0"),
+        ({"dissimilarity": -1.0}, "--dissimilarity: must be 0 or more, not -1"),
+        ({"end_task_weight": 1.5}, "--end-task-weight: must lie in"),
+        ({"examples_end": 1.0}, "--examples-end: must be above 1, not 1"),
+        ({"steps": math.inf}, "--steps: must be below .*, not inf"),
+        ({"lipschitz": math.inf}, "--lipschitz: must be below .*, not inf"),
+        ({"dissimilarity": math.nan}, "--dissimilarity: must be below .*, not nan"),
+        ({"examples_auxiliary": math.inf}, "--examples-auxiliary: must be below .*, not inf"),
+        ({"examples_end": math.inf}, "--examples-end: must be below .*, not inf"),
+        ({"step_size": 1e300}, "--step-size: must be below .*, not 1e"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change: dict[str, float], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"^{message}"):
         replace(Problem(), **change)
+
+
+def test_the_default_picture_shows_both_branches_to_be_the_tighter_one_below_1() -> None:
+    deltas, _ = default_ranges(Problem())
+    assert (deltas[0], deltas[-1]) == (0.0, 2 * Problem().lipschitz)
+    found = [generalisation_bound(replace(Problem(), dissimilarity=delta)) for delta in deltas]
+    tighter = [bound.branch for bound in found]
+    assert (tighter[0], tighter[-1]) == ("dissimilarity", "smoothness")
+    assert 0.25 < tighter.count("dissimilarity") / len(deltas) < 0.75
+    assert not any(bound.vacuous for bound in found)
+
+
+def test_every_problem_can_be_drawn(tmp_path: Path) -> None:
+    """The picture's other values of Delta, N' and lambda_e are no new problem."""
+    for number, change in enumerate(({"examples_end": 1.01}, {"dissimilarity": 1e29}, {"end_task_weight": 1.0})):
+        problem = replace(Problem(), **change)
+        deltas, sizes = default_ranges(problem)
+        plot_bound(problem, deltas, sizes, tmp_path / f"{number}.svg")
+        assert deltas[-1] >= problem.dissimilarity
 
 
 def test_it_can_be_drawn(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from aang_ray.config.methods import method_sections
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
 
@@ -107,8 +108,8 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
     match first["type"]:
         case "extra_forbidden":
             names = _names_at(model, first["loc"][:-1])
-            close = difflib.get_close_matches(keys[-1], names, n=1, cutoff=0.5)
-            hint = f"did you mean {'.'.join([*keys[:-1], close[0]])}?" if close else f"allowed: {', '.join(names)}"
+            close = nearest(keys[-1], names)
+            hint = f"did you mean {'.'.join([*keys[:-1], close])}?" if close else f"allowed: {', '.join(names)}"
             line = f"unknown key {key}; {hint}"
         case "missing":
             line = f"{key} is missing"
@@ -117,17 +118,26 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
             allowed = [
                 tag.strip().strip("'") for tag in str(context.get("expected_tags", "")).split(",") if tag.strip()
             ]
-            allowed = allowed or sorted(_method_names())
+            allowed = allowed or sorted(method_sections())
             tag = str(context.get("tag", ""))
-            close = difflib.get_close_matches(tag, allowed, n=1, cutoff=0.4)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            close = nearest(tag, allowed)
+            hint = f"; did you mean {close}?" if close else ""
             line = f"{key}.name: {tag!r} is not one of {', '.join(allowed)}{hint}"
         case "literal_error":
             allowed_text = str(first["ctx"]["expected"])
             choices = [c.strip().strip("'") for c in allowed_text.replace(" or ", ",").split(",")]
-            close = difflib.get_close_matches(str(first["input"]), choices, n=1, cutoff=0.4)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            close = nearest(str(first["input"]), choices)
+            hint = f"; did you mean {close}?" if close else ""
             line = f"{key}: {first['input']!r} is not allowed, use {allowed_text}{hint}"
+        case "model_attributes_type":  # one of several sections, told apart by their names
+            named = _sections_at(model, first["loc"])[0].model_fields["name"].default
+            line = f"{key}: must be a name, or settings such as {{name: {named}}}, got {first['input']!r}"
+        case "model_type":
+            fields = [item for option in _sections_at(model, first["loc"]) for item in option.model_fields.items()]
+            example = next((name for name, field in fields if field.is_required()), fields[0][0])
+            line = f"{key}: must be settings such as {{{example}: ...}}, got {first['input']!r}"
+        case "tuple_type":
+            line = f"{key}: must be a list such as [a, b], got {first['input']!r}"
         case _:
             same = [p["msg"] for p in problems if _key_path(p["loc"], model) == keys]
             message = " or ".join(m.removeprefix("Input should be ").split(", unable")[0] for m in same)
@@ -139,6 +149,11 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
             )
     extra = len({tuple(_key_path(p["loc"], model)) for p in problems} - {tuple(keys)})
     return f"{line} (and {extra} more)" if extra else line
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name that a misspelt word most likely stands for; None where it is like none of them."""
+    return next(iter(difflib.get_close_matches(word, names, n=1, cutoff=0.65)), None)
 
 
 def _key_path(location: Sequence[int | str], model: type[BaseModel]) -> list[str]:
@@ -157,20 +172,19 @@ def _key_path(location: Sequence[int | str], model: type[BaseModel]) -> list[str
 
 def _is_tag(name: str) -> bool:
     return (
-        name in _method_names()
+        name in method_sections()
         or name.startswith(("literal[", "constrained-", "function-"))
         or name in {"int", "float"}
     )
 
 
-def _method_names() -> set[str]:
-    return {
-        str(option.model_fields["name"].default) for option in _models_in(RunConfig.model_fields["method"].annotation)
-    }
-
-
 def _names_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Valid key names of the section at an error's location, where a tag chooses one of a union's sections."""
+    """Valid key names of the section at an error's location."""
+    return sorted({name for option in _sections_at(model, location) for name in option.model_fields})
+
+
+def _sections_at(model: type[BaseModel], location: Sequence[int | str]) -> list[type[BaseModel]]:
+    """The sections that may stand at an error's location, where a tag chooses one of a union's."""
     options: list[type[BaseModel]] = [model]
     for part in map(str, location):
         inner = [
@@ -181,7 +195,7 @@ def _names_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str
         ]
         chosen = [o for o in options if "name" in o.model_fields and o.model_fields["name"].default == part]
         options = inner or chosen or options
-    return sorted({name for option in options for name in option.model_fields})
+    return options
 
 
 def _models_in(annotation: object) -> Iterator[type[BaseModel]]:

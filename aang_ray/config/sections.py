@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from aang_ray.config.section import Fraction, HalfOpen, OpenFraction, Section, Semantics
 
@@ -51,6 +51,12 @@ class DataConfig(Section):
     """Share of one labelled file that becomes dev."""
     test_fraction: OpenFraction = 0.25
     """Share of one labelled file that becomes test."""
+
+    @field_validator("external", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, value: object) -> object:
+        """`external: tweets` is short for `external: [tweets]`."""
+        return (value,) if isinstance(value, str) else value
 
 
 class EncoderConfig(Section):

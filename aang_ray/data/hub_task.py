@@ -23,7 +23,9 @@ def read_hub(source: Source, wanted: Sequence[str]) -> dict[Split, Table] | Tabl
     import datasets
 
     name, configuration, revision = source.hub
-    require_on_hub("dataset", name, revision, f"give a folder, a file or a built-in task ({', '.join(CARDS)})")
+    texts, images = (", ".join(n for n, card in CARDS.items() if card.images is kind) for kind in (False, True))
+    instead = f"give a folder, a file or a built-in task ({texts}; of images: {images})"
+    require_on_hub("dataset", name, revision, instead)
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     folder = str(cache_folder() / "datasets")

@@ -52,11 +52,14 @@ def sweep_file(
     if spec.search is not None and asha is not None:
         raise UserError(f"{path}: search: does not go with --scheduler asha; choose one")
     runs = expand(spec, overrides, str(path))
-    from aang_ray.train.plan import resolve  # after the file was read: a slip in it is told at once
+    from aang_ray.train.batches import check_n  # after the file was read: a slip in it is told at once
+    from aang_ray.train.plan import resolve
 
     if spec.search is not None:
         outcome = _search(path, spec, runs, store, console, dry_run=dry_run, max_hours=max_hours)
     else:
+        for run in runs:
+            check_n(run)
         cells = plan(runs, spec.seeds, store.done(), resolve)
         if dry_run:
             preview(cells, store, console, keep_failed=keep_failed)

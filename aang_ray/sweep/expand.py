@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from aang_ray.config import RunConfig, parse_config
-from aang_ray.config.load import set_path
-from aang_ray.config.section import Section
+from aang_ray.config.load import nearest, set_path
+from aang_ray.config.methods import method_sections
 from aang_ray.errors import UserError
 from aang_ray.sweep.spec import SweepOverrides, SweepSpec, parse_setting
 
@@ -93,11 +92,6 @@ def _set(mapping: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     return set_path(mapping, key, value)
 
 
-def _method_models() -> dict[str, type[Section]]:
-    union = get_args(RunConfig.model_fields["method"].annotation)
-    return {str(model.model_fields["name"].default): model for model in union}
-
-
 def _method_name(method: object) -> str:
     """The name that a run's `method` stands for; the default method's where there is none."""
     if isinstance(method, str):
@@ -112,13 +106,17 @@ def _applies(key: str, method: str) -> bool:
     An unknown method counts as having it: validation of the run names the method.
     """
     section, _, field = key.partition(".")
-    model = _method_models().get(method)
+    model = method_sections().get(method)
     return section != "method" or model is None or field in model.model_fields
 
 
 def _check_settings(spec: SweepSpec, settings: Mapping[str, Any], where: str) -> None:
-    """Refuse settings that a sweep varies otherwise, and settings of no method at all."""
-    known = sorted({f"method.{field}" for model in _method_models().values() for field in model.model_fields})
+    """Refuse settings that a sweep varies otherwise, settings of no method at all, and of none of a file's methods.
+
+    `--set` is not held to the last: the same command line may go with many files.
+    """
+    known = sorted({field for model in method_sections().values() for field in model.model_fields})
+    methods = list(dict.fromkeys(_method_of(spec, method) for method in spec.methods))
     searched = spec.search.space if spec.search is not None else {}
     sources: dict[str, Iterable[str]] = {
         f"{where}: grid": spec.grid,
@@ -127,10 +125,20 @@ def _check_settings(spec: SweepSpec, settings: Mapping[str, Any], where: str) ->
     }
     for source, key in ((source, key) for source, keys in sources.items() for key in keys):
         _check_reserved(source, key)
-        if key.startswith("method.") and key not in known:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}"
+        section, _, field = key.partition(".")
+        if section == "method" and field not in known:
+            close = nearest(field, known)
+            hint = f"did you mean method.{close}?" if close else f"allowed: {', '.join(known)}"
             raise UserError(f"{source}: unknown key {key}; {hint}")
+        if source != "--set" and not any(_applies(key, method) for method in methods):
+            having = ", ".join(method for method in method_sections() if _applies(key, method))
+            raise UserError(f"{source}: no method of the sweep ({', '.join(methods)}) has {key}; it is of {having}")
+
+
+def _method_of(spec: SweepSpec, method: str | dict[str, Any]) -> str:
+    """The name of the method that an entry of `methods` stands for over the base."""
+    changes = {"method": method} if isinstance(method, str) else method
+    return _method_name(changes.get("method", spec.base.get("method")))
 
 
 def _check_reserved(source: str, key: str) -> None:

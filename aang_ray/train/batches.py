@@ -6,7 +6,7 @@ from aang_ray.config.methods import AangConfig, PretrainSection
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
 from aang_ray.objectives.readings import SourceSettings
-from aang_ray.objectives.space import Space
+from aang_ray.objectives.space import Space, enumerate_space, read_space
 
 
 def source_settings(config: RunConfig) -> SourceSettings:
@@ -39,8 +39,24 @@ def sampled_count(config: RunConfig, space: Space | None) -> int:
         return 0
     if config.n == "all" or isinstance(config.method, PretrainSection):
         return len(space)
-    if config.n > len(space):
-        raise UserError(
-            f"n: {config.n} exceeds the {len(space)} objectives of space {config.space}; use at most that, or all"
-        )
+    _check_n(config, config.n, len(space))
     return config.n
+
+
+def check_n(config: RunConfig) -> None:
+    """Refuse an n that the space is too small for whatever the task and the encoder are, before either is read.
+
+    Raises:
+        UserError: if so.
+    """
+    if config.n == "all" or not config.method.auxiliary or isinstance(config.method, PretrainSection):
+        return
+    settings = config.objectives
+    space = enumerate_space(config.space, read_space(config.space), settings.legality, settings.labels)
+    # What is left out here is so for the sake of others, which a task or an encoder may rule out instead.
+    _check_n(config, config.n, len(space) + len(space.left_out))
+
+
+def _check_n(config: RunConfig, n: int, size: int) -> None:
+    if n > size:
+        raise UserError(f"n: {n} exceeds the {size} objectives of space {config.space}; use at most that, or all")

@@ -23,6 +23,11 @@ from aang_ray.errors import UserError
         ("precision=bf17", ["precision", "'bf16'", "did you mean bf16?"]),
         ("seed=1.5", ["seed", "valid integer"]),
         ("data.task=null", ["data.task", "valid string"]),
+        ("final_finetune=100", ["final_finetune: must be settings such as {steps: ...}, got 100"]),
+        ("optim=3", ["optim: must be settings such as {algorithm: ...}, got 3"]),
+        ("method=null", ["method: must be a name, or settings such as {name: finetune}, got None"]),
+        ("data.external=3", ["data.external: must be a list such as [a, b], got 3"]),
+        ("method.nosuch=1", ["unknown key method.nosuch; allowed: aux_lr, "]),
         ("colour=red", ["unknown key colour", "allowed: batch, data"]),
         ("optim", ["--set optim", "key.path=value"]),
         ("n.x.y=[", ["not valid YAML"]),
@@ -36,6 +41,27 @@ def test_bad_settings_are_one_line_that_names_the_key(setting: str, fragments: l
     assert "\n" not in message
     for fragment in fragments:
         assert fragment in message
+
+
+@pytest.mark.parametrize(
+    ("mapping", "end"),
+    [
+        ({"method": {"name": "tapt", "nosuch": 1}}, "method.nosuch; allowed: batch, epochs, head_lr, lr, .*"),
+        ({"method": "nosuch"}, "'nosuch' is not one of finetune, .*, diw"),
+        ({"data": {"metric": "f1"}}, "use 'accuracy' or 'macro_f1'"),
+    ],
+)
+def test_what_is_like_nothing_gets_the_list_and_no_guess(mapping: dict[str, object], end: str) -> None:
+    with pytest.raises(UserError, match=f"{end}$") as caught:
+        parse_config(mapping, "test")
+    assert "did you mean" not in str(caught.value)
+
+
+def test_one_external_data_set_is_a_list_of_one() -> None:
+    alone, listed = load_config(None, ["data.external=tweets"]), load_config(None, ["data.external=[tweets]"])
+    assert alone.data.external == ("tweets",)
+    assert alone == listed
+    assert alone.cell == listed.cell
 
 
 def test_several_problems_are_counted() -> None:

@@ -107,6 +107,15 @@ def test_command_line_tasks_and_seeds_replace_the_files(sweep_file: Callable[[st
         ("methods: [aang]\nseeds: [-1]", "seeds.0: must be greater than or equal to 0, got -1"),
         ("methods: [aang]\nseeds: 3", "seeds: must be a valid list, got 3"),
         ("methods: [aang]\ngrid: {method.auxlr: [1]}", "grid: unknown key method.auxlr; did you mean method.aux_lr"),
+        ("methods: [aang]\ngrid: {method.nosuch: [1]}", "grid: unknown key method.nosuch; allowed: a"),
+        (
+            "methods: [upgrad, {method: {name: tapt}}]\ngrid: {method.aux_lr: [1, 2]}",
+            r"grid: no method of the sweep \(upgrad, tapt\) has method.aux_lr; it is of aang$",
+        ),
+        (
+            "methods: [{n: 3}]\nbase: {method: mgda}\nsearch: {samples: 2, space: {method.aux_lr: [1, 2]}}",
+            r"search.space: no method of the sweep \(mgda\) has method.aux_lr",
+        ),
         ("methods: [aang]\ngrid: {seed: [1]}", "grid: seed is not set here, use seeds"),
         ("methods: [{method: aang, grid: {data.task: [x]}}]", r"methods\[0\].grid: data.task is not set here"),
         ("methods: [{method: finetune, grid: {method.aux_lr: [1]}}]", "unknown key method.aux_lr"),
@@ -122,6 +131,10 @@ def test_one_clear_line(sweep_file: Callable[[str], Path], text: str, line: str)
     with pytest.raises(UserError, match=line) as caught:
         expand(load_sweep(path, NOTHING), NOTHING, str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_grid_reaches_the_default_method() -> None:
+    assert [aux_lr(run) for run in runs_of(methods=[{"n": 3}], grid={"method.aux_lr": [1, 2]})] == [1, 2]
 
 
 @given(st.lists(st.integers(0, 99), min_size=1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -33,6 +33,13 @@ MethodConfig = Annotated[
     Field(discriminator="name"),
 ]
 
+
+def method_sections() -> dict[str, type[MethodSection]]:
+    """Each method's section by the method's name."""
+    union, _ = get_args(MethodConfig)
+    return {str(section.model_fields["name"].default): section for section in get_args(union)}
+
+
 __all__ = [
     "AangConfig",
     "AggregationConfig",
@@ -52,4 +59,5 @@ __all__ = [
     "StaticConfig",
     "TaptConfig",
     "TaptDaptConfig",
+    "method_sections",
 ]
