@@ -291,7 +291,7 @@ def traces_of_two(workers: Any, cache: str) -> dict[str, Settings]:
 
 UNFINISHED: dict[str, Settings] = {
     "digits, sgd": merged(DIGITS, SGD, {"method": "static"}),
-    "digits, rounds": merged(DIGITS, SGD, ROUNDS, {"method": {"name": "alphavil", "round_steps": 2}, "n": 2}),
+    "text, rounds": merged(TEXT, ROUNDS, {"method": {"name": "alphavil", "round_steps": 2}}),
     "text, adamw": merged(TEXT, {"method": AANG, "encoder": {"dropout": 0.1, "head_dropout": 0.3}}),
 }
 """Runs that are stopped after step `HALF`, by what is special about them."""
