@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 
 from aang_ray import __version__
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.train.checkpoint_signals import Interrupted
+from aang_ray.train.control import Interrupted
 
 if TYPE_CHECKING:
     from aang_ray.store import Store
@@ -250,7 +250,7 @@ def space_show(
     """The objectives of a space, and what was ruled out and why."""
     from rich.console import Console
 
-    from aang_ray.objectives.describe import render_space
+    from aang_ray.objectives.space import render_space
 
     render_space(name, "published" if published else "sound", Console())
 

@@ -30,7 +30,7 @@ from scipy.stats import ttest_rel
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.store import Store
-from aang_ray.store.rows import ResultRow
+from aang_ray.store.schema import ResultRow
 from aang_ray.train.plan import resolve
 from aang_ray.train.run import run_cell
 

@@ -28,9 +28,9 @@ from transformers import (
 
 from aang_ray.config import parse_config
 from aang_ray.data import EndTask, load_tokenizer, locate
+from aang_ray.train.device import choose_compute
+from aang_ray.train.loop import prefetched
 from aang_ray.train.plan import resolve
-from aang_ray.train.precision import choose_compute
-from aang_ray.train.prefetch import prefetched
 from aang_ray.train.setup import build
 from aang_ray.train.step import Stepper
 

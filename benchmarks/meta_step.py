@@ -35,12 +35,12 @@ from rich.table import Table
 from transformers import RobertaConfig, RobertaModel
 
 from aang_ray.config import RunConfig, parse_config
-from aang_ray.gradients import recorder
-from aang_ray.gradients.scores import cosine
+from aang_ray.gradients import single_pass as recorder
+from aang_ray.gradients.engine import cosine
 from aang_ray.model.encoder import Encoder
 from aang_ray.objectives.batch import BatchPiece
+from aang_ray.train.device import choose_compute
 from aang_ray.train.plan import resolve
-from aang_ray.train.precision import choose_compute
 from aang_ray.train.setup import build
 from aang_ray.train.step import Prepared, Stepper
 

@@ -29,8 +29,8 @@ from aang_ray.config import RunConfig, parse_config
 from aang_ray.config.load import set_path
 from aang_ray.errors import UserError
 from aang_ray.store import Store
-from aang_ray.store.rows import ResultRow
-from aang_ray.train.checkpoint_files import checkpoint_folder, discard
+from aang_ray.store.schema import ResultRow
+from aang_ray.train.checkpoint import checkpoint_folder, discard
 from aang_ray.train.plan import resolve
 from aang_ray.train.run import run_cell
 

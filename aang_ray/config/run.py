@@ -5,26 +5,68 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from aang_ray.config.final_finetune import FinalFinetuneConfig
 from aang_ray.config.methods import AangConfig, MethodConfig
-from aang_ray.config.row_name import row_name
-from aang_ray.config.section import Section
 from aang_ray.config.sections import (
     BatchConfig,
     DataConfig,
     EncoderConfig,
+    FinalFinetuneConfig,
     Fingerprints,
     GradientsConfig,
     ObjectivesConfig,
     OptimConfig,
     ResourcesConfig,
     ScheduleConfig,
+    Section,
 )
+
+# --- config.row_name: What a run is called in a table.
+
+
+PAPER_ROWS = {
+    ("aang", "gpt"): "gpt-style",
+    ("aang", "xlnet"): "xlnet-style",
+    ("aang", "bert"): "bert-style",
+    ("aang", "tapt_dapt"): "meta-tartan-tapt_dapt",
+}
+"""By method and space, what AANG with one kind of objective is called (Dery et al. 2023, Table 2 and Figure 3)."""
+
+
+def row_name(config: RunConfig) -> str:
+    """`aang-td n=6`, with `+finetune` for a final stage and the `published` switches that are on.
+
+    All switches that the method has: `aang-td (published) n=6`; some: `aang-td (published: labels, legality) n=6`.
+    """
+    method = config.method
+    name: str = method.name
+    if method.auxiliary:
+        space = config.space.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml")
+        name = PAPER_ROWS.get((method.name, space), f"{method.name}-{space}")
+    if config.final_finetune is not None:
+        name += "+finetune"
+    switches = dict(published_switches(config))
+    chosen = sorted(switch for switch, on in switches.items() if on)
+    if chosen:
+        name += " (published)" if len(chosen) == len(switches) else f" (published: {', '.join(chosen)})"
+    return f"{name} n={config.n}" if method.auxiliary else name
+
+
+def published_switches(config: RunConfig) -> Iterator[tuple[str, bool]]:
+    """Every setting of the run's method that can be `published`, and whether it is."""
+    sections: list[Section] = [config.optim, config.method]
+    if config.method.auxiliary:
+        sections.append(config.objectives)
+        yield "heads", config.objectives.heads == "per_objective"  # one untied copy for each, as published
+    for section in sections:
+        for name, field in type(section).model_fields.items():
+            if "published" in get_args(field.annotation):
+                yield name, getattr(section, name) == "published"
+
 
 ADDED: Mapping[str, tuple[str, ...]] = {
     "data": ("neural_lm", "neural_lm_passages", "external"),

@@ -1,16 +1,45 @@
-"""The sections of a run's configuration: each stands for one part of the program.
-
-Defaults are those of the AANG paper (Tables 4-7) where it states them; `published` switches select what the
-released research code did where that differs from the sound reading.
-"""
+"""What all sections of the configuration share."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from aang_ray.config.section import Fraction, HalfOpen, OpenFraction, Section, Semantics
+Semantics = Literal["sound", "published"]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+HalfOpen = Annotated[float, Field(ge=0.0, lt=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_values_as_numbers(cls, values: object) -> object:
+        """Python counts True as 1; a person who writes `steps: true` means something else."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+                raise ValueError(f"{name} must be a number or a name, not {str(value).lower()}")
+        return values
+
+
+# --- config.sections: The sections of a run's configuration: each stands for one part of the program.
+#
+# Defaults are those of the AANG paper (Tables 4-7) where it states them; `published` switches select what the
+# released research code did where that differs from the sound reading.
 
 
 class DataConfig(Section):
@@ -184,3 +213,22 @@ class Fingerprints(Section):
     data: str = ""
     encoder: str = ""
     space: str = ""
+
+
+# --- config.final_finetune: The optional last stage: fine-tuning on the end task alone, from the model that the run kept.
+
+
+class FinalFinetuneConfig(Section):
+    """A fresh optimiser and schedule; dev decides again, among the models of this stage.
+
+    Its end-task examples come on top of the run's own and count in its budget.
+    """
+
+    steps: PositiveInt
+    """Optimiser steps."""
+    body_lr: PositiveFloat = 2e-5
+    """Learning rate of the body; the default is that of fine-tuning after TAPT (semantics section 4)."""
+    head_lr: PositiveFloat | None = None
+    """Learning rate of the end-task head; null: `optim.head_lr`."""
+    patience: PositiveInt | None = None
+    """Evaluations without improvement after which the stage stops; null: `schedule.patience`."""

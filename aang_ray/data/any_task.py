@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from aang_ray.config import DataConfig, EncoderConfig
-from aang_ray.data.cards import card_named
-from aang_ray.data.digits import digits_fingerprint, load_digit_pairs
-from aang_ray.data.images import ImageTask
+from aang_ray.data.digits import ImageTask, digits_fingerprint, load_digit_pairs
 from aang_ray.data.load import data_fingerprint, load_end_task
-from aang_ray.data.task import EndTask
+from aang_ray.data.tasks import EndTask, card_named
 
 
 def is_image_task(data: DataConfig) -> bool:

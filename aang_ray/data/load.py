@@ -13,15 +13,12 @@ import numpy.typing as npt
 
 from aang_ray.config import DataConfig, EncoderConfig
 from aang_ray.data.cache import cache_folder, content_key, file_digest, made_once
-from aang_ray.data.cards import card_of
-from aang_ray.data.embedded import RECIPE
-from aang_ray.data.external import external_sources, load_external
-from aang_ray.data.fetch import SDIST_SHA256
+from aang_ray.data.corpora import external_sources, load_external
+from aang_ray.data.embedded import RECIPE, SDIST_SHA256
 from aang_ray.data.neural_lm import neural_fingerprint
 from aang_ray.data.prepare import FORMAT, MANIFEST, prepare
 from aang_ray.data.pretrained import locate, tokenizer_fingerprint
-from aang_ray.data.source import Source, find_source
-from aang_ray.data.task import Corpus, EndTask, Labelled, Metric
+from aang_ray.data.tasks import Corpus, EndTask, Labelled, Metric, Source, card_of, find_source
 from aang_ray.data.tokens import read_tokens
 
 

@@ -12,17 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from aang_ray.config import DataConfig
-from aang_ray.data.duplicates import clean_indices, count_duplicates, normalised
 from aang_ray.data.neural_lm import NeuralText, neural_text
 from aang_ray.data.pretrained import Located
-from aang_ray.data.read import read_passages, read_task
-from aang_ray.data.source import Source
-from aang_ray.data.splits import nested_subset
-from aang_ray.data.task import Corpus
-from aang_ray.data.texts import SPLITS, LabelledTexts, RawTask, Split, Texts
-from aang_ray.data.tokenizer import TokenizerFacts, load_tokenizer, tokenizer_facts
-from aang_ray.data.tokens import Tokenised, tokenise, write_tokens
-from aang_ray.data.validate import check_labels
+from aang_ray.data.read import SPLITS, LabelledTexts, RawTask, Split, Texts, check_labels
+from aang_ray.data.splits import clean_indices, count_duplicates, nested_subset, normalised
+from aang_ray.data.tasks import Corpus, Source, read_passages, read_task
+from aang_ray.data.tokens import Tokenised, TokenizerFacts, load_tokenizer, tokenise, tokenizer_facts, write_tokens
 from aang_ray.errors import UserError
 
 FORMAT = 2

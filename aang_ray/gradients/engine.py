@@ -8,12 +8,17 @@ dev batch, with v = g_0. An engine returns, for coefficients c, the update sum_s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+import psutil
+import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from aang_ray.errors import UserError
 from aang_ray.model.segments import SegmentRows
 
 
@@ -104,3 +109,136 @@ class Engine(Protocol):
         body as soon as its `.grad` is complete, once at most; all are complete at the end.
         """
         ...
+
+
+# --- gradients.products: Inner products of body-sized vectors.
+
+
+RUN = 4096
+
+
+def products(rows_mP: Tensor, others_kP: Tensor) -> Tensor:
+    """<a_i, b_j>, [m, k], in the rows' type; summed in that type over runs of entries and in fp64 over the runs.
+
+    One fp32 matrix product over 2e7 entries was seen to be off by 0.6 % on a CPU: too much for the rank, the
+    eigenvalues and the inverse of a Gram matrix. In runs it is 2e-8, and no slower.
+    """
+    runs = rows_mP.shape[1] // RUN
+    whole = runs * RUN
+    left, right = (rows[:, :whole].reshape(len(rows), runs, RUN).transpose(0, 1) for rows in (rows_mP, others_kP))
+    total_mk = torch.bmm(left, right.transpose(1, 2)).sum(0, dtype=torch.float64)
+    return (total_mk + rows_mP[:, whole:] @ others_kP[:, whole:].t()).to(rows_mP.dtype)
+
+
+def inner(a_P: Tensor, b_P: Tensor) -> Tensor:
+    """<a, b> of two vectors, a scalar, as exact as `products`."""
+    return products(a_P[None], b_P[None])[0, 0]
+
+
+# --- gradients.memory: Whether the gradients that a step wants to keep apart fit into memory.
+
+
+def check_memory(body: Sequence[nn.Parameter], segments: int, lower: str = "n or encoder.layers") -> None:
+    """Refuse a step that would hold S gradients of P entries where S * P * itemsize exceeds the free memory.
+
+    Raises:
+        UserError: names the bytes needed and free, and what to lower.
+    """
+    dtype = torch.promote_types(body[0].dtype, torch.float32)
+    entries = sum(parameter.numel() for parameter in body)
+    needed = segments * entries * dtype.itemsize
+    free = _free(body[0].device)
+    if needed > free:
+        raise UserError(
+            f"{segments} gradients of {entries} parameters need {needed} bytes, {free} are free on "
+            f"{body[0].device.type}: lower {lower}"
+        )
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
+# --- gradients.unsupported: What the single pass refuses.
+
+
+class UnsupportedModule(UserError):
+    """A module whose segment gradients cannot be told apart exactly; the message has its qualified name."""
+
+    def __init__(self, name: str, kind: str, reason: str) -> None:
+        super().__init__(f"module {name!r} ({kind}) {reason}; set gradients.engine: loop, or replace the module")
+
+
+# --- gradients.matrix: A step's statistics where all inner products are known.
+
+
+def from_gram(losses_S: Tensor, gram_SS: Tensor, request: Request, separate_SP: Tensor | None) -> StepGradients:
+    """What a step asked for, from G = <g_s, g_t>: norms are its diagonal, ||sum c_s g_s||^2 is cᵀ G c."""
+    joint_norm2 = None
+    if request.scores and request.joint_from is not None:
+        numbers_S = torch.arange(len(gram_SS), device=gram_SS.device)
+        joint_S = request.coefficients_S.to(gram_SS.dtype).masked_fill(numbers_S < request.joint_from, 0.0)
+        joint_norm2 = joint_S @ gram_SS @ joint_S
+    return StepGradients(
+        losses_S=losses_S,
+        dots_S=gram_SS[0].clone() if request.scores else None,
+        norms2_S=gram_SS.diagonal().clone() if request.scores else None,
+        joint_norm2=joint_norm2,
+        gram_SS=gram_SS if request.gram else None,
+        separate_SP=separate_SP if request.separate else None,
+    )
+
+
+# --- gradients.scores: How far each segment's gradient agrees with the dev gradient.
+
+
+def cosine(dots_S: Tensor, norms2_S: Tensor) -> Tensor:
+    """cos(v, g_s) = <v, g_s> / (||v|| ||g_s||), [S]; 0 where a norm is 0. Segment 0 is v.
+
+    The norms are multiplied as square roots, so that small and large ones neither vanish nor overflow.
+    (semantics section 3)
+    """
+    norms_S = norms2_S.clamp_min(0).sqrt()
+    product_S = norms_S[0] * norms_S
+    defined_S = product_S > 0
+    return torch.where(defined_S, dots_S / torch.where(defined_S, product_S, 1.0), 0.0).clamp(-1.0, 1.0)
+
+
+# --- gradients.weighted: The plain pass: one backward of the weighted loss. What `finetune` and `static` need, and nothing more.
+
+
+def weighted_pass(
+    pieces: Sequence[P],
+    losses: Callable[[P], Tensor],
+    request: Request,
+    body: nn.Module,
+    final: Final | None = None,
+) -> StepGradients:
+    """Add sum_s c_s g_s to `.grad` of body and heads by backward passes of sum_s c_s L_s, one a piece."""
+    total_S: Tensor | None = None
+    for number, piece in enumerate(pieces, start=1):
+        losses_S = losses(piece)
+        if losses_S.requires_grad:
+            with _heard(body, final if number == len(pieces) else None):
+                torch.autograd.backward(losses_S @ request.coefficients_S.to(losses_S.dtype))
+        total_S = losses_S.detach() if total_S is None else total_S + losses_S.detach()
+    assert total_S is not None, "a step has at least one piece"
+    return StepGradients(losses_S=total_S)
+
+
+@contextmanager
+def _heard(body: nn.Module, final: Final | None) -> Iterator[None]:
+    """Call `final` for every parameter that the backward pass is done with."""
+    parameters = [p for p in body.parameters() if p.requires_grad]
+    handles: list[RemovableHandle] = []
+    if final is not None:
+        for parameter in parameters:
+            register: Callable[[Final], RemovableHandle] = parameter.register_post_accumulate_grad_hook
+            handles.append(register(final))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -8,10 +8,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from aang_ray.gradients.engine import Final, JointRows, P, Request, StepGradients
-from aang_ray.gradients.memory import check_memory
-from aang_ray.gradients.products import inner, products
-from aang_ray.gradients.weighted import weighted_pass
+from aang_ray.gradients.engine import (
+    Final,
+    JointRows,
+    P,
+    Request,
+    StepGradients,
+    check_memory,
+    inner,
+    products,
+    weighted_pass,
+)
 from aang_ray.model.heads import TiedDecoder
 
 

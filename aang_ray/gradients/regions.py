@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from aang_ray.gradients.contributions import per_row
-from aang_ray.gradients.tap import Call, nodes_until_taps
+from aang_ray.gradients.rules import Call, nodes_until_taps, per_row
 
 
 class Regions:

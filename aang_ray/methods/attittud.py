@@ -15,15 +15,12 @@ import torch
 from torch import Tensor
 
 from aang_ray.config.methods import AttittudConfig
-from aang_ray.gradients.engine import Request, StepGradients
-from aang_ray.gradients.jacobian import ExampleJacobian
-from aang_ray.gradients.memory import check_memory
-from aang_ray.gradients.subspace import reweighted, span
-from aang_ray.methods.base import PrimaryExamples, Sampled, beside
-from aang_ray.methods.weighting import Weighting
+from aang_ray.gradients.engine import Request, StepGradients, check_memory
+from aang_ray.gradients.statistics import ExampleJacobian, reweighted, span
+from aang_ray.methods.base import PrimaryExamples, Sampled, Weighting, beside
 from aang_ray.objectives import randomness
 from aang_ray.objectives.source import END_TASK
-from aang_ray.store.rows import WeightRow
+from aang_ray.store.schema import WeightRow
 
 SHARES = ("aux_neutral", "aux_helps", "aux_harms")
 """Parts of the auxiliary gradient, by their shares of its squared norm."""

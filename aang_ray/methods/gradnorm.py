@@ -8,14 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aang_ray.config.methods.similarity import GradnormConfig
+from aang_ray.config.methods import GradnormConfig
 from aang_ray.gradients.engine import Request, StepGradients
-from aang_ray.methods.base import Sampled
-from aang_ray.methods.described import weight_row
-from aang_ray.methods.over_space import labelled, positions
-from aang_ray.methods.unlearned import Unlearned
-from aang_ray.methods.weighting import Weighting
-from aang_ray.store.rows import WeightRow
+from aang_ray.methods.base import Sampled, Unlearned, Weighting, labelled, positions, weight_row
+from aang_ray.store.schema import WeightRow
 
 SMALLEST = 1e-6
 """Weights stay positive."""

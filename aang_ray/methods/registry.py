@@ -6,30 +6,28 @@ import torch
 
 from aang_ray.config.methods import (
     AangConfig,
+    AggregationSection,
     AlphavilConfig,
     AttittudConfig,
+    CosineGatingConfig,
     DiwConfig,
+    DwaConfig,
     FinetuneConfig,
+    GradnormConfig,
+    MtTartanConfig,
     PretrainSection,
+    RandomConfig,
     StaticConfig,
+    UncertaintyConfig,
 )
-from aang_ray.config.methods.aggregations import AggregationSection
-from aang_ray.config.methods.plain import MtTartanConfig
-from aang_ray.config.methods.scalarizations import DwaConfig, RandomConfig, UncertaintyConfig
-from aang_ray.config.methods.similarity import CosineGatingConfig, GradnormConfig
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
 from aang_ray.methods.aang import Aang
-from aang_ray.methods.alphavil import Alphavil
 from aang_ray.methods.attittud import Attittud
-from aang_ray.methods.base import Method
-from aang_ray.methods.diw import Diw
-from aang_ray.methods.factors import FactorIndex
-from aang_ray.methods.gating import CosineGating
+from aang_ray.methods.base import FactorIndex, Method, Weighting
 from aang_ray.methods.gradnorm import GradNorm
-from aang_ray.methods.single import Single
-from aang_ray.methods.static import Static
-from aang_ray.methods.weighting import Weighting
+from aang_ray.methods.plain import CosineGating, Single, Static
+from aang_ray.methods.rounds import Alphavil, Diw
 from aang_ray.objectives.space import Space
 
 
@@ -51,7 +49,7 @@ def make_method(config: RunConfig, space: Space | None, device: torch.device) ->
         case MtTartanConfig():
             return Static(weighting.with_lambda(1 / (1 + (len(space) if config.n == "all" else config.n))))
         case AggregationSection() | RandomConfig() | UncertaintyConfig() | DwaConfig() as method:
-            from aang_ray.methods.by_torchjd import make_torchjd_method  # here: it takes seconds to import
+            from aang_ray.methods.torchjd import make_torchjd_method  # here: it takes seconds to import
 
             return make_torchjd_method(method, weighting, config.seed)
         case CosineGatingConfig() as method:

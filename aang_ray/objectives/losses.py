@@ -16,9 +16,8 @@ from torch.nn import functional as F
 
 from aang_ray.model.encoder import Encoder
 from aang_ray.model.segments import segment_rows
-from aang_ray.objectives.batch import BatchPiece, Targets
+from aang_ray.objectives.batch import BatchPiece, Targets, draw, replaced
 from aang_ray.objectives.outputs import DENOISE_HEAD
-from aang_ray.objectives.replacements import draw, replaced
 
 
 def segment_losses(encoder: Encoder, heads: Mapping[str, nn.Module], piece: BatchPiece) -> Tensor:

@@ -16,13 +16,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from aang_ray.errors import UserError
-from aang_ray.objectives.frequencies import TF, TF_IDF
-from aang_ray.objectives.legality import EXTERNAL, Rule
-from aang_ray.objectives.objective import Objective
-from aang_ray.objectives.outputs import Output
-from aang_ray.objectives.surface import CAPITALISATION, REAL_SYNTHETIC
-from aang_ray.objectives.text_labels import END_TASK, SUPERVISED
-from aang_ray.objectives.token_labels import DENOISE, NEXT_TOKEN
+from aang_ray.objectives.objective import EXTERNAL, Objective, Rule
+from aang_ray.objectives.outputs import (
+    CAPITALISATION,
+    DENOISE,
+    END_TASK,
+    NEXT_TOKEN,
+    REAL_SYNTHETIC,
+    SUPERVISED,
+    TF,
+    TF_IDF,
+    Output,
+)
 from aang_ray.objectives.transforms import TRANSFORMS, Transform
 from aang_ray.objectives.visibility import REPRESENTATIONS, Representation
 

@@ -6,22 +6,25 @@ import hashlib
 import itertools
 import json
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from aang_ray.config.load import describe_error, read_yaml
-from aang_ray.config.section import Semantics
+from aang_ray.config.sections import Semantics
 from aang_ray.errors import UserError
 from aang_ray.objectives.images.taxonomy import IMAGE_PRIMITIVES, IMAGE_RULES
-from aang_ray.objectives.legality import EXTERNAL, Capabilities, Rule, ruled_out, unavailable
-from aang_ray.objectives.objective import STAGES, Objective
+from aang_ray.objectives.objective import EXTERNAL, STAGES, Capabilities, Objective, Rule, ruled_out, unavailable
+from aang_ray.objectives.outputs import ORDERED
 from aang_ray.objectives.primitives import BUILT_IN, Primitives, digest
-from aang_ray.objectives.token_labels import ORDERED
 
 INSTALLED = "share/aang_ray/search_spaces"
 """Where an installation puts the files of `search_spaces/`, below its data path."""
@@ -225,3 +228,58 @@ def _beside_others(legal: Mapping[Objective, None], known: Primitives, labels: S
         if not found:
             return reasons
         reasons |= found
+
+
+# --- objectives.describe: What a person sees of a space: its grid, and what was ruled out and why.
+
+
+def render_space(name: str, legality: Semantics, console: Console) -> None:
+    """Print a space: for its kinds of data a grid, outputs and transforms down, representations across.
+
+    Kinds of data with the same grid share it.
+    """
+    space = enumerate_space(name, read_space(name), legality)
+    everything = (*space.objectives, *space.ruled_out)
+    console.print(f"{escape(name)}: {len(space)} objectives ({legality} semantics)", highlight=False)
+    representations = _distinct(k.representation for k in everything)
+    grids: dict[Grid, list[str]] = {}
+    for data in _distinct(k.data for k in everything):
+        grids.setdefault(_grid(space, data, representations), []).append(data)
+    for grid, data_names in grids.items():
+        table = Table(title=escape(", ".join(data_names)), title_justify="left")
+        for column in ("output, transform", *representations):
+            # Broken in two, so that the table fits into a terminal of 80 columns.
+            table.add_column(escape(column.replace("-", "-\n", 1)))
+        for output, rows in grid:
+            table.add_section()
+            table.add_row(f"[bold]{escape(output)}[/bold]")
+            for transform, marks in rows:
+                table.add_row(f"  {escape(transform)}", *marks)
+        console.print(table)
+    if space.ruled_out:
+        console.print("Ruled out:")
+        for reason, count in Counter(space.ruled_out.values()).items():
+            console.print(f"  {count:3d}  {reason}", highlight=False)
+
+
+Rows = tuple[tuple[str, tuple[str, ...]], ...]
+Grid = tuple[tuple[str, Rows], ...]
+"""By output and transform a mark for each representation."""
+
+
+def _grid(space: Space, data: str, representations: tuple[str, ...]) -> Grid:
+    legal = frozenset(space.objectives)
+    named = [k for k in (*space.objectives, *space.ruled_out) if k.data == data]
+
+    def mark(objective: Objective) -> str:
+        return "yes" if objective in legal else "–" if objective in space.ruled_out else ""
+
+    def rows(output: str) -> Rows:
+        transforms = sorted({k.transform for k in named if k.output == output})
+        return tuple((t, tuple(mark(Objective(data, t, r, output)) for r in representations)) for t in transforms)
+
+    return tuple((output, rows(output)) for output in sorted({k.output for k in named}))
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))

@@ -25,7 +25,7 @@ import numpy as np
 
 from aang_ray.objectives import randomness
 from aang_ray.objectives.contracts import check_order
-from aang_ray.objectives.legality import Rule
+from aang_ray.objectives.objective import Rule
 from aang_ray.objectives.texts import Int32, Texts
 
 LOWEST = 0

@@ -3,15 +3,153 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from aang_ray.report.labels import column_labels
-from aang_ray.report.notes import notes_of
-from aang_ray.report.runs import Run, Unfinished, load_runs
-from aang_ray.report.select import Selection, select
-from aang_ray.report.significance import paired_p_value
+from aang_ray.config.methods import AlphavilConfig, DiwConfig
+from aang_ray.report.select import NAMES, Run, Selection, Unfinished, load_runs, paired_p_value, select
 from aang_ray.store import Store
+
+# --- report.labels: Names of a table's columns.
+
+
+_SHORT = 12  # characters of a fingerprint that tell it from others
+
+
+def column_labels(runs: Sequence[Run]) -> dict[str, str]:
+    """The label of each run's column, by cell.
+
+    Runs on the same task stand in one column if they solve the same problem: same data, encoder and metric. Where
+    they do not, the label adds the settings that differ, for example `movie (train_size=100)`.
+    """
+    by_task: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_task[run.task].append(run)
+    labels = {}
+    for task, members in by_task.items():
+        keys = sorted({key for run in members for key in run.problem})
+        differing = [key for key in keys if len({run.problem.get(key) for run in members}) > 1]
+        for run in members:
+            parts = [part for key in differing for part in _parts(key, run, members)]
+            labels[run.cell] = f"{task} ({', '.join(parts)})" if parts else task
+    return labels
+
+
+def _parts(key: str, run: Run, members: Sequence[Run]) -> list[str]:
+    """`name=value`; for a fingerprint the names behind it, if they differ, tell more than its digits."""
+    names = [name for name in NAMES.get(key, ()) if len({other.settings.get(name) for other in members}) > 1]
+    # Different content may stand behind the same names: then only the digits tell the columns apart.
+    by_names = {tuple(other.settings.get(name) for name in names) for other in members}
+    if names and len(by_names) == len({other.problem.get(key) for other in members}):
+        return [f"{_last(name)}={run.settings.get(name, '')}" for name in names]
+    return [f"{_last(key)}={run.problem.get(key, '')[:_SHORT]}"]
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+# --- report.notes: Foot notes: what a reader must know before comparing two numbers of a table.
+
+
+MAJORITY_MARK = "†"
+CUT_MARK = "‡"
+
+ROUNDS = {str(section.model_fields["name"].default) for section in (AlphavilConfig, DiwConfig)}
+
+Place = tuple[str, str]
+"""Row and column label."""
+
+
+def notes_of(selections: Mapping[Place, Selection], unfinished: Sequence[Unfinished]) -> tuple[str, ...]:
+    """All notes, sorted by kind and place."""
+    places = sorted(selections.items())
+    return (
+        *_majority(places),
+        *_chosen(places),
+        *_incomplete(places),
+        *_budgets(places),
+        *_cut(unfinished),
+        *_failed(unfinished),
+    )
+
+
+def _majority(places: list[tuple[Place, Selection]]) -> Iterator[str]:
+    for (row, column), selection in places:
+        chosen = selection.by_dev
+        if chosen.majority:
+            yield (
+                f"{MAJORITY_MARK} {row} on {column}: {chosen.majority} of {_runs(len(chosen.seeds))} "
+                f"never left the majority class on dev."
+            )
+
+
+def _chosen(places: list[tuple[Place, Selection]]) -> Iterator[str]:
+    for (row, column), selection in places:
+        if selection.candidates > 1:
+            settings = ", ".join(f"{key}={value}" for key, value in sorted(selection.differing.items()))
+            yield f"{row} on {column}: {settings}; best mean dev of {selection.candidates} configurations."
+
+
+def _incomplete(places: list[tuple[Place, Selection]]) -> Iterator[str]:
+    for (row, column), selection in places:
+        if selection.incomplete:
+            yield (
+                f"{row} on {column}: {selection.incomplete} further "
+                f"{'configuration has' if selection.incomplete == 1 else 'configurations have'} fewer than "
+                f"{len(selection.by_dev.seeds)} seeds and did not compete."
+            )
+
+
+def _budgets(places: list[tuple[Place, Selection]]) -> Iterator[str]:
+    """Comparisons are meant to be at equal budgets of end-task examples: steps times batch, of a final stage, too.
+
+    In methods of rounds a step is not always one of the end task: there it is what the runs have seen.
+    """
+    for column in sorted({column for (_, column), _ in places}):
+        budgets = {row: _budget(selection) for (row, place), selection in places if place == column}
+        if len(set(budgets.values())) > 1:
+            each = ", ".join(f"{row} {'unknown' if size is None else f'{size:,}'}" for row, size in budgets.items())
+            yield f"{column}: budgets of end-task examples differ: {each}."
+
+
+def _budget(selection: Selection) -> int | None:
+    choices = selection.by_dev.choices
+    if choices.get("method.name") in ROUNDS:
+        return round(selection.by_dev.examples)
+    steps, batch = choices.get("schedule.steps", ""), choices.get("batch.end_task", "")
+    final = choices.get("final_finetune.steps", "0")
+    return (int(steps) + int(final)) * int(batch) if steps.isdecimal() and batch.isdecimal() else None
+
+
+def _cut(unfinished: Sequence[Unfinished]) -> Iterator[str]:
+    """Whole runs that were chosen while others were cut short are not what a whole grid would have chosen."""
+    for (row, task), runs in _by_place(unfinished, "cut"):
+        first, last = min(run.steps for run in runs), max(run.steps for run in runs)
+        steps = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        verb = "was" if len(runs) == 1 else "were"
+        yield (
+            f"{CUT_MARK} {row} on {task}: {_runs(len(runs))} {verb} cut short by a scheduler after {steps} steps "
+            f"and did not compete."
+        )
+
+
+def _failed(unfinished: Sequence[Unfinished]) -> Iterator[str]:
+    for (row, task), runs in _by_place(unfinished, "failed"):
+        yield f"{row} on {task}: {_runs(len(runs))} failed."
+
+
+def _by_place(unfinished: Sequence[Unfinished], status: str) -> list[tuple[Place, list[Unfinished]]]:
+    """Row and task, with their runs of a status."""
+    places: dict[Place, list[Unfinished]] = defaultdict(list)
+    for run in unfinished:
+        if run.status == status:
+            places[run.row, run.task].append(run)
+    return sorted(places.items())
+
+
+def _runs(count: int) -> str:
+    return f"{count} run" if count == 1 else f"{count} runs"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,10 @@ queried by name; the configuration is JSON.
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -108,3 +111,209 @@ def with_partitions(name: TableName) -> pa.Schema:
     for partition in PARTITIONS:
         schema = schema.append(_field(partition, pa.string()))
     return schema
+
+
+# --- store.rows: The rows that a finished cell leaves behind. This module is the schema in Python; `schema.py` is it in Arrow.
+
+
+Status = Literal["done", "failed", "cut"]
+"""`cut`: a scheduler ended the run before its last step; it has a dev score so far and no test score."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One model on one view of one split."""
+
+    accuracy: float
+    macro_f1: float
+    examples: int
+    per_class: Mapping[str, int]
+    """Examples of each class in the view."""
+    loss: float
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """One evaluation on dev, or the last step's losses before one."""
+
+    step: int
+    """Steps of all stages."""
+    dev: Scores | None
+    """None in a stage that dev does not decide in: before the end-task head is trained."""
+    losses: Mapping[str, float]
+    """Mean training loss since the last evaluation, by segment: `end_task`, and objectives by name."""
+    seconds: float
+    examples: int
+    """End-task examples seen so far."""
+    tokens: int
+    """Real tokens that went through the body so far."""
+    stage: str | None = None
+    """`tapt`, `dapt`, `train` or `finetune`; None in rows that are older than stages."""
+
+
+@dataclass(frozen=True)
+class WeightRow:
+    """The method's weights at one logged step."""
+
+    step: int
+    """Steps done, as in the history."""
+    end_task_weight: float
+    """lambda."""
+    weights: Mapping[str, float]
+    """Weight of each objective sampled at this step; sums to 1."""
+    factors: Mapping[str, Mapping[str, float]]
+    """Factor tensors by stage and name: `A`, `D`, `T`, `R`, `O`."""
+    health: Mapping[str, float]
+    """Diagnostics since the last row, such as the mean, the standard deviation and every value of cos(v, g_E)."""
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One cell."""
+
+    cell: str
+    group: str
+    row: str
+    """Name of the method's row in a table."""
+    task: str
+    method: str
+    space: str | None
+    n: str | None
+    seed: int
+    config: Mapping[str, Any]
+    metric: str
+    status: Status
+    error: str | None
+    log_tail: str | None
+    dev: Scores | None
+    test: Scores | None
+    test_clean: Scores | None
+    """On the test texts that occur neither in train nor in dev."""
+    majority: bool | None
+    """Whether dev never left what the majority class scores."""
+    best_step: int | None
+    steps: int
+    examples: int
+    tokens: int
+    seconds: float
+    device: str
+    precision: str
+    versions: Mapping[str, str]
+    finished_at: str
+    """UTC, ISO 8601."""
+    test_clean_low: float | None = None
+    test_clean_high: float | None = None
+    """95 % bootstrap interval of the metric on the de-duplicated test view, over its examples."""
+    dev_before: Scores | None = None
+    """This and the next two: of the model that a final fine-tuning started from; None without one."""
+    test_before: Scores | None = None
+    test_clean_before: Scores | None = None
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """All that one cell leaves: one row of results, its history and its weights."""
+
+    result: ResultRow
+    history: tuple[HistoryRow, ...] = field(default=())
+    weights: tuple[WeightRow, ...] = field(default=())
+
+
+# --- store.records: A cell's record as Arrow tables, and back, without loss.
+
+
+_SCORE_FIELDS = tuple(field.name for field in fields(Scores))
+_RESULT_FIELDS = tuple(field.name for field in fields(ResultRow))
+
+
+def to_tables(record: CellRecord) -> dict[TableName, pa.Table]:
+    """The three tables of one cell; `results` has one row, the others as many as were logged."""
+    cell = record.result.cell
+    rows: dict[TableName, list[dict[str, Any]]] = {
+        "history": [{"cell": cell, **_history_columns(row)} for row in record.history],
+        "weights": [{"cell": cell, **_weight_columns(row)} for row in record.weights],
+        "results": [_result_columns(record.result)],
+    }
+    return {name: pa.Table.from_pylist(values, schema=SCHEMAS[name]) for name, values in rows.items()}
+
+
+def from_tables(tables: Mapping[TableName, pa.Table]) -> CellRecord:
+    """The record whose tables, partitions included, these are."""
+    rows = {name: table.to_pylist(maps_as_pydicts="strict") for name, table in tables.items()}
+    (result,) = rows["results"]
+    return CellRecord(
+        result=_result(result),
+        history=tuple(_history(row) for row in rows["history"]),
+        weights=tuple(_weights(row) for row in rows["weights"]),
+    )
+
+
+def _result_columns(row: ResultRow) -> dict[str, Any]:
+    columns = {name: getattr(row, name) for name in _RESULT_FIELDS if name not in (*VIEWS, *PARTITIONS)}
+    columns["config"] = json.dumps(row.config, allow_nan=False)
+    columns["versions"] = list(row.versions.items())
+    for view in VIEWS:
+        scores: Scores | None = getattr(row, view)
+        columns[f"{view}_score"] = None if scores is None else getattr(scores, row.metric)
+        columns.update(_score_columns(view, scores))
+    return columns
+
+
+def _result(columns: Mapping[str, Any]) -> ResultRow:
+    values: dict[str, Any] = {
+        name: _scores_of_records(name, columns) if name in VIEWS else columns[name] for name in _RESULT_FIELDS
+    }
+    values["config"] = json.loads(columns["config"])
+    return ResultRow(**values)
+
+
+def _score_columns(view: str, scores: Scores | None) -> dict[str, Any]:
+    if scores is None:
+        return {f"{view}_{name}": None for name in _SCORE_FIELDS}
+    columns = {f"{view}_{name}": getattr(scores, name) for name in _SCORE_FIELDS}
+    columns[f"{view}_per_class"] = list(scores.per_class.items())
+    return columns
+
+
+def _scores_of_records(view: str, columns: Mapping[str, Any]) -> Scores | None:
+    if columns[f"{view}_examples"] is None:
+        return None
+    return Scores(**{name: columns[f"{view}_{name}"] for name in _SCORE_FIELDS})
+
+
+def _history_columns(row: HistoryRow) -> dict[str, Any]:
+    return {
+        "step": row.step,
+        **_score_columns("dev", row.dev),
+        "losses": list(row.losses.items()),
+        "seconds": row.seconds,
+        "examples": row.examples,
+        "tokens": row.tokens,
+        "stage": row.stage,
+    }
+
+
+def _history(columns: Mapping[str, Any]) -> HistoryRow:
+    return HistoryRow(
+        step=columns["step"],
+        dev=_scores_of_records("dev", columns),
+        losses=columns["losses"],
+        seconds=columns["seconds"],
+        examples=columns["examples"],
+        tokens=columns["tokens"],
+        stage=columns["stage"],
+    )
+
+
+def _weight_columns(row: WeightRow) -> dict[str, Any]:
+    return {
+        "step": row.step,
+        "end_task_weight": row.end_task_weight,
+        "weights": list(row.weights.items()),
+        "factors": [(stage, list(factor.items())) for stage, factor in row.factors.items()],
+        "health": list(row.health.items()),
+    }
+
+
+def _weights(columns: Mapping[str, Any]) -> WeightRow:
+    return WeightRow(**{field.name: columns[field.name] for field in fields(WeightRow)})

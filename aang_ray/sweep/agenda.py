@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aang_ray.errors import UserError
-from aang_ray.store.location import open_location
+from aang_ray.store.files import open_location
 from aang_ray.sweep.plan import PlannedCell
 from aang_ray.sweep.progress_files import FOLDER, as_fields, read_folder, write_json
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from aang_ray.train.checkpoint_signals import Interrupted
+from aang_ray.train.control import Interrupted
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -52,8 +52,10 @@ def sweep_file(
     if spec.search is not None and asha is not None:
         raise UserError(f"{path}: search: does not go with --scheduler asha; choose one")
     runs = expand(spec, overrides, str(path))
-    from aang_ray.train.batches import check_n  # after the file was read: a slip in it is told at once
-    from aang_ray.train.plan import resolve
+    from aang_ray.train.plan import (
+        check_n,  # after the file was read: a slip in it is told at once
+        resolve,
+    )
 
     if spec.search is not None:
         outcome = _search(path, spec, runs, store, console, dry_run=dry_run, max_hours=max_hours)
@@ -81,7 +83,7 @@ def _grid(
     asha: Asha | None,
 ) -> SweepOutcome:
     """Every cell of the plan, to its end or as far as a scheduler lets it."""
-    from aang_ray.train.checkpoint_files import checkpoint_folder, discard_done
+    from aang_ray.train.checkpoint import checkpoint_folder, discard_done
 
     store.check_writable()
     _say_done(cells, len(cells), console)

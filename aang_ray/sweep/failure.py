@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from aang_ray.config import RunConfig
 from aang_ray.store import CellRecord, ResultRow
-from aang_ray.train.versions import versions
+from aang_ray.train.run import versions
 
 TAIL_LINES = 30
 

@@ -17,8 +17,7 @@ from typing import Self
 
 from aang_ray.config import RunConfig
 from aang_ray.store import HistoryRow
-from aang_ray.store.location import Location, open_location
-from aang_ray.store.publish import remove
+from aang_ray.store.files import Location, open_location, remove
 from aang_ray.sweep.progress_files import FOLDER, as_fields, read_folder, write_json
 
 BEAT_SECONDS = 20.0

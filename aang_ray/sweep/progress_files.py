@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pyarrow import fs
 
 from aang_ray.errors import UserError
-from aang_ray.store.location import Location
-from aang_ray.store.publish import publish
+from aang_ray.store.files import Location, publish
 
 FOLDER = ".progress"
 

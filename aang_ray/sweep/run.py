@@ -17,7 +17,7 @@ from aang_ray.sweep.jobs import Job, Strategy
 from aang_ray.sweep.needs import Need, trials_at_once
 from aang_ray.sweep.progress import SweepProgress
 from aang_ray.sweep.queue import Queue
-from aang_ray.train.checkpoint_signals import StopSignals
+from aang_ray.train.control import StopSignals
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def run_jobs(
         from aang_ray.sweep.ending import Ending
         from aang_ray.sweep.feeder import Feeder
         from aang_ray.sweep.monitor import Monitor
-        from aang_ray.train.line import Line
+        from aang_ray.train.workers.launch import Line
 
         capacity = Capacity()
         check_fits(needs, capacity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aang_ray.store.location import open_location
+from aang_ray.store.files import open_location
 from aang_ray.sweep.progress_files import FOLDER, read_folder, write_json
 
 SEARCHES = "searches"

@@ -24,7 +24,7 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
     Raises:
         UserError: for a task or an encoder that is not as it should be.
     """
-    from aang_ray.train.checkpoint_files import checkpoint_folder, discard
+    from aang_ray.train.checkpoint import checkpoint_folder, discard
     from aang_ray.train.plan import resolve
 
     config = resolve(config)
@@ -61,7 +61,7 @@ def _run(
 
         return run_cell(config, on_evaluation=evaluated, checkpoints=checkpoints, export=export)
     with ray_cluster():
-        from aang_ray.train.launch import launch
+        from aang_ray.train.workers.launch import launch
 
         check_fits([Need.of(config)], Capacity())
         threads = config.resources.threads or max(1, int(config.resources.cpus_per_worker))

@@ -14,10 +14,10 @@ from aang_ray.errors import RunFailure, UserError
 from aang_ray.store import CellIsDone, CellRecord, HistoryRow, Store
 from aang_ray.sweep.failure import failed_record
 from aang_ray.sweep.heartbeat import Heartbeat
-from aang_ray.train.checkpoint_signals import Interrupted
+from aang_ray.train.control import Interrupted
 
 if TYPE_CHECKING:
-    from aang_ray.train.line import Line
+    from aang_ray.train.workers.launch import Line
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ def run_and_store(
     Raises:
         Interrupted: when it was `abandoned`, with the checkpoint written.
     """
-    from aang_ray.train.checkpoint_files import CheckpointFiles, checkpoint_folder, discard
-    from aang_ray.train.launch import WorkerError, launch
+    from aang_ray.train.checkpoint import CheckpointFiles, checkpoint_folder, discard
+    from aang_ray.train.workers.launch import WorkerError, launch
 
     checkpoints = checkpoint_folder(store.uri)
     if store.done().get(config.cell) == "done":

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.config.run import RunConfig
-from aang_ray.data.task import Metric
+from aang_ray.data.tasks import Metric
 from aang_ray.model.segments import SegmentRows
 from aang_ray.objectives.space import Space
 from aang_ray.train.evaluate import Reader

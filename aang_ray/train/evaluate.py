@@ -13,13 +13,13 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aang_ray.data.task import Labelled, Metric
+from aang_ray.data.tasks import Labelled, Metric
 from aang_ray.model.encoder import Encoder
 from aang_ray.objectives.batch import BatchPiece, collate
-from aang_ray.objectives.build import plain
+from aang_ray.objectives.source import plain
 from aang_ray.objectives.texts import Int64, Texts
-from aang_ray.store.rows import Scores
-from aang_ray.train.precision import Compute
+from aang_ray.store.schema import Scores
+from aang_ray.train.device import Compute
 
 RESAMPLES = 1000
 TEXTS_AT_ONCE = 128

@@ -2,31 +2,198 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aang_ray.data.task import Metric
+from aang_ray.data.tasks import Metric
+from aang_ray.errors import RunFailure
 from aang_ray.objectives.source import END_TASK, END_TASK_HEAD
-from aang_ray.store.rows import HistoryRow, Scores
+from aang_ray.store.schema import HistoryRow, Scores, WeightRow
 from aang_ray.train.checkpoint import Keeper
-from aang_ray.train.checkpoint_state import restore_stepper, stepper_state
 from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
-from aang_ray.train.losses import LossLog
-from aang_ray.train.parallel.scoring import gathered
-from aang_ray.train.prefetch import prefetched
-from aang_ray.train.progress import Progress, SplitScores
-from aang_ray.train.rounds import make_stepper
+from aang_ray.train.round_methods import make_stepper
 from aang_ray.train.setup import Setup, majority_class
 from aang_ray.train.stages import staged, stages_of
-from aang_ray.train.step import Prepared
+from aang_ray.train.step import Prepared, restore_stepper, stepper_state
+from aang_ray.train.workers.group import gathered
+
+# --- train.prefetch: Prepare the next steps' batches on another thread, so that the step never waits for data.
+
+
+T = TypeVar("T")
+
+
+def prefetched(make: Callable[[int], T], first: int, stop: int, depth: int = 2) -> Iterator[T]:
+    """make(first), ..., make(stop - 1) in order, at most `depth` ahead; depth 0 makes each when it is asked for.
+
+    An exception in `make` is raised where its result would have come.
+    """
+    if depth == 0:
+        yield from map(make, range(first, stop))
+        return
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        try:
+            for step in range(first, stop):
+                waiting.append(pool.submit(make, step))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+# --- train.progress: What a run has done so far, and its plain form for a checkpoint.
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """One model on all views that the store keeps."""
+
+    dev: Scores
+    test: Scores
+    test_clean: Scores
+
+
+@dataclass
+class Progress:
+    """What a run has done so far."""
+
+    steps: int = 0
+    """Of all stages."""
+    stage: int = 0
+    """Number of the stage it is in."""
+    stage_steps: int = 0
+    """Steps of that stage."""
+    examples: int = 0
+    """End-task examples."""
+    tokens: int = 0
+    history: list[HistoryRow] = field(default_factory=list)
+    weights: list[WeightRow] = field(default_factory=list)
+    best_step: int = 0
+    best_score: float = -1.0
+    since_best: int = 0
+    """Evaluations without improvement."""
+    majority: bool = True
+    """No evaluation so far was better than the majority class."""
+    before: SplitScores | None = None
+    """Of the model that the last fine-tuning started from, once it has begun."""
+
+    def next_stage(self) -> None:
+        """Begin the next stage: what dev has decided so far belongs to the last one."""
+        self.stage += 1
+        self.stage_steps = self.since_best = 0
+        self.best_step, self.best_score = 0, -1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as numbers, strings, lists and dicts."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Progress:
+        """What `state_dict` gave, as rows again."""
+        rows: dict[str, Any] = {
+            "history": [HistoryRow(**{**row, "dev": _scores(row["dev"])}) for row in state["history"]],
+            "weights": [WeightRow(**row) for row in state["weights"]],
+        }
+        before = state["before"]
+        if before is not None:
+            rows["before"] = SplitScores(**{view: Scores(**scores) for view, scores in before.items()})
+        return cls(**{**state, **rows})
+
+
+def _scores(state: Mapping[str, Any] | None) -> Scores | None:
+    return None if state is None else Scores(**state)
+
+
+# --- train.losses: What the steps' losses were since the last evaluation, and whether they are still numbers.
+
+
+class LossLog:
+    """Keeps each step's losses on the device and reads them every `check_every` steps.
+
+    Reading waits for the device, so a GPU is read at evaluations, a CPU at every step.
+    """
+
+    def __init__(self, check_every: int) -> None:
+        self.check_every = check_every
+        self._unread: list[tuple[int, Sequence[str], Tensor]] = []
+        self._last: dict[str, float] = {}
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, step: int, names: Sequence[str], losses_S: Tensor) -> None:
+        """Losses of a step's segments; a segment without a name is left out.
+
+        Raises:
+            RunFailure: for a loss that is not finite.
+        """
+        self._unread.append((step, names, losses_S.detach()))
+        if len(self._unread) >= self.check_every:
+            self.read()
+
+    def read(self) -> None:
+        """Bring the kept losses to the host and check them.
+
+        Raises:
+            RunFailure: naming the step, the objective and its last finite loss.
+        """
+        if not self._unread:
+            return
+        flat = torch.cat([losses_S for _, _, losses_S in self._unread]).tolist()
+        start = 0
+        for step, names, losses_S in self._unread:
+            for name, value in zip(names, flat[start : start + len(losses_S)], strict=True):
+                if name:
+                    self._take(step, name, value)
+            start += len(losses_S)
+        self._unread.clear()
+
+    def means(self) -> dict[str, float]:
+        """Mean loss by name since the last call."""
+        self.read()
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        self._sums.clear()
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything read so far, as plain numbers.
+
+        Raises:
+            RunFailure: for a loss that is not finite.
+        """
+        self.read()
+        return {"last": dict(self._last), "sums": {name: list(sums) for name, sums in self._sums.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._last = dict(state["last"])
+        self._sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
+
+    def _take(self, step: int, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            last = self._last.get(name)
+            before = "it had none before" if last is None else f"its last finite loss was {last:.4g}"
+            raise RunFailure(
+                f"step {step}: the loss of {name} is {value}, {before}; lower optim.body_lr, "
+                "optim.head_lr or a rate of the method's own, or set precision=fp32"
+            )
+        self._last[name] = value
+        total, count = self._sums.get(name, (0.0, 0))
+        self._sums[name] = (total + value, count + 1)
+
 
 OnEvaluation = Callable[[HistoryRow], None]
 

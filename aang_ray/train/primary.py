@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aang_ray.gradients.jacobian import ExampleJacobian
+from aang_ray.gradients.statistics import ExampleJacobian
 from aang_ray.methods.base import PrimaryMethod
 from aang_ray.objectives import randomness
 from aang_ray.objectives.source import END_TASK_HEAD
 from aang_ray.objectives.texts import Int64
 from aang_ray.train.domain import DomainPiece
-from aang_ray.train.parallel.agreement import Agreement
-from aang_ray.train.parallel.local import failing_for_all
 from aang_ray.train.setup import Setup
+from aang_ray.train.workers.exchange import failing_for_all
+from aang_ray.train.workers.group import Agreement
 
 
 @dataclass(frozen=True)

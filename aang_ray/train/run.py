@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import aang_ray
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import RunFailure
-from aang_ray.store.rows import CellRecord, HistoryRow, ResultRow
-from aang_ray.train.checkpoint import CutShort, Keeper
-from aang_ray.train.checkpoint_files import CheckpointFiles
+from aang_ray.store.schema import CellRecord, HistoryRow, ResultRow
+from aang_ray.train.checkpoint import CheckpointFiles, CutShort, Keeper
+from aang_ray.train.control import Notices
+from aang_ray.train.device import Compute, choose_compute, is_out_of_memory
 from aang_ray.train.export import check_export, export_model
 from aang_ray.train.loop import Finished, Trainer
-from aang_ray.train.micro import is_out_of_memory
-from aang_ray.train.notices import Notices
-from aang_ray.train.parallel.workers import Workers
-from aang_ray.train.precision import Compute, choose_compute
 from aang_ray.train.setup import build
-from aang_ray.train.versions import versions
+from aang_ray.train.workers.group import Workers
+
+# --- train.versions: Versions of what a result depends on.
+
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "ray", "torchjd")
+
+
+def versions() -> dict[str, str]:
+    """Python, this package, and the packages that compute."""
+    found = {name: version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "aang-ray": aang_ray.__version__, **found}
+
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from aang_ray.errors import UserError
 from aang_ray.methods.base import Method
 from aang_ray.methods.registry import make_method
 from aang_ray.objectives.space import Space
+from aang_ray.train.device import Compute
 from aang_ray.train.domain import Domain, StageParts, Task
-from aang_ray.train.image_setup import image_parts
-from aang_ray.train.parallel.workers import Workers
-from aang_ray.train.precision import Compute
-from aang_ray.train.text_setup import text_parts
+from aang_ray.train.images import image_parts
+from aang_ray.train.text import text_parts
+from aang_ray.train.workers.group import Workers
 
 
 @dataclass

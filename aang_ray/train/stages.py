@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aang_ray.config.final_finetune import FinalFinetuneConfig
 from aang_ray.config.methods import DaptConfig, FinetuneConfig, PretrainSection, TaptConfig
 from aang_ray.config.run import RunConfig
-from aang_ray.config.sections import ObjectivesConfig
+from aang_ray.config.sections import FinalFinetuneConfig, ObjectivesConfig
 from aang_ray.methods.registry import make_method
 from aang_ray.train.setup import Setup
 

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
-from aang_ray.data.task import EndTask
+from aang_ray.config.methods import PretrainSection
+from aang_ray.config.run import RunConfig
+from aang_ray.data import load_end_task, load_tokenizer, locate, tokenizer_facts
+from aang_ray.data.tasks import EndTask
+from aang_ray.data.tokens import TokenizerFacts
+from aang_ray.errors import UserError
 from aang_ray.model.encoder import Encoder
+from aang_ray.model.heads import ClassificationHead, TokenHead
+from aang_ray.model.loading import LoadedEncoder, load_encoder
 from aang_ray.objectives.batch import BatchPiece, PublishedVisibility, collate, cut
-from aang_ray.objectives.build import plain
 from aang_ray.objectives.losses import segment_losses
-from aang_ray.objectives.segment import Segment, label_weight
-from aang_ray.objectives.source import END_TASK_HEAD, BatchSource, StepBatch
-from aang_ray.objectives.texts import Int64, Texts
+from aang_ray.objectives.objective import EXTERNAL, Capabilities, how_to_give
+from aang_ray.objectives.packing import Segment, label_weight
+from aang_ray.objectives.source import END_TASK_HEAD, BatchSource, OutputSettings, StepBatch, plain, space_heads
+from aang_ray.objectives.space import ImageSpaceFile, Space, enumerate_space, masked_lm, read_space
+from aang_ray.objectives.texts import Int64, Texts, Vocabulary
+from aang_ray.objectives.transforms import Noise
+from aang_ray.train.domain import DomainParts
 from aang_ray.train.evaluate import SplitReader
-from aang_ray.train.parallel.placement import Range, parts_of
+from aang_ray.train.plan import sampled_count, source_settings
+from aang_ray.train.workers.placement import Range, parts_of
 
 
 class TextDomain:
@@ -91,3 +104,131 @@ class TextDomain:
         if split == "dev":
             return SplitReader(self._task.dev, self.source.readings.score_dev[first::every], self._pad)
         return SplitReader(self._task.test, np.arange(first, len(self._task.test), every), self._pad)
+
+
+# --- train.text_setup: A run on texts: pretrained encoder, heads of the outputs, and the batches of a space over the task's texts.
+
+
+logger = logging.getLogger(__name__)
+
+
+def text_parts(config: RunConfig, device: torch.device) -> DomainParts:
+    """Load the task and the encoder (which refuses one that disobeys its visibility), and make the heads.
+
+    Raises:
+        UserError: for data, an encoder or a space that will not do.
+    """
+    located = locate(config.encoder)
+    facts = tokenizer_facts(located, load_tokenizer(located))
+    task = load_end_task(config.data, config.encoder)
+    loaded = load_encoder(config.encoder, located)
+    encoder = loaded.encoder
+    if config.gradients.checkpointing:
+        encoder.enable_checkpointing()
+    encoder.to(device)
+    # Of the checkpoint, before any stage has trained it: a resumed run must find the same.
+    table_deviation = float(encoder.word_embeddings.weight.detach().std())
+
+    def stage(config: RunConfig) -> tuple[Space | None, TextDomain]:
+        space = make_space(config, task, encoder)
+        source = make_source(config, task, encoder, space, facts, table_deviation)
+        published = config.objectives.visibility == "published"
+        return space, TextDomain(task, encoder, source, facts.pad, config.seed, published)
+
+    space, domain = stage(config)
+    head_of = make_heads(config, task, loaded, space, facts)
+    return DomainParts(task, encoder, head_of, space, domain, stage)
+
+
+def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space | None:
+    """The legal objectives that this task and encoder can compute; what is left out is logged with its reason.
+
+    None for a method that trains on the end task alone.
+
+    Raises:
+        UserError: if nothing is left, or the space names data that are not there.
+    """
+    settings = config.objectives
+    capabilities = Capabilities(
+        positions_given=encoder.positions_given,
+        data=frozenset(
+            (
+                "end-task",
+                *(name.replace("_", "-") for name, texts in task.corpora.items() if len(texts)),
+                *(f"{EXTERNAL}{name}" for name in task.external),
+            )
+        ),
+        sound_visibility=settings.visibility == "sound",
+        shared_heads=settings.heads == "shared",
+    )
+    if isinstance(config.method, PretrainSection):
+        file = masked_lm(config.method.texts)
+    elif config.method.auxiliary:
+        file = read_space(config.space)
+        if isinstance(file, ImageSpaceFile):
+            raise UserError(f"space: {config.space} holds objectives on images; {config.data.task} is a task of text")
+    else:
+        return None
+    missing = {data for block in file.blocks for data in block.data} - capabilities.data
+    if missing:
+        data = sorted(missing)[0]
+        named = f"space {config.space}" if config.method.auxiliary else f"method {config.method.name}"
+        if data.replace("-", "_") in task.corpora:
+            raise UserError(f"{named}: no {data} text is left, all of it is text of dev or test")
+        raise UserError(f"{named}: no {data} text is given; {how_to_give(data)}")
+    space = enumerate_space(config.space, file, settings.legality, settings.labels, capabilities)
+    for objective, reason in space.ruled_out.items():
+        if objective in space.left_out:
+            logger.warning("%s is left out: %s", objective.title(task.name), reason)
+    return space
+
+
+def make_heads(
+    config: RunConfig, task: EndTask, loaded: LoadedEncoder, space: Space | None, facts: TokenizerFacts
+) -> dict[str, nn.Module]:
+    """phi_E and the heads of the outputs, by name (semantics section 4)."""
+    encoder = loaded.encoder
+    classes, dropout = len(task.label_names), config.encoder.head_dropout
+    heads: dict[str, nn.Module] = {END_TASK_HEAD: ClassificationHead(encoder.hidden_size, classes, dropout)}
+    per_objective = config.objectives.heads == "per_objective"
+    wanted = space_heads(space, task, per_objective)
+    fresh = loaded.mlm_head is None and any(head.kind == "vocabulary" for head in wanted.values())
+    bias_V = log_unigrams(task, encoder.vocab_size, facts.special_ids) if fresh else None
+    for name, head in wanted.items():
+        if head.kind == "vocabulary":
+            heads[name] = TokenHead(
+                encoder.word_embeddings,
+                encoder.hidden_size,
+                bias_V=bias_V,
+                start=loaded.mlm_head,
+                untied=per_objective,
+                std=encoder.initializer_range,
+            )
+        else:
+            assert head.size is not None
+            heads[name] = ClassificationHead(encoder.hidden_size, head.size, dropout)
+    return heads
+
+
+def make_source(
+    config: RunConfig,
+    task: EndTask,
+    encoder: Encoder,
+    space: Space | None,
+    facts: TokenizerFacts,
+    table_deviation: float,
+) -> BatchSource:
+    """The source of every step's batch; `table_deviation`: standard deviation of the pretrained embeddings."""
+    vocabulary = Vocabulary(facts.vocab_size, facts.mask, facts.special_ids)
+    noise = Noise(encoder.word_embeddings.embedding_dim, config.objectives.noise_scale * table_deviation)
+    output = OutputSettings(config.objectives.mask_rate, config.objectives.labels, encoder.pooling, noise)
+    return BatchSource(task, space, sampled_count(config, space), vocabulary, output, source_settings(config))
+
+
+def log_unigrams(task: EndTask, vocabulary: int, special: Sequence[int]) -> Tensor:
+    """log of each token's relative frequency in the train and unlabelled texts, add-one smoothed, [V]."""
+    counts = np.ones(vocabulary)
+    for tokens in (task.train.tokens, *task.corpora.values()):
+        counts += np.bincount(tokens.values[tokens.offsets[0] : tokens.offsets[-1]], minlength=vocabulary)[:vocabulary]
+    counts[list(special)] = 1.0  # never labels
+    return torch.from_numpy(np.log(counts / counts.sum())).float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aang_ray.config import load_config
-from aang_ray.config.row_name import published_switches
+from aang_ray.config.run import published_switches
 
 ALL = [
     *(f"objectives.{name}=published" for name in ("legality", "allocation", "visibility", "labels")),

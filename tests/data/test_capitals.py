@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from aang_ray.data.texts import Texts
+from aang_ray.data.read import Texts
 from aang_ray.data.tokens import read_tokens, tokenise, write_tokens
 
 WORDS = [

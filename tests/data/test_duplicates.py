@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aang_ray.data.duplicates import clean_indices, count_duplicates, normalised, surplus
+from aang_ray.data.splits import clean_indices, count_duplicates, normalised, surplus
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aang_ray.data.duplicates import normalised
-from aang_ray.data.embedded import Snippet, make_task, parse_snippets
-from aang_ray.data.fetch import SDIST, fetch_sdist
-from aang_ray.data.texts import SPLITS, Split
+from aang_ray.data.embedded import SDIST, Snippet, fetch_sdist, make_task, parse_snippets
+from aang_ray.data.read import SPLITS, Split
+from aang_ray.data.splits import normalised
 from aang_ray.errors import UserError
 
 

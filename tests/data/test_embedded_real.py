@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from aang_ray.data.duplicates import count_duplicates
 from aang_ray.data.embedded import read_embedded
-from aang_ray.data.texts import SPLITS
+from aang_ray.data.read import SPLITS
+from aang_ray.data.splits import count_duplicates
 from aang_ray.errors import UserError
 
 

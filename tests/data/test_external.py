@@ -13,7 +13,7 @@ from rich.console import Console
 
 from aang_ray.config import DataConfig, EncoderConfig
 from aang_ray.data import EndTask, data_fingerprint, describe, load_end_task, render
-from aang_ray.data.texts import LabelledTexts, RawTask, Texts
+from aang_ray.data.read import LabelledTexts, RawTask, Texts
 from aang_ray.errors import UserError
 from tests.data.conftest import Rows, ids, rows_of, write_jsonl
 
@@ -83,7 +83,7 @@ def test_it_is_made_once(
     data = with_external(DataConfig(task=str(folder())), write_folder(tmp_path / "topics"))
     first = tokens_of(load_end_task(data, encoder), "topics")
     with monkeypatch.context() as patched:
-        patched.setattr("aang_ray.data.external.read_task", lambda *_: pytest.fail("read again"))
+        patched.setattr("aang_ray.data.corpora.read_task", lambda *_: pytest.fail("read again"))
         assert tokens_of(load_end_task(data, encoder), "topics") == first
     # Another content is another one.
     write_folder(tmp_path / "topics", rows_of(("a scene", "x"), ("dull plot", "y")))
@@ -117,7 +117,7 @@ def test_an_embedded_one_has_its_own(
 ) -> None:
     split = LabelledTexts(Texts(["a film", "dull plot"]), ["neg", "pos"], "movie", [1, 2])
     monkeypatch.setattr(
-        "aang_ray.data.read.read_embedded", lambda _: RawTask({"train": split, "dev": split, "test": split}, "made")
+        "aang_ray.data.tasks.read_embedded", lambda _: RawTask({"train": split, "dev": split, "test": split}, "made")
     )
     task = load_end_task(with_external(pairs, "movie"), encoder)
     assert tokens_of(task, "movie") == [ids("a film"), ids("dull plot")]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from aang_ray.data.hub_task import hub_tables, read_hub
-from aang_ray.data.source import Source
-from aang_ray.data.table import Table
+from aang_ray.data.read import Table
+from aang_ray.data.tasks import Source, hub_tables, read_hub
 from aang_ray.errors import UserError
 
 

@@ -15,9 +15,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from aang_ray.config import DataConfig, EncoderConfig
-from aang_ray.data import causal, data_fingerprint, load_end_task, neural_lm, prepare
-from aang_ray.data.causal import CausalModel
-from aang_ray.data.neural_lm import NeuralText, neural_fingerprint, neural_text
+from aang_ray.data import data_fingerprint, load_end_task, neural_lm, prepare
+from aang_ray.data import neural_lm as causal
+from aang_ray.data.neural_lm import CausalModel, NeuralText, neural_fingerprint, neural_text
 from aang_ray.data.pretrained import locate_model
 from aang_ray.errors import UserError
 from tests.data.conftest import TRAIN, ids, rows_of

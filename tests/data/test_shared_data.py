@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 
 from aang_ray.config import DataConfig
-from aang_ray.data.duplicates import clean_indices, count_duplicates
-from aang_ray.data.read import read_task
-from aang_ray.data.source import find_source
-from aang_ray.data.texts import SPLITS
-from aang_ray.data.validate import check_labels
+from aang_ray.data.read import SPLITS, check_labels
+from aang_ray.data.splits import clean_indices, count_duplicates
+from aang_ray.data.tasks import find_source, read_task
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from aang_ray.config import DataConfig
-from aang_ray.data.cards import CARDS, card_of
-from aang_ray.data.source import find_source
+from aang_ray.data.tasks import CARDS, card_of, find_source
 from aang_ray.errors import UserError
 
 

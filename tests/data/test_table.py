@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aang_ray.data.table import read_lines, read_table
+from aang_ray.data.read import read_lines, read_table
 from aang_ray.errors import UserError
 
 WANTED = ["text", "label"]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from aang_ray.config import EncoderConfig
 from aang_ray.data import load_tokenizer, locate
-from aang_ray.data.task import Ragged
-from aang_ray.data.texts import Texts
+from aang_ray.data.read import Texts
+from aang_ray.data.tasks import Ragged
 from aang_ray.data.tokens import read_tokens, tokenise, write_tokens
 
 sequences = st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=12), max_size=20)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aang_ray.gradients.engine import Engine, Request, StepGradients
+from aang_ray.model.attention import TokenInputs
 from aang_ray.model.encoder import Encoder
 from aang_ray.model.heads import ClassificationHead, TiedDecoder, TokenHead
-from aang_ray.model.inputs import TokenInputs
 from aang_ray.model.segments import SegmentRows, segment_rows
 from tests.model.layout import Text, lay_out, random_ids, text
 

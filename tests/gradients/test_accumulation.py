@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from aang_ray.gradients import LoopEngine, SegmentEngine
-from aang_ray.gradients.engine import Request, StepGradients
-from aang_ray.gradients.scores import cosine
+from aang_ray.gradients.engine import Request, StepGradients, cosine
 from tests.gradients.steps import (
     JOINT_FROM,
     SEGMENTS,

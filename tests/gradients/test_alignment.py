@@ -7,10 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from aang_ray.gradients.alignment import MULTIPLE, Aligned, Padded, Windows
-from aang_ray.gradients.contributions import Sums
 from aang_ray.gradients.engine import Request
-from aang_ray.gradients.ledger import Ledger
+from aang_ray.gradients.ledger import MULTIPLE, Aligned, Ledger, Padded, Windows
+from aang_ray.gradients.rules import Sums
 from aang_ray.model.segments import SegmentRows
 
 

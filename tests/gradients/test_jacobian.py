@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aang_ray.gradients.functional import called_at
-from aang_ray.gradients.jacobian import ExampleJacobian
+from aang_ray.gradients.statistics import ExampleJacobian, called_at
 from aang_ray.model.encoder import Encoder
 from tests.gradients.steps import TextPiece, make_heads, relative, text_piece
 from tests.model.families import FAMILIES, small_encoder

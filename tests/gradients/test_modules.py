@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from aang_ray.gradients import SegmentEngine
-from aang_ray.gradients.engine import Request
-from aang_ray.gradients.unsupported import UnsupportedModule
+from aang_ray.gradients.engine import Request, UnsupportedModule
 from tests.gradients.examples import example_losses, examples, heads_of
 from tests.gradients.steps import JOINT_FROM, assert_matches, reference, run
 

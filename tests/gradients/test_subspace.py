@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchjd.aggregation import PCGrad
 
-from aang_ray.gradients.jacobian import ExampleJacobian
-from aang_ray.gradients.subspace import reweighted, span
+from aang_ray.gradients.statistics import ExampleJacobian, reweighted, span
 from tests.gradients.steps import make_heads, relative
 from tests.gradients.test_jacobian import PIECES, class_losses, dense
 from tests.model.families import small_encoder

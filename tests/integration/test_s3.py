@@ -23,8 +23,8 @@ from pyarrow import fs
 from aang_ray.config import parse_config
 from aang_ray.errors import UserError
 from aang_ray.store import CellIsDone, CellRecord, Store
-from aang_ray.store.location import open_location
-from aang_ray.train.checkpoint_files import CheckpointFiles, checkpoint_folder, discard
+from aang_ray.store.files import open_location
+from aang_ray.train.checkpoint import CheckpointFiles, checkpoint_folder, discard
 from aang_ray.train.plan import resolve
 from aang_ray.train.run import run_cell
 from tests.integration.conftest import PROJECT, Start

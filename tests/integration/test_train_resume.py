@@ -13,8 +13,8 @@ import pytest
 
 from aang_ray.config import parse_config
 from aang_ray.store import Store
-from aang_ray.store.rows import CellRecord
-from aang_ray.train.checkpoint_files import checkpoint_folder
+from aang_ray.store.schema import CellRecord
+from aang_ray.train.checkpoint import checkpoint_folder
 from aang_ray.train.plan import resolve
 from aang_ray.train.run import run_cell
 from tests.integration.conftest import Start, Started

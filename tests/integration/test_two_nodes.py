@@ -15,10 +15,10 @@ from aang_ray.config import RunConfig, parse_config
 from aang_ray.store import CellRecord, Store
 from aang_ray.sweep.heartbeat import read_beats
 from aang_ray.sweep.live import ask, cluster_lines
-from aang_ray.train.checkpoint_files import CheckpointFiles, checkpoint_folder
-from aang_ray.train.parallel.workers import Workers
+from aang_ray.train.checkpoint import CheckpointFiles, checkpoint_folder
 from aang_ray.train.plan import resolve
 from aang_ray.train.run import run_cell
+from aang_ray.train.workers.group import Workers
 from tests.integration.conftest import Start, Started, free_ports
 from tests.train.parallel.processes import together
 

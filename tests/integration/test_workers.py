@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aang_ray.train.checkpoint_files import CheckpointFiles, checkpoint_folder
+from aang_ray.train.checkpoint import CheckpointFiles, checkpoint_folder
 from tests.integration.conftest import Start
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]

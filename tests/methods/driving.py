@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.config import parse_config
-from aang_ray.gradients.jacobian import ExampleJacobian
+from aang_ray.gradients.statistics import ExampleJacobian
 from aang_ray.methods.base import Method, PrimaryMethod, Sampled
 from aang_ray.methods.registry import make_method
 from aang_ray.objectives.space import Space

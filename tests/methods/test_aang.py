@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aang_ray.config import AangConfig
 from aang_ray.methods.aang import Aang
-from aang_ray.methods.factors import logits
+from aang_ray.methods.base import logits
 from tests.methods.problem import NAMES, Problem, dense_answer, sampled, weighting
 
 

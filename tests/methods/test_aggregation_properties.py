@@ -13,7 +13,7 @@ from qpsolvers import solve_qp
 from torch import Tensor
 
 from aang_ray.errors import RunFailure
-from aang_ray.methods.gram_weights import square_root
+from aang_ray.methods.torchjd import square_root
 from tests.methods.driving import Driven
 from tests.methods.problem import NAMES
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.config.methods import AttittudConfig
-from aang_ray.config.section import Semantics
+from aang_ray.config.sections import Semantics
 from aang_ray.gradients.engine import StepGradients
-from aang_ray.gradients.jacobian import ExampleJacobian
+from aang_ray.gradients.statistics import ExampleJacobian
 from aang_ray.methods.attittud import Attittud
 from aang_ray.objectives import randomness
 from tests.methods.problem import sampled, weighting

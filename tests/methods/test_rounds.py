@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aang_ray.config.methods import AlphavilConfig, DiwConfig
-from aang_ray.methods.alphavil import Alphavil, mixed
-from aang_ray.methods.diw import Diw
-from aang_ray.methods.rounds import SMALLEST_WEIGHT, RoundMethod
+from aang_ray.methods.rounds import SMALLEST_WEIGHT, Alphavil, Diw, RoundMethod, mixed
 from tests.methods.problem import NAMES, Problem, sampled
 
 CPU = torch.device("cpu")

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aang_ray.methods.base import Sampled
-from aang_ray.methods.single import Single
-from aang_ray.methods.static import Static
+from aang_ray.methods.plain import Single, Static
 from tests.methods.problem import NAMES, sampled, weighting
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from aang_ray.model.inputs import TokenInputs
+from aang_ray.model.attention import TokenInputs
 from tests.model.families import VOCAB
 
 LOWEST, HIGHEST = -1000, 1000

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from aang_ray.errors import UserError
 from aang_ray.model import attention
+from aang_ray.model.attention import TokenInputs
 from aang_ray.model.encoder import Encoder
-from aang_ray.model.inputs import TokenInputs
-from aang_ray.model.leak import check_no_leak
+from aang_ray.model.loading import check_no_leak
 from tests.model.families import FAMILIES, small_config, small_encoder
 
 

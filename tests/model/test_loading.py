@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from aang_ray.config import EncoderConfig
 from aang_ray.data.pretrained import Located, locate
 from aang_ray.errors import UserError
-from aang_ray.model.loading import LoadedEncoder, load_encoder
-from aang_ray.model.pooling import checkpoint_pooling
+from aang_ray.model.loading import LoadedEncoder, checkpoint_pooling, load_encoder
 from tests.model.families import FAMILIES, small_config, small_model
 from tests.model.layout import lay_out, random_ids, text
 

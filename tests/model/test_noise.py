@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aang_ray.model.inputs import TokenInputs
+from aang_ray.model.attention import TokenInputs
 from tests.model.families import FAMILIES, small_encoder
 from tests.model.layout import lay_out, random_ids, text
 

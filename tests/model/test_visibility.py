@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aang_ray.model.attention import additive
 from aang_ray.model.encoder import Encoder, Pooling
-from aang_ray.model.leak import check_no_leak
+from aang_ray.model.loading import check_no_leak
 from tests.model.families import FAMILIES, VOCAB, small_encoder
 from tests.model.layout import HIGHEST, LOWEST, REPRESENTATIONS, Text, lay_out, random_ids, text
 

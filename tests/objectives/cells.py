@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from aang_ray.config.section import Semantics
-from aang_ray.objectives.build import OutputSettings, build
-from aang_ray.objectives.noise import Noise
+from aang_ray.config.sections import Semantics
 from aang_ray.objectives.objective import Objective
+from aang_ray.objectives.packing import Segment
 from aang_ray.objectives.primitives import BUILT_IN, Primitives
-from aang_ray.objectives.segment import Segment
+from aang_ray.objectives.source import OutputSettings, build
 from aang_ray.objectives.texts import Texts, Vocabulary
+from aang_ray.objectives.transforms import Noise
 
 WIDTH = 32
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from aang_ray.data.task import EndTask, Labelled, Ragged
-from aang_ray.objectives.build import OutputSettings
-from aang_ray.objectives.readings import SourceSettings
-from aang_ray.objectives.source import BatchSource, StepBatch
+from aang_ray.data.tasks import EndTask, Labelled, Ragged
+from aang_ray.objectives.sampling import SourceSettings
+from aang_ray.objectives.source import BatchSource, OutputSettings, StepBatch
 from aang_ray.objectives.space import Space
 from aang_ray.objectives.texts import Texts, Vocabulary
 from tests.objectives.conftest import make_texts

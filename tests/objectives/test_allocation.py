@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from aang_ray.objectives.allocation import Share, published_shares
 from aang_ray.objectives.objective import Objective
+from aang_ray.objectives.sampling import Share, published_shares
 from aang_ray.objectives.space import Space
 
 SPACE = Space(

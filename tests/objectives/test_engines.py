@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from aang_ray.data.task import Ragged
+from aang_ray.data.tasks import Ragged
 from aang_ray.gradients import make_engine
 from aang_ray.gradients.engine import Request, StepGradients
 from aang_ray.model.encoder import Encoder
 from aang_ray.model.heads import ClassificationHead, TokenHead
 from aang_ray.objectives.batch import collate, cut
 from aang_ray.objectives.losses import segment_losses
+from aang_ray.objectives.packing import Segment
 from aang_ray.objectives.primitives import BUILT_IN
-from aang_ray.objectives.segment import Segment
 from aang_ray.objectives.texts import Texts, Vocabulary
 from tests.model.families import FAMILIES, small_encoder
 from tests.objectives.cells import cell

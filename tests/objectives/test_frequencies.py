@@ -9,8 +9,7 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import normalize
 
-from aang_ray.objectives.frequencies import TF, TF_IDF
-from aang_ray.objectives.outputs import Output
+from aang_ray.objectives.outputs import TF, TF_IDF, Output
 from aang_ray.objectives.space import SpaceFile, enumerate_space
 from aang_ray.objectives.texts import Texts, Vocabulary
 from tests.objectives.cells import cell

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from aang_ray.data.images import ImageTask, LabelledImages
+from aang_ray.data.digits import ImageTask, LabelledImages
 from aang_ray.errors import UserError
 from aang_ray.objectives import randomness
 from aang_ray.objectives.batch import cut
@@ -21,9 +21,8 @@ from aang_ray.objectives.images.outputs import NOISE, add_noise, build, rotate, 
 from aang_ray.objectives.images.segment import ImageSegment
 from aang_ray.objectives.images.source import ImageSource
 from aang_ray.objectives.images.taxonomy import IMAGE_PRIMITIVES, IMAGE_RULES
-from aang_ray.objectives.legality import ruled_out
-from aang_ray.objectives.objective import Objective
-from aang_ray.objectives.readings import SourceSettings
+from aang_ray.objectives.objective import Objective, ruled_out
+from aang_ray.objectives.sampling import SourceSettings
 from aang_ray.objectives.space import enumerate_space, read_space
 
 

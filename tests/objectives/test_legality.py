@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aang_ray.config.section import Semantics
+from aang_ray.config.sections import Semantics
 from aang_ray.errors import UserError
-from aang_ray.objectives.legality import Capabilities, ruled_out, unavailable
-from aang_ray.objectives.objective import Objective
+from aang_ray.objectives.objective import Capabilities, Objective, ruled_out, unavailable
 from aang_ray.objectives.primitives import BUILT_IN
 from aang_ray.objectives.space import Space, SpaceFile, enumerate_space, read_space
 

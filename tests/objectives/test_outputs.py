@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aang_ray.config.section import Semantics
-from aang_ray.objectives.build import OutputSettings, build
+from aang_ray.config.sections import Semantics
 from aang_ray.objectives.objective import Objective
-from aang_ray.objectives.segment import Segment
+from aang_ray.objectives.packing import Segment
+from aang_ray.objectives.source import OutputSettings, build
 from aang_ray.objectives.texts import Texts, Vocabulary
 from aang_ray.objectives.visibility import HIGHEST
 from tests.objectives.conftest import FIRST, LAST, MASK, make_texts

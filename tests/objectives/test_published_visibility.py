@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from aang_ray.model.attention import TokenInputs
 from aang_ray.model.encoder import Encoder
-from aang_ray.model.inputs import TokenInputs
 from aang_ray.objectives.batch import BatchPiece, PublishedVisibility, collate
-from aang_ray.objectives.build import plain
-from aang_ray.objectives.segment import Segment
+from aang_ray.objectives.packing import Segment
+from aang_ray.objectives.source import plain
 from aang_ray.objectives.texts import Vocabulary
 from aang_ray.objectives.visibility import published_matrix
 from tests.model.families import VOCAB, small_encoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aang_ray.objectives.readings import Readings, SourceSettings
+from aang_ray.objectives.sampling import Readings, SourceSettings
 
 TRAIN, DEV, HEAD = 100, 20, 8
 

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aang_ray.objectives.spans import span_lengths
 from aang_ray.objectives.texts import Texts, Vocabulary
-from aang_ray.objectives.transforms import TRANSFORMS, select
+from aang_ray.objectives.transforms import TRANSFORMS, select, span_lengths
 from tests.objectives.conftest import FIRST, LAST, MASK, PAD, make_texts
 
 VOCABULARY = Vocabulary(50, MASK, (PAD, FIRST, LAST, MASK))

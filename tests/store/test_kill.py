@@ -14,7 +14,9 @@ from threading import Barrier
 
 import pytest
 
-from aang_ray.store import CellIsDone, CellRecord, Store, publish, write
+from aang_ray.store import CellIsDone, CellRecord, Store
+from aang_ray.store import files as publish
+from aang_ray.store import store as write
 
 MakeRecord = Callable[..., CellRecord]
 

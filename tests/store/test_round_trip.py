@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from aang_ray.store import CellRecord, HistoryRow, ResultRow, Scores, Store, WeightRow, publish
-from aang_ray.store.location import Location
-from aang_ray.store.write import write_cell
+from aang_ray.store import CellRecord, HistoryRow, ResultRow, Scores, Store, WeightRow
+from aang_ray.store import files as publish
+from aang_ray.store.files import Location
+from aang_ray.store.store import write_cell
 
 MakeRecord = Callable[..., CellRecord]
 

@@ -15,7 +15,7 @@ from aang_ray.errors import RunFailure, UserError
 from aang_ray.store import CellRecord, HistoryRow, Store
 from aang_ray.sweep.failure import failed_record
 from aang_ray.sweep.trial import run_and_store
-from aang_ray.train.checkpoint_files import checkpoint_folder
+from aang_ray.train.checkpoint import checkpoint_folder
 from tests.sweep.conftest import done_record, fake_resolve, history_row
 
 CONFIG = fake_resolve(parse_config({"method": "static"}, "test"))
@@ -31,9 +31,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunCell], None]:
     """Puts a function in the place of `launch`."""
 
     def put(run_cell: RunCell) -> None:
-        module = ModuleType("aang_ray.train.launch")
+        module = ModuleType("aang_ray.train.workers.launch")
         vars(module).update(launch=run_cell, WorkerError=InWorker)
-        monkeypatch.setitem(sys.modules, "aang_ray.train.launch", module)
+        monkeypatch.setitem(sys.modules, "aang_ray.train.workers.launch", module)
 
     return put
 

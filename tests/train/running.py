@@ -11,8 +11,8 @@ from torch import Tensor
 from aang_ray.config import parse_config
 from aang_ray.config.load import override
 from aang_ray.config.run import RunConfig
+from aang_ray.train.device import choose_compute
 from aang_ray.train.plan import resolve
-from aang_ray.train.precision import choose_compute
 from aang_ray.train.setup import build
 from aang_ray.train.step import Stepper
 

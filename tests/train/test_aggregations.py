@@ -13,9 +13,8 @@ from torchjd.autojac import jac
 
 from aang_ray.config import parse_config
 from aang_ray.gradients.engine import StepGradients
-from aang_ray.methods.base import Sampled
+from aang_ray.methods.base import Sampled, seeded
 from aang_ray.methods.registry import make_method
-from aang_ray.methods.seeding import seeded
 from aang_ray.objectives.space import Space
 from aang_ray.train.step import Stepper
 from tests.train.running import stepper, tiny_config

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aang_ray.methods.attittud import Attittud
-from aang_ray.train.checkpoint_signals import Interrupted
+from aang_ray.train.control import Interrupted
 from aang_ray.train.run import run_cell
 from aang_ray.train.step import Stepper
 from tests.train.running import parameters, run_steps, stepper, tiny_config
@@ -114,7 +114,7 @@ def test_a_run_goes_on_between_two_estimates_as_if_it_had_not_stopped(
 
 def test_too_little_memory_is_one_line(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from aang_ray.errors import UserError
-    from aang_ray.gradients import memory
+    from aang_ray.gradients import engine as memory
 
     made = stepper(tiny_config(tiny, attittud(1, 1, -1)))
     monkeypatch.setattr(memory, "_free", lambda _: 10)

@@ -16,15 +16,14 @@ from torch import Tensor
 
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
-from aang_ray.store import CellRecord, HistoryRow, Store, publish
-from aang_ray.store.rows import Scores, WeightRow
-from aang_ray.train import checkpoint_files
-from aang_ray.train.checkpoint import Keeper
-from aang_ray.train.checkpoint_files import CheckpointFiles, checkpoint_folder, discard, discard_done
-from aang_ray.train.checkpoint_signals import Interrupted, StopSignals
-from aang_ray.train.loop import Trainer
-from aang_ray.train.precision import choose_compute
-from aang_ray.train.progress import Progress, SplitScores
+from aang_ray.store import CellRecord, HistoryRow, Store
+from aang_ray.store import files as publish
+from aang_ray.store.schema import Scores, WeightRow
+from aang_ray.train import checkpoint as checkpoint_files
+from aang_ray.train.checkpoint import CheckpointFiles, Keeper, checkpoint_folder, discard, discard_done
+from aang_ray.train.control import Interrupted, StopSignals
+from aang_ray.train.device import choose_compute
+from aang_ray.train.loop import Progress, SplitScores, Trainer
 from aang_ray.train.run import run_cell
 from aang_ray.train.setup import build
 from tests.train.running import tiny_config

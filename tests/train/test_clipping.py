@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aang_ray.config.section import Semantics
-from aang_ray.config.sections import OptimConfig
+from aang_ray.config.sections import OptimConfig, Semantics
 from aang_ray.model.heads import TiedDecoder, TokenHead
 from aang_ray.train.optim import clip, clipped_sum
 from aang_ray.train.step import Stepper

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aang_ray.train.notices import Notices
+from aang_ray.train.control import Notices
 from aang_ray.train.run import run_cell
 from tests.train.running import tiny_config
 from tests.train.test_checkpoint import numbers

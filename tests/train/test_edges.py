@@ -12,7 +12,7 @@ import torch
 from aang_ray.config import load_config
 from aang_ray.errors import UserError
 from aang_ray.train import text as text_module
-from aang_ray.train.prefetch import prefetched
+from aang_ray.train.loop import prefetched
 from aang_ray.train.run import run_cell
 from tests.train.running import parameters, run_steps, stepper, tiny_config
 

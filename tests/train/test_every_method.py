@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aang_ray.train.checkpoint_signals import Interrupted
+from aang_ray.train.control import Interrupted
 from aang_ray.train.run import run_cell
 from tests.methods.cases import NAMES, case
 from tests.train.running import tiny_config

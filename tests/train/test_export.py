@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from aang_ray.errors import UserError
 from aang_ray.train import export as export_module
-from aang_ray.train.classifier import load_classifier
 from aang_ray.train.evaluate import Predictions, SplitReader
+from aang_ray.train.export import load_classifier
 from aang_ray.train.run import run_cell
 from tests.train.running import tiny_config
 

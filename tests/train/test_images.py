@@ -15,12 +15,12 @@ from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
 from aang_ray.report import render, table_from
 from aang_ray.store import HistoryRow, Store
-from aang_ray.train.checkpoint_signals import Interrupted
-from aang_ray.train.parallel.workers import Workers
-from aang_ray.train.precision import choose_compute
+from aang_ray.train.control import Interrupted
+from aang_ray.train.device import choose_compute
 from aang_ray.train.run import run_cell
 from aang_ray.train.setup import build
 from aang_ray.train.step import Stepper
+from aang_ray.train.workers.group import Workers
 from tests.methods.cases import NAMES, case
 from tests.train.parallel.processes import together
 from tests.train.running import parameters, run_steps, tiny_config

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from aang_ray.model.heads import TokenHead
 from aang_ray.objectives.batch import collate
-from aang_ray.objectives.build import OutputSettings, build
 from aang_ray.objectives.losses import segment_losses, with_replacements
-from aang_ray.objectives.noise import Noise
 from aang_ray.objectives.objective import Objective
 from aang_ray.objectives.primitives import BUILT_IN
+from aang_ray.objectives.source import OutputSettings, build
 from aang_ray.objectives.space import enumerate_space, read_space
 from aang_ray.objectives.texts import Vocabulary
+from aang_ray.objectives.transforms import Noise
 from tests.model.families import small_encoder
 from tests.objectives.conftest import FIRST, LAST, MASK, PAD, make_texts
 

@@ -18,15 +18,22 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.store.rows import CellRecord, HistoryRow
-from aang_ray.train import launch as launching
-from aang_ray.train.checkpoint_files import CheckpointFiles
-from aang_ray.train.checkpoint_signals import Interrupted
-from aang_ray.train.launch import ATTEMPTS, PLACEMENT_MINUTES, Job, WorkerError, cause_of, describe_loss, launch
-from aang_ray.train.notices import Notices
-from aang_ray.train.parallel.workers import WorkerLost, Workers
+from aang_ray.store.schema import CellRecord, HistoryRow
+from aang_ray.train.checkpoint import CheckpointFiles
+from aang_ray.train.control import Interrupted, Notices
 from aang_ray.train.run import run_cell
-from aang_ray.train.watch import watching
+from aang_ray.train.workers import launch as launching
+from aang_ray.train.workers.group import WorkerLost, Workers
+from aang_ray.train.workers.launch import (
+    ATTEMPTS,
+    PLACEMENT_MINUTES,
+    Job,
+    WorkerError,
+    cause_of,
+    describe_loss,
+    launch,
+    watching,
+)
 from tests.train.running import tiny_config
 from tests.train.test_checkpoint import numbers
 

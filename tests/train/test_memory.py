@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from torch import nn
 
+from aang_ray.train.device import choose_compute
 from aang_ray.train.loop import Trainer
-from aang_ray.train.precision import choose_compute
 from aang_ray.train.setup import build
 from tests.methods.cases import NAMES
 from tests.train.running import tiny_config

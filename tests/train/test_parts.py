@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from aang_ray.config import ScheduleConfig
-from aang_ray.data.task import Labelled, Ragged
+from aang_ray.data.tasks import Labelled, Ragged
 from aang_ray.errors import RunFailure
+from aang_ray.train.device import MicroBatch, activation_bytes
 from aang_ray.train.evaluate import Predictions, SplitReader, bootstrap_interval
-from aang_ray.train.losses import LossLog
-from aang_ray.train.micro import MicroBatch, activation_bytes
+from aang_ray.train.loop import LossLog, prefetched
 from aang_ray.train.optim import make_optimizer, make_schedule, warmup_steps
-from aang_ray.train.prefetch import prefetched
 from tests.train.running import stepper, tiny_config
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from aang_ray.store.rows import CellRecord, HistoryRow
+from aang_ray.store.schema import CellRecord, HistoryRow
 from aang_ray.train import evaluate
 from aang_ray.train.run import run_cell
 from tests.train.running import tiny_config

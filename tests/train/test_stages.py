@@ -11,9 +11,9 @@ import torch
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
 from aang_ray.store import HistoryRow, Store
-from aang_ray.train.checkpoint_files import CheckpointFiles
+from aang_ray.train.checkpoint import CheckpointFiles
+from aang_ray.train.device import choose_compute
 from aang_ray.train.loop import Trainer
-from aang_ray.train.precision import choose_compute
 from aang_ray.train.run import run_cell
 from aang_ray.train.setup import build
 from aang_ray.train.stages import staged, stages_of

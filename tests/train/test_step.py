@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from aang_ray.config.run import RunConfig
-from aang_ray.objectives import batch, lay_out
+from aang_ray.objectives import batch
+from aang_ray.objectives import packing as lay_out
 from aang_ray.train.text import TextDomain
 from tests.train.running import parameters, run_steps, stepper, tiny_config
 

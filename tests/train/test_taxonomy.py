@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from aang_ray.model.heads import ClassificationHead, TokenHead
-from aang_ray.store.rows import HistoryRow
+from aang_ray.store.schema import HistoryRow
 from aang_ray.train.run import run_cell
 from tests.objectives.test_primitives import SHUFFLE, SHUFFLE_SPACE
 from tests.train.running import parameters, run_steps, stepper, tiny_config

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.model.segments import SegmentRows
-from aang_ray.objectives.batch import Targets
+from aang_ray.objectives.batch import Targets, moved, pinned
 from aang_ray.objectives.images.segment import ImageSegment
 from aang_ray.objectives.losses import shares
-from aang_ray.objectives.tensors import moved, pinned
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import ndtri
 
-from aang_ray.data.images import LabelledImages
+from aang_ray.data.digits import LabelledImages
 from aang_ray.objectives import randomness
 from aang_ray.objectives.images.segment import Floats, ImageSegment, Int64
 from aang_ray.objectives.objective import Objective

@@ -7,14 +7,13 @@ from typing import Literal
 
 import numpy as np
 
-from aang_ray.data.images import ImageTask, LabelledImages
+from aang_ray.data.digits import ImageTask, LabelledImages
 from aang_ray.objectives import randomness
 from aang_ray.objectives.images.outputs import build, segment
 from aang_ray.objectives.images.segment import ImageSegment, Int64
-from aang_ray.objectives.readings import Readings, SourceSettings
-from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD, head_name
+from aang_ray.objectives.sampling import Readings, SourceSettings
+from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD, SegmentBatch, StepSource, head_name
 from aang_ray.objectives.space import Space
-from aang_ray.objectives.step_source import SegmentBatch, StepSource
 
 ImageBatch = SegmentBatch[ImageSegment]
 

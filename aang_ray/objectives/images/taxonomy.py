@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from aang_ray.objectives.legality import Rule
+from aang_ray.objectives.objective import Rule
 
 IMAGE_PRIMITIVES: Final[dict[str, tuple[str, ...]]] = {
     "data": ("end-task",),

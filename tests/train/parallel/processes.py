@@ -13,7 +13,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
-from aang_ray.train.parallel.workers import Workers
+from aang_ray.train.workers.group import Workers
 
 SECONDS = 120
 """How long a worker waits for another: far more than any step takes, on a busy machine, too."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from aang_ray.model.encoder import Encoder
-from aang_ray.train.parallel.workers import Workers
-from aang_ray.train.precision import choose_compute
+from aang_ray.train.device import choose_compute
 from aang_ray.train.setup import build
 from aang_ray.train.step import Stepper
+from aang_ray.train.workers.group import Workers
 from tests.train.conftest import write_encoder
 from tests.train.parallel.processes import together
 from tests.train.running import parameters, tiny_config

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from aang_ray.train.parallel.workers import Workers
-from aang_ray.train.precision import choose_compute
+from aang_ray.train.device import choose_compute
 from aang_ray.train.run import run_cell
 from aang_ray.train.setup import build
 from aang_ray.train.step import Stepper
+from aang_ray.train.workers.group import Workers
 from tests.methods.cases import NAMES, case
 from tests.train.parallel.processes import together
 from tests.train.running import parameters, tiny_config

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aang_ray.train.parallel.placement import FAIR, Costs, Placement, near_equal, place
+from aang_ray.train.workers.placement import FAIR, Costs, Placement, near_equal, place
 
 lengths = st.lists(st.integers(1, 50), max_size=12)
 segments = st.lists(lengths, min_size=2, max_size=9).filter(lambda all_: any(all_[1:]))

@@ -17,14 +17,12 @@ from aang_ray.config.run import RunConfig
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.gradients.engine import Request
 from aang_ray.store import CellRecord
-from aang_ray.train.checkpoint_signals import Interrupted
+from aang_ray.train.control import Interrupted
 from aang_ray.train.evaluate import Predictions
-from aang_ray.train.parallel.agreement import Agreement
-from aang_ray.train.parallel.exchange import Exchange
-from aang_ray.train.parallel.scoring import gathered
-from aang_ray.train.parallel.workers import WorkerLost, Workers
 from aang_ray.train.run import run_cell
 from aang_ray.train.step import Stepper
+from aang_ray.train.workers.exchange import Exchange
+from aang_ray.train.workers.group import Agreement, WorkerLost, Workers, gathered
 from tests.train.parallel.processes import together
 from tests.train.running import tiny_config
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aang_ray.train.parallel.workers import Workers
-from aang_ray.train.precision import choose_compute
+from aang_ray.train.device import choose_compute
 from aang_ray.train.setup import build
 from aang_ray.train.step import Stepper
+from aang_ray.train.workers.group import Workers
 from tests.train.parallel.processes import together
 from tests.train.running import parameters, tiny_config
 from tests.train.test_taxonomy import NO_DROPOUT, SPACE, space

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from aang_ray.config.run import RunConfig
-from aang_ray.train.parallel.workers import Workers
-from aang_ray.train.precision import choose_compute
-from aang_ray.train.rounds import make_stepper
-from aang_ray.train.rounds.stepper import RoundStepper
+from aang_ray.train.device import choose_compute
+from aang_ray.train.round_methods import make_stepper
+from aang_ray.train.rounds import RoundStepper
 from aang_ray.train.setup import build
+from aang_ray.train.workers.group import Workers
 from tests.train.running import tiny_config
 
 PLAIN = ("encoder.dropout=0.0", "encoder.head_dropout=0.0")

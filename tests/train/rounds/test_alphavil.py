@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aang_ray.methods.alphavil import Alphavil
-from aang_ray.train.rounds.alphavil import AlphavilStepper
-from aang_ray.train.rounds.stepper import RoundStepper
+from aang_ray.methods.rounds import Alphavil
+from aang_ray.train.round_methods import AlphavilStepper
+from aang_ray.train.rounds import RoundStepper
 from tests.train.rounds.running import PLAIN, config_of, rounds, take
 
 ALPHAVIL = "alphavil, round_steps: 2, alpha_lr: 2.0, alpha_steps: 3"

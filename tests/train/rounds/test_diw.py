@@ -10,8 +10,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
-from aang_ray.methods.diw import Diw
-from aang_ray.train.rounds.diw import DiwStepper
+from aang_ray.methods.rounds import Diw
+from aang_ray.train.round_methods import DiwStepper
 from tests.train.rounds.running import PLAIN, config_of, rounds, take
 
 DIW = "diw, round_steps: 2, tries: 3"

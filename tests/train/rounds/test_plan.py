@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aang_ray.errors import UserError
-from aang_ray.train.rounds.plan import TaskPlan, fitted
+from aang_ray.train.rounds import TaskPlan, fitted
 
 LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=7)
 

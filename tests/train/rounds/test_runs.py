@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from aang_ray.errors import UserError
-from aang_ray.gradients import memory
-from aang_ray.store.rows import HistoryRow
-from aang_ray.train.checkpoint_files import CheckpointFiles
+from aang_ray.gradients import engine as memory
+from aang_ray.store.schema import HistoryRow
+from aang_ray.train.checkpoint import CheckpointFiles
 from aang_ray.train.run import run_cell
 from tests.train.rounds.running import config_of, rounds, take
 from tests.train.running import tiny_config

@@ -11,16 +11,14 @@ from torch import Tensor
 
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
-from aang_ray.gradients import memory
-from aang_ray.gradients.jacobian import ExampleJacobian
-from aang_ray.train.notices import Notices
-from aang_ray.train.parallel.workers import Workers
-from aang_ray.train.precision import choose_compute
-from aang_ray.train.rounds import make_stepper
-from aang_ray.train.rounds.alphavil import AlphavilStepper
-from aang_ray.train.rounds.diw import DiwStepper
+from aang_ray.gradients import engine as memory
+from aang_ray.gradients.statistics import ExampleJacobian
+from aang_ray.train.control import Notices
+from aang_ray.train.device import choose_compute
+from aang_ray.train.round_methods import AlphavilStepper, DiwStepper, make_stepper
 from aang_ray.train.run import run_cell
 from aang_ray.train.setup import build
+from aang_ray.train.workers.group import Workers
 from tests.train.parallel.processes import together
 from tests.train.rounds.running import PLAIN, config_of
 from tests.train.running import parameters

@@ -1,1 +1,0 @@
-"""Objective-parallel training: each worker computes the gradients of its own objectives."""
