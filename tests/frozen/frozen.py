@@ -10,10 +10,10 @@ from __future__ import annotations
 from aang_ray.cli import main
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.store import CellRecord, Store
+from aang_ray.train.control import Notices
+from aang_ray.train.device import choose_compute
 from aang_ray.train.loop import Trainer
-from aang_ray.train.notices import Notices
 from aang_ray.train.plan import resolve
-from aang_ray.train.precision import choose_compute
 from aang_ray.train.run import run_cell
 from aang_ray.train.setup import build
 
