@@ -53,7 +53,8 @@ def run_cell(
     it: on the same device with as many threads it ends with the very numbers of a run that was not stopped. Whoever
     writes the row removes it with `discard`. `notices` tell that the machine goes away or that nobody waits for the
     run. With `export` a run that is done leaves its classifier in that folder. Several `workers` each call this with
-    the same arguments and return the same record; the first alone reports evaluations and writes files.
+    the same arguments and return the same record; `on_evaluation` is called in each, and the first alone
+    writes files.
 
     Raises:
         UserError: for an input that is wrong, before anything was trained.
