@@ -37,7 +37,7 @@ from aang_ray.config import RunConfig
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store.schema import CellRecord, HistoryRow
 from aang_ray.train.checkpoint import CheckpointFiles
-from aang_ray.train.control import Interrupted, Notices
+from aang_ray.train.control import Interrupted, RunControl
 from aang_ray.train.device import choose_compute
 from aang_ray.train.run import run_cell
 from aang_ray.train.workers.group import TIMEOUT, WorkerLost, Workers
@@ -139,7 +139,7 @@ class SendEvaluations(UserCallback):
 
 
 @contextmanager
-def watching(draining: Check, abandoned: Check, pause: float = POLL_SECONDS) -> Iterator[Notices]:
+def watching(draining: Check, abandoned: Check, pause: float = POLL_SECONDS) -> Iterator[RunControl]:
     """Yield flags that a thread sets as soon as one of the checks is true; a flag that is set stays set.
 
     Args:
@@ -147,17 +147,17 @@ def watching(draining: Check, abandoned: Check, pause: float = POLL_SECONDS) -> 
         abandoned: Whether nobody waits for the run any more.
         pause: Seconds between two rounds of checks.
     """
-    notices, over = Notices(), threading.Event()
+    control, over = RunControl(), threading.Event()
 
     def check() -> None:
         while not over.wait(pause):
-            notices.draining = notices.draining or draining()
-            notices.stop = notices.stop or abandoned()
+            control.draining = control.draining or draining()
+            control.stop = control.stop or abandoned()
 
     thread = threading.Thread(target=check, name="watch", daemon=True)
     thread.start()
     try:
-        yield notices
+        yield control
     finally:
         over.set()
         thread.join()
@@ -357,13 +357,13 @@ def _train_loop(arguments: Mapping[str, Any]) -> CellRecord | str:
 
 def _train(job: Job, on_evaluation: OnEvaluation, workers: Workers) -> CellRecord:
     """Run the cell in this process, as one of `workers`."""
-    with watching(node_drains, job.abandoned) as notices:
-        notices.until = job.until
+    with watching(node_drains, job.abandoned) as control:
+        control.until = job.until
         return run_cell(
             job.config,
             on_evaluation=on_evaluation,
             checkpoints=job.checkpoints,
             export=job.export,
-            notices=notices,
+            control=control,
             workers=workers,
         )
