@@ -1,4 +1,4 @@
-"""The cache holds complete folders and files only, and several processes may build the same one."""
+"""The cache holds whole things only, and several processes may build the same one."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_the_second_of_two_builders_discards_its_own(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["it"]
 
 
-def test_another_failure_of_the_rename_is_raised(tmp_path: Path) -> None:
+def test_a_rename_that_fails_for_another_reason_is_said(tmp_path: Path) -> None:
     target = tmp_path / "it"
     target.write_text("a file is in the way")
     with pytest.raises(OSError, match="it"), building(target):
         pass
 
 
-def test_one_thread_makes_a_folder_and_the_others_wait(tmp_path: Path) -> None:
+def test_of_many_who_want_the_same_folder_one_makes_it_and_the_others_wait(tmp_path: Path) -> None:
     target, makers, together = tmp_path / "made" / "it", 4, Barrier(4)
     made: list[Path] = []
 
@@ -65,7 +65,7 @@ def test_one_thread_makes_a_folder_and_the_others_wait(tmp_path: Path) -> None:
     assert len(made) == 1
 
 
-def test_after_a_failure_the_next_call_makes_the_folder(tmp_path: Path) -> None:
+def test_a_maker_that_fails_lets_the_next_try(tmp_path: Path) -> None:
     def fail(draft: Path) -> None:
         raise RuntimeError("stop")
 
