@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -34,6 +34,36 @@ class Section(BaseModel):
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"{name} must be a number or a name, not {str(value).lower()}")
         return values
+
+
+class MethodSection(Section):
+    """The settings of one method. The class attributes are properties of the method, not settings."""
+
+    implementation: ClassVar[str]
+    """`module:Class` of the method in `aang_ray.methods`; the module is imported when a run needs it."""
+    auxiliary: ClassVar[bool] = True
+    """Whether the method trains on a space of auxiliary objectives."""
+    samples_dev: ClassVar[bool] = False
+    """Whether `batch.dev` and `batch.dev_head` can change the result."""
+    own_direction: ClassVar[bool] = False
+    """Whether the method makes the body's update itself, from the separate gradients."""
+    logs_weights: ClassVar[bool] = True
+    """Whether every sampled objective has one weight (methods without a space have none in any case)."""
+
+    @property
+    def uses_dev(self) -> bool:
+        """Whether a step computes the dev head and the dev gradient."""
+        return False
+
+    @property
+    def pretraining_steps(self) -> int:
+        """Optimiser steps of the stages before the one that learns the end task."""
+        return 0
+
+    @property
+    def pretraining_texts(self) -> int:
+        """Number of texts that those steps put through the body."""
+        return 0
 
 
 # --- config.sections: The sections of a run's configuration: each stands for one part of the program.
