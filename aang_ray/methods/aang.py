@@ -20,7 +20,8 @@ from torch import Tensor
 from aang_ray.config.methods import AangConfig
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
-from aang_ray.gradients.engine import Request, StepGradients, cosine
+from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.statistics import cosine
 from aang_ray.methods.base import Method, Sampled, labelled, like_device, named_weights
 from aang_ray.objectives.source import FIRST_OBJECTIVE
 from aang_ray.objectives.space import Space

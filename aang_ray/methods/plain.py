@@ -12,7 +12,9 @@ from torch import Tensor
 
 from aang_ray.config.methods import CosineGatingConfig, MethodConfig, StaticConfig
 from aang_ray.config.run import RunConfig
-from aang_ray.gradients.engine import Request, StepGradients, cosine, products
+from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.products import products
+from aang_ray.gradients.statistics import cosine
 from aang_ray.methods.aang import Weighting
 from aang_ray.methods.base import Method, Sampled, weight_row
 from aang_ray.objectives.space import Space

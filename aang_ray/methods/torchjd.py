@@ -23,7 +23,8 @@ from torchjd import aggregation
 
 from aang_ray.config import methods as settings
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.gradients.engine import Request, StepGradients, check_memory, products
+from aang_ray.gradients.engine import Request, StepGradients, check_memory
+from aang_ray.gradients.products import products
 from aang_ray.methods.base import Sampled, seeded, weight_row
 from aang_ray.methods.plain import Static
 from aang_ray.objectives.source import END_TASK, FIRST_OBJECTIVE

@@ -20,7 +20,7 @@ from ray.train.v2._internal.exceptions import (
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store.schema import CellRecord, HistoryRow
 from aang_ray.train.checkpoint import CheckpointFiles
-from aang_ray.train.control import Interrupted, Notices
+from aang_ray.train.control import Interrupted, RunControl
 from aang_ray.train.run import run_cell
 from aang_ray.train.workers import launch as launching
 from aang_ray.train.workers.group import WorkerLost, Workers
@@ -184,10 +184,10 @@ def test_what_is_noticed_stays_noticed_and_is_not_asked_again() -> None:
             twice.set()
         return len(looks) == 2
 
-    with watching(draining, abandoned, pause=0.001) as notices:
+    with watching(draining, abandoned, pause=0.001) as control:
         assert twice.wait(60)
         time.sleep(0.02)  # some looks more, if there were any
-    assert notices == Notices(draining=True, stop=True)
+    assert control == RunControl(draining=True, stop=True)
     assert len(looks) == 2
 
 
@@ -195,7 +195,7 @@ def test_a_draining_machine_is_saved_from_at_once_and_not_after_every_step(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(tiny, "method=finetune", *STEPS)
-    notices, saved = Notices(), []
+    control, saved = RunControl(), []
     save = CheckpointFiles.save
 
     def recorded(self: CheckpointFiles, step: int, *arguments: Any) -> str:
@@ -203,9 +203,9 @@ def test_a_draining_machine_is_saved_from_at_once_and_not_after_every_step(
         return save(self, step, *arguments)
 
     def drain(row: HistoryRow) -> None:
-        notices.draining = True
+        control.draining = True
 
     monkeypatch.setattr(CheckpointFiles, "save", recorded)
-    record = run_cell(config, checkpoints=tmp_path, on_evaluation=drain, notices=notices)
+    record = run_cell(config, checkpoints=tmp_path, on_evaluation=drain, control=control)
     assert saved == [4]
     assert numbers(record) == numbers(run_cell(config))

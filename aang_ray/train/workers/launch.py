@@ -38,7 +38,7 @@ from aang_ray.config import RunConfig
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store.schema import CellRecord, HistoryRow
 from aang_ray.train.checkpoint import CheckpointFiles
-from aang_ray.train.control import Interrupted, Notices
+from aang_ray.train.control import Interrupted, RunControl
 from aang_ray.train.device import choose_compute
 from aang_ray.train.run import run_cell
 from aang_ray.train.workers.group import TIMEOUT, WorkerLost, Workers
@@ -55,19 +55,19 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def watching(draining: Sign, abandoned: Sign, pause: float = POLL_SECONDS) -> Iterator[Notices]:
-    """Notices that a thread of its own keeps up to date while the block runs; what was noticed once stays so."""
-    notices, over = Notices(), threading.Event()
+def watching(draining: Sign, abandoned: Sign, pause: float = POLL_SECONDS) -> Iterator[RunControl]:
+    """A `RunControl` that a thread of its own keeps up to date while the block runs; what was noticed once stays so."""
+    control, over = RunControl(), threading.Event()
 
     def look() -> None:
         while not over.wait(pause):
-            notices.draining = notices.draining or draining()
-            notices.stop = notices.stop or abandoned()
+            control.draining = control.draining or draining()
+            control.stop = control.stop or abandoned()
 
     thread = threading.Thread(target=look, name="watch", daemon=True)
     thread.start()
     try:
-        yield notices
+        yield control
     finally:
         over.set()
         thread.join()
@@ -330,14 +330,14 @@ def _train_loop(arguments: Mapping[str, Any]) -> CellRecord | str:
     job: Job = arguments["job"]
     workers = Workers.from_environment(choose_compute(job.config).device)
     try:
-        with watching(node_drains, job.abandoned) as notices:
-            notices.until = job.until
+        with watching(node_drains, job.abandoned) as control:
+            control.until = job.until
             return run_cell(
                 job.config,
                 on_evaluation=job.evaluated,
                 checkpoints=job.checkpoints,
                 export=job.export,
-                notices=notices,
+                control=control,
                 workers=workers,
             )
     except (UserError, WorkerLost):
