@@ -99,7 +99,7 @@ def test_fine_tuning_after_it_equals_fine_tuning_from_that_body(tiny: dict[str, 
     plain = tiny_config(tiny, "method=finetune", *TAPT[3:])
     other = Trainer(build(plain, choose_compute(plain)))
     other.setup.encoder.load_state_dict(body)
-    other._train()
+    other._train_stage()
     for (name, value), (_, expected) in zip(
         trainer.setup.encoder.state_dict().items(), other.setup.encoder.state_dict().items(), strict=True
     ):
