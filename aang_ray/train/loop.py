@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,6 +32,17 @@ from aang_ray.train.step import Prepared
 from aang_ray.train.workers.group import gathered
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run has reached at its end."""
+
+    progress: Progress
+    scores: SplitScores
+    """Scores of the model that did best on dev."""
+    clean_interval: tuple[float, float] | None
+    """95 % bootstrap interval of the metric on the de-duplicated test view."""
 
 
 class Trainer:
@@ -64,11 +75,8 @@ class Trainer:
         """Parameters of body and end-task head with the best dev score so far, in host memory."""
         self._started = time.monotonic()
 
-    def run(self) -> tuple[SplitScores, tuple[float, float] | None]:
+    def run(self) -> Finished:
         """Train, and score test once with the model that did best on dev.
-
-        Returns:
-            Scores of the best model, and the 95 % bootstrap interval of the metric on the de-duplicated test view.
 
         Raises:
             UserError: for a checkpoint that the run cannot continue from.
@@ -90,7 +98,7 @@ class Trainer:
         scores, clean = self._score_best_model()
         if self.setup.compute.device.type == "cuda":
             torch.cuda.synchronize(self.setup.compute.device)
-        return scores, bootstrap_interval(clean, self._metric, self.setup.classes)
+        return Finished(self.progress, scores, bootstrap_interval(clean, self._metric, self.setup.classes))
 
     @property
     def seconds(self) -> float:

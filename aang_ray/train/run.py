@@ -63,7 +63,7 @@ def run_cell(
     trainer = Trainer(build(config, compute, workers), on_evaluation, checkpointer)
     record_of = partial(cell_record, config, device=compute.device_name, precision=compute.precision)
     try:
-        scores, interval = trainer.run()
+        finished = trainer.run()
     except StepLimitReached:
         return record_of(trainer.progress, "cut", seconds=trainer.seconds)
     except RunFailure as failure:
@@ -73,7 +73,13 @@ def run_cell(
             raise
         error = "out of memory: lower batch.micro, data.max_tokens, batch.auxiliary or encoder.layers"
     else:
-        record = record_of(trainer.progress, "done", seconds=trainer.seconds, scores=scores, clean_interval=interval)
+        record = record_of(
+            finished.progress,
+            "done",
+            seconds=trainer.seconds,
+            scores=finished.scores,
+            clean_interval=finished.clean_interval,
+        )
         if export is not None and trainer.setup.workers.first:
             export_model(export, trainer.setup, record.result)
         return record
