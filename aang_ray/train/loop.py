@@ -58,7 +58,7 @@ class Trainer:
 
         Args:
             setup: The parts of the run; training changes them in place.
-            on_evaluation: Called by the first worker after each evaluation.
+            on_evaluation: Called after each evaluation, in every worker.
             checkpointer: Reads and writes the checkpoint; None for a run without one.
         """
         self.config = setup.config
@@ -185,7 +185,7 @@ class Trainer:
                 distances = local_distances(self.stepper, progress.stage_steps)
                 weights = replace(weights, health={**weights.health, **distances})
             progress.weights.append(weights)
-        if self._on_evaluation is not None and setup.workers.first:
+        if self._on_evaluation is not None:
             self._on_evaluation(row)
 
     def _score_dev(self) -> Scores:

@@ -33,12 +33,12 @@ def run_cell(
 ) -> CellRecord:
     """Run a resolved configuration and return its record; a run that cannot continue returns a failed record.
 
-    With several workers, each calls this with the same arguments and returns the same record; the first alone reports
-    evaluations and writes files.
+    With several workers, each calls this with the same arguments and returns the same record; the first alone writes
+    files.
 
     Args:
         config: What to run (see `plan.resolve`).
-        on_evaluation: Called after each evaluation on dev.
+        on_evaluation: Called after each evaluation on dev, in every worker.
         checkpoints: Folder or URI. The run's state is kept in `<checkpoints>/<cell>`: it is written every
             `resources.checkpoint_minutes`, on SIGTERM and on Ctrl-C, and a run that finds a checkpoint continues from
             it. On the same device, with as many threads, it ends with exactly the numbers of an uninterrupted run.
