@@ -284,10 +284,10 @@ def _open_store(uri: str) -> Store:
 
 
 def _print_table(store: str, output: Format, *, oracle: bool) -> None:
-    from aang_ray.report import render, table_from
+    from aang_ray.report import build_table, render
     from aang_ray.store import Store
 
-    typer.echo(render(table_from(Store(store), oracle=oracle), output))
+    typer.echo(render(build_table(Store(store), oracle=oracle), output))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
