@@ -338,7 +338,7 @@ class Trainer:
                 distances = local_distances(self.stepper, progress.stage_steps)
                 weights = replace(weights, health={**weights.health, **distances})
             progress.weights.append(weights)
-        if self._on_evaluation is not None and setup.workers.first:
+        if self._on_evaluation is not None:
             self._on_evaluation(row)
 
     def _decide(self) -> Scores:

@@ -52,7 +52,8 @@ def run_cell(
     written every `resources.checkpoint_minutes`, on SIGTERM and on Ctrl-C, and a run that has a checkpoint goes on from
     it: on the same device with as many threads it ends with the very numbers of a run that was not stopped. Whoever
     writes the row removes it with `discard`. `control` holds the reasons to stop or to save that come from outside.
-    With `export` a run that is done leaves its classifier in that folder. Several `workers` each call this with the same arguments and return the same record; the first alone reports evaluations and writes files.
+    With `export` a run that is done leaves its classifier in that folder. Several `workers` each call this with the
+    same arguments and return the same record; `on_evaluation` is called in each, and the first alone writes files.
 
     Raises:
         UserError: for an input that is wrong, before anything was trained.
