@@ -133,9 +133,9 @@ def _budget(line: Mapping[Any, Any]) -> int | None:
     Rows are meant to be compared at equal budgets. In methods of rounds a step is not always one of the end task:
     there the budget is what the runs have seen.
     """
-    settings = line["settings"]
+    settings, seen = line["settings"], float(line["examples"])
     if settings.get("method.name") in _ROUNDS:
-        return int(round(line["examples"]))
+        return round(seen)
     steps, batch = settings.get("schedule.steps", ""), settings.get("batch.end_task", "")
     final = settings.get("final_finetune.steps", "0")
     return (int(steps) + int(final)) * int(batch) if steps.isdecimal() and batch.isdecimal() else None
