@@ -181,6 +181,22 @@ def table(
 
 
 @app.command()
+def show(
+    cell: Annotated[
+        str | None, typer.Argument(help="Name of the run, or its first characters; none: list all runs.")
+    ] = None,
+    store: StoreUri = "results",
+    full: Annotated[bool, typer.Option("--full", help="Show all settings, not only those that were changed.")] = False,
+) -> None:
+    """Show one run: configuration, scores, history, weights, and the error and traceback of a failed one."""
+    from aang_ray.report.show import describe_run, list_runs
+    from aang_ray.store import Store
+
+    opened = Store(store)
+    typer.echo(list_runs(opened) if cell is None else describe_run(opened, cell, full=full), nl=False)
+
+
+@app.command()
 def theory(
     lipschitz: Annotated[float, typer.Option(help="L: both losses change by at most L times the step's length.")] = 0.2,
     smooth_end: Annotated[
