@@ -10,7 +10,7 @@ from torch import nn
 from aang_ray.gradients.engine import Request
 from aang_ray.gradients.ledger import Ledger
 from aang_ray.gradients.products import MULTIPLE, PaddedCopies, SegmentProducts, Windows
-from aang_ray.gradients.rules import Sums
+from aang_ray.gradients.rules import RowSums
 from aang_ray.model.segments import SegmentRows
 
 
@@ -64,7 +64,7 @@ def test_sums_of_half_precision_rows() -> None:
     ledger = Ledger([parameter], Request(torch.zeros(3), scores=True), [rows])
     grads = torch.randint(-2, 3, (10, 4), generator=torch.Generator().manual_seed(0)).bfloat16()
     expected = torch.stack([grads[rows.of(s)].float().sum(0) for s in range(3)])
-    assert torch.equal(Sums(grads, rows).columns(torch.float32, ledger.members), expected)
+    assert torch.equal(RowSums(grads, rows).stacked(torch.float32, ledger.members), expected)
     other = SegmentRows((0, 1, 2, 10))
     expected = torch.stack([grads[other.of(s)].float().sum(0) for s in range(3)])
-    assert torch.equal(Sums(grads, other).columns(torch.float32, ledger.members), expected)
+    assert torch.equal(RowSums(grads, other).stacked(torch.float32, ledger.members), expected)
