@@ -51,7 +51,7 @@ def run_jobs(
         from aang_ray.sweep.ending import Ending
         from aang_ray.sweep.feeder import Feeder
         from aang_ray.sweep.monitor import Monitor
-        from aang_ray.train.workers.launch import Line
+        from aang_ray.train.workers.launch import Channel
 
         capacity = Capacity()
         check_fits(needs, capacity)
@@ -59,7 +59,7 @@ def run_jobs(
         queue = Queue(strategy, capacity.room)
         feeder = Feeder(queue, _parameters(at_once, capacity))
         monitor = Monitor(queue, feeder.jobs, store, progress)
-        line = Line.from_here()
+        line = Channel.open()
         # Tune wants a folder for its own bookkeeping. Nothing is ever read back from it: the store remembers.
         with (
             StopSignals() as signals,

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store import CellIsDone, CellRecord, HistoryRow, Store
-from aang_ray.sweep.failure import failed_record
 from aang_ray.sweep.heartbeat import Heartbeat
 from aang_ray.train.control import Interrupted
+from aang_ray.train.record import failed_record
 
 if TYPE_CHECKING:
-    from aang_ray.train.workers.launch import Line
+    from aang_ray.train.workers.launch import Channel
 
 logger = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, Any]], None]
 
 
-def tune_trial(params: Mapping[str, Any], store: str, line: Line) -> None:
+def tune_trial(params: Mapping[str, Any], store: str, line: Channel) -> None:
     """The Tune trainable: `params` hold a configuration (`run`, as JSON) and the step to stop at (`until`), if any.
 
-    The sweep cuts the `line` when its trials are to stop.
+    The sweep closes the channel (`line`) when its trials are to stop.
 
     Trials share processes, so all that a cell depends on is in its configuration, the number of threads included.
     """
@@ -37,7 +37,7 @@ def tune_trial(params: Mapping[str, Any], store: str, line: Line) -> None:
     config = parse_config(json.loads(params["run"]), "trial")
     logger.info("cell %s begins", config.cell)  # before its first sign of life: whoever dies early has a last word
     try:
-        run_and_store(config, Store(store), tune.report, params["until"], line.cut)
+        run_and_store(config, Store(store), tune.report, params["until"], line.closed)
     except Interrupted:
         tune.report({"status": "stopped"})
     finally:
