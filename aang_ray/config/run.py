@@ -96,6 +96,8 @@ class RunConfig(Section):
     final_finetune: FinalFinetuneConfig | None = None
     """Fine-tuning on the end task alone at the end; null: none."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    label: Annotated[str | None, Field(min_length=1, exclude_if=lambda label: label is None)] = None
+    """Name of the row in a table, in place of the one made from the settings; it does not change the result."""
     resources: ResourcesConfig = ResourcesConfig()
     fingerprints: Fingerprints = Fingerprints()
     """Filled in when the run is planned; not meant to be set by hand."""
@@ -126,11 +128,12 @@ class RunConfig(Section):
     def identity(self) -> dict[str, Any]:
         """The part of the configuration that determines the result.
 
-        Left out: resources and the micro-batch (they change rounding, and which dropout masks are drawn), what
+        Left out: the label, resources and the micro-batch (they change rounding, and which dropout masks are drawn), what
         is logged alone, names that a fingerprint of their content replaces, and, for a method without auxiliary
         objectives, everything that only auxiliary objectives use.
         """
         value = self.model_dump(mode="json")
+        value.pop("label", None)
         defaults = type(self)().model_dump(mode="json")
         for section, names in ADDED.items():
             for name in names:
@@ -176,7 +179,7 @@ class RunConfig(Section):
     @property
     def row_name(self) -> str:
         """Name of the method's row in a table, for example `aang-td n=6`."""
-        return row_name(self)
+        return self.label or row_name(self)
 
     @property
     def total_steps(self) -> int:

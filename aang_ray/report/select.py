@@ -24,7 +24,7 @@ _PROBLEM = ("data.", "encoder.name", "encoder.revision", "encoder.layers", "fing
 # Of the data section these are choices about the solution.
 _CHOICES = ("data.class_weights", "data.max_tokens")
 # Neither a problem nor a choice: the seed, what the row states itself, and what changes nothing but rounding.
-_NEITHER = ("seed", "resources.", "batch.micro", "fingerprints.", "data.metric")
+_NEITHER = ("seed", "label", "resources.", "batch.micro", "fingerprints.", "data.metric")
 # Names that a fingerprint of their content replaces.
 NAMES = {
     "fingerprints.data": ("data.task", "data.in_domain", "data.out_of_domain"),
