@@ -37,6 +37,7 @@ from tests.frozen.frozen import (
     UNFINISHED_SWEEP,
     Settings,
     Store,
+    arithmetic,
     config_of,
     machine,
     merged,
@@ -209,7 +210,8 @@ def write_traces() -> None:
         two, other = together(2, Path(folder) / "two", traces_of_two, os.environ["AANG_CACHE"])
     assert isinstance(two, dict), two
     assert isinstance(other, dict), other
-    write_json("traces.json", {"machine": machine(), "one worker": one, "two workers": two})
+    names = {"arithmetic": arithmetic(), "machine": machine()}
+    write_json("traces.json", {**names, "one worker": one, "two workers": two})
 
 
 def write_checkpoints() -> None:

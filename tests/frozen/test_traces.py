@@ -8,12 +8,26 @@ from typing import Any
 
 import pytest
 
-from tests.frozen.frozen import CASES, CASES_OF_TWO, assert_close, machine, read_json, trace_of, traces_of_two
+from tests.frozen.frozen import (
+    CASES,
+    CASES_OF_TWO,
+    arithmetic,
+    assert_close,
+    machine,
+    read_json,
+    trace_of,
+    traces_of_two,
+)
 from tests.train.parallel.processes import together
 
 EXPECTED: dict[str, Any] = read_json("traces.json")
 TOLERANCES = {"fp64": (1e-10, 1e-12), "fp32": (1e-5, 1e-6)}
 """Relative, and absolute for numbers near 0, by precision."""
+ELSEWHERE = {"fp64": (1e-5, 1e-5), "fp32": (1e-4, 1e-4)}
+"""The same where torch draws other last bits: parameters are drawn in fp32, so fp64 runs start 1e-8 apart.
+
+Seen without AVX: 5e-6 in the sum of the parameters, whose terms cancel, and 1e-6 in all else.
+"""
 
 traced = remembered(trace_of)
 
@@ -23,7 +37,8 @@ def numbers(trace: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_same_numbers(found: dict[str, Any], expected: dict[str, Any], precision: str) -> None:
-    assert_close(numbers(found), numbers(expected), *TOLERANCES[precision])
+    tolerances = TOLERANCES if arithmetic() == EXPECTED["arithmetic"] else ELSEWHERE
+    assert_close(numbers(found), numbers(expected), *tolerances[precision])
 
 
 @pytest.mark.parametrize("name", CASES)
