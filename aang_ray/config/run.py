@@ -128,8 +128,8 @@ class RunConfig(Section):
     def identity(self) -> dict[str, Any]:
         """The part of the configuration that determines the result.
 
-        Left out: the label, resources and the micro-batch (they change rounding, and which dropout masks are drawn), what
-        is logged alone, names that a fingerprint of their content replaces, and, for a method without auxiliary
+        Left out: the label, resources and the micro-batch (they change rounding, and which dropout masks are drawn),
+        what is logged alone, names that a fingerprint of their content replaces, and, for a method without auxiliary
         objectives, everything that only auxiliary objectives use.
         """
         value = self.model_dump(mode="json")
