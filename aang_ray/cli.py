@@ -230,14 +230,10 @@ def data_show(
     from rich.console import Console
 
     from aang_ray.config import load_config
-    from aang_ray.data import ImageTask, describe, load_task, render, render_images
+    from aang_ray.data import print_task
 
     config = load_config(None, [*(settings or ()), f"data.task={task}"])
-    loaded = load_task(config.data, config.encoder)
-    if isinstance(loaded, ImageTask):
-        render_images(loaded, Console())
-    else:
-        render(describe(loaded), Console())
+    print_task(config.data, config.encoder, Console())
 
 
 @space_app.command("show")

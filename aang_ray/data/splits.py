@@ -1,4 +1,7 @@
-"""Splits that a seed determines: of one labelled file, and the nested subsets of train."""
+"""Seeded splits of one labelled file, nested subsets of train, and duplicates within and across splits.
+
+Nothing here depends on the order of a file: places in a split come from the texts, the labels and the seed.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,24 @@ SPLIT_METHOD = "stratified by label, equal texts kept together, ordered by SHA-2
 def split_one(
     keys: Sequence[str], labels: Sequence[str], dev_fraction: float, test_fraction: float, seed: int
 ) -> tuple[Indices, Indices, Indices]:
-    """Train, dev and test indices of one labelled file.
+    """Split one labelled file into train, dev and test.
 
-    Examples with equal keys form a group, whose class is its most frequent label. Within each class
-    the groups are ordered by SHA-256(seed, key), so that the split depends on the texts and not on
-    their order in the file; the first share becomes test, the next dev, the rest train. A class of
-    one or two groups is in train alone.
+    Examples with equal keys form a group, and the class of a group is its most frequent label. Within each class the
+    groups are sorted by SHA-256(seed, key). The first share becomes test, the next dev, the rest train. A class of
+    one or two groups goes to train alone.
+
+    Args:
+        keys: What each example is compared by: its normalised text.
+        labels: The label of each example.
+        dev_fraction: Share of each class that becomes dev.
+        test_fraction: Share of each class that becomes test.
+        seed: Another seed gives another split.
+
+    Returns:
+        Ascending indices of train, dev and test.
 
     Raises:
-        UserError: where dev or test would be empty.
+        UserError: If dev or test would be empty, or the two shares leave nothing for train.
     """
     if dev_fraction + test_fraction >= 1:
         raise UserError(f"data.dev_fraction + data.test_fraction must be below 1, got {dev_fraction + test_fraction:g}")
@@ -42,11 +54,11 @@ def split_one(
         by_class[min(counts, key=lambda label: (-counts[label], label))].append(key)
 
     parts: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for names in by_class.values():
-        names.sort(key=lambda key: text_rank(key, seed))
-        n_test = _share(len(names), test_fraction, keep=2)
-        n_dev = _share(len(names), dev_fraction, keep=1 + n_test)
-        for order, key in enumerate(names):
+    for class_keys in by_class.values():
+        class_keys.sort(key=lambda key: text_rank(key, seed))
+        n_test = _share(len(class_keys), test_fraction, keep=2)
+        n_dev = _share(len(class_keys), dev_fraction, keep=1 + n_test)
+        for order, key in enumerate(class_keys):
             part = 2 if order < n_test else 1 if order < n_test + n_dev else 0
             parts[part].extend(groups[key])
     train, dev, test = (np.array(sorted(part), dtype=np.int64) for part in parts)
@@ -55,15 +67,33 @@ def split_one(
     return train, dev, test
 
 
-def nested_subset(labels: npt.NDArray[np.int64], size: int, seed: int) -> Indices:
-    """Indices of a stratified subset of train; a smaller size's subset is part of a larger one's.
+def _share(groups: int, fraction: float, keep: int) -> int:
+    """Return how many of a class's groups go to dev or test: at least one, and `keep` are left for the other splits."""
+    return min(max(1, round(groups * fraction)), groups - keep) if groups >= 3 else 0
 
-    Each class is shuffled; its j-th example (from 0) of N_c takes place (j + 1/2) / N_c, but the
-    first of every class goes before all others. The subset is the first `size` in that order, so
-    that it holds every class, and each in proportion to within about one example.
+
+def text_rank(key: str, seed: int | str) -> bytes:
+    """Return a sort key that looks random and depends only on the text and the seed."""
+    return hashlib.sha256(f"{seed}\x1f{key}".encode()).digest()
+
+
+def nested_subset(labels: npt.NDArray[np.int64], size: int, seed: int) -> Indices:
+    """Choose a stratified subset of train. The subset of a smaller size is part of that of a larger size.
+
+    Each class is shuffled. Its j-th example (from 0) of N_c gets the position (j + 1/2) / N_c, and the first example
+    of every class comes before all others. The subset is the first `size` examples in that order, so that it holds
+    every class, each in proportion to within about one example.
+
+    Args:
+        labels: Class of each train example, [N].
+        size: Number of examples to keep.
+        seed: Another seed gives another subset.
+
+    Returns:
+        Ascending indices of the subset, [size].
 
     Raises:
-        UserError: for a size above the train split or below the number of classes.
+        UserError: If `size` exceeds the train split or is below the number of classes.
     """
     classes, counts = np.unique(labels, return_counts=True)
     if not len(classes) <= size <= len(labels):
@@ -71,49 +101,42 @@ def nested_subset(labels: npt.NDArray[np.int64], size: int, seed: int) -> Indice
             f"data.train_size: {size} is not possible, "
             f"the train split has {len(labels)} examples of {len(classes)} classes"
         )
-    places = np.empty(len(labels))
+    positions = np.empty(len(labels))
     for label, count in zip(classes, counts, strict=True):
         order = np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))
-        places[order] = (np.arange(count) + 0.5) / count
-        places[order[0]] = -1
-    chosen = np.lexsort((labels, places))[:size]
+        positions[order] = (np.arange(count) + 0.5) / count
+        positions[order[0]] = -1
+    chosen = np.lexsort((labels, positions))[:size]
     return np.sort(chosen).astype(np.int64)
 
 
-def text_rank(key: str, seed: int | str) -> bytes:
-    """A place among texts that looks random and depends on the text and the seed alone."""
-    return hashlib.sha256(f"{seed}\x1f{key}".encode()).digest()
-
-
-def _share(groups: int, fraction: float, keep: int) -> int:
-    """Groups of a class that go to dev or test: rounded, at least one, and `keep` left for the others."""
-    return min(max(1, round(groups * fraction)), groups - keep) if groups >= 3 else 0
-
-
-# --- data.duplicates: Texts that say the same: within a split, across splits, and the test view without them.
-
-
 def normalised(text: str) -> str:
-    """What texts are compared by: Unicode NFKC, lower case, runs of white space as one space."""
+    """Return the form in which texts are compared: Unicode NFKC, lower case, runs of white space as one space."""
     return " ".join(unicodedata.normalize("NFKC", text).lower().split())
 
 
-def surplus(keys: Sequence[str]) -> int:
-    """Texts that stand in the list once more than needed: N - |set|."""
-    return len(keys) - len(set(keys))
-
-
-def clean_indices(train: Collection[str], dev: Collection[str], test: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Indices of the test texts that occur neither in train nor in dev (semantics section 4, leaks)."""
+def clean_indices(train: Collection[str], dev: Collection[str], test: Sequence[str]) -> Indices:
+    """Return the indices of the test texts that are in neither train nor dev (docs/semantics.md, section 4)."""
     seen = {*train, *dev}
     return np.array([i for i, key in enumerate(test) if key not in seen], dtype=np.int64)
 
 
 def count_duplicates(train: Sequence[str], dev: Sequence[str], test: Sequence[str]) -> dict[str, Any]:
-    """Duplicates within each split, and texts of one split that also stand in another, as JSON values."""
+    """Count repeated texts within each split, and texts of one split that are also in another.
+
+    Args:
+        train: Normalised texts of train.
+        dev: Normalised texts of dev.
+        test: Normalised texts of test.
+
+    Returns:
+        JSON values: `within` (N minus the number of different texts, for each split), `dev_in_train`,
+        `test_in_train` and `test_in_dev`.
+    """
     in_train, in_dev = set(train), set(dev)
+    splits = {"train": train, "dev": dev, "test": test}
     return {
-        "within": {"train": surplus(train), "dev": surplus(dev), "test": surplus(test)},
+        "within": {name: len(keys) - len(set(keys)) for name, keys in splits.items()},
         "dev_in_train": sum(key in in_train for key in dev),
         "test_in_train": sum(key in in_train for key in test),
         "test_in_dev": sum(key in in_dev for key in test),

@@ -1,4 +1,4 @@
-"""Texts as tokens in Arrow IPC files: written once, memory-mapped by every reader."""
+"""The encoder's tokenizer, and texts as tokens: made once, kept in Arrow IPC files, memory-mapped by every reader."""
 
 from __future__ import annotations
 
@@ -11,105 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from aang_ray.config import DataConfig
 from aang_ray.data.pretrained import Located, first_line, require_on_hub
 from aang_ray.data.read import Texts
 from aang_ray.data.tasks import Ragged
 from aang_ray.errors import UserError
 
 _BATCH = 1000
-# A bar for less than this is gone before it is read.
-_LONG = 20_000
-
-
-@dataclass(frozen=True)
-class Tokenised:
-    """Tokens of N texts, and how many of the texts were cut to the limit."""
-
-    ragged: Ragged
-    truncated: int
-
-
-def tokenise(texts: Texts, tokenizer: Any, max_tokens: int, what: str) -> Tokenised:
-    """Tokens of each text or pair, special tokens included, at most `max_tokens` of them.
-
-    Of a pair the longer text is cut first.
-    """
-    pieces: list[npt.NDArray[np.int32]] = []
-    capitals: list[npt.NDArray[np.bool_]] = []
-    lengths: list[int] = []
-    truncated = 0
-    for batch in _with_progress(texts, what):
-        pair = None if batch.second is None else list(batch.second)
-        encoded = tokenizer(list(batch.first), pair, truncation=True, max_length=max_tokens).encodings
-        truncated += sum(bool(e.overflowing) for e in encoded)
-        lengths.extend(len(e.ids) for e in encoded)
-        pieces.extend(np.array(e.ids, dtype=np.int32) for e in encoded)
-        capitals.extend(_capitals(e, batch, number) for number, e in enumerate(encoded))
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    values = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
-    upper = np.concatenate(capitals) if capitals else np.empty(0, dtype=np.bool_)
-    return Tokenised(Ragged(values, offsets, upper), truncated)
-
-
-def _capitals(encoded: Any, texts: Texts, number: int) -> npt.NDArray[np.bool_]:
-    """Whether each token's first letter in the raw text is upper-case; False for special tokens and without letters."""
-    sides = (texts.first[number], "" if texts.second is None else texts.second[number])
-    spans = zip(encoded.sequence_ids, encoded.offsets, strict=True)
-    return np.array([side is not None and _capital(sides[side][start:end]) for side, (start, end) in spans], np.bool_)
-
-
-def _capital(surface: str) -> bool:
-    return next((letter for letter in surface if letter.isalpha()), "").isupper()
-
-
-def write_tokens(path: Path, ragged: Ragged, columns: Mapping[str, npt.NDArray[Any]] | None = None) -> None:
-    """One record batch of `tokens`, a list of int32 with 64-bit offsets, and any further columns of N values.
-
-    `capitals` is a list of bytes beside them, where the tokens have it.
-    """
-    offsets = pa.array(ragged.offsets)
-    arrays = {"tokens": pa.LargeListArray.from_arrays(offsets, pa.array(ragged.values))}
-    if ragged.capitals is not None:
-        arrays["capitals"] = pa.LargeListArray.from_arrays(offsets, pa.array(ragged.capitals.view(np.uint8)))
-    arrays |= {name: pa.array(values) for name, values in (columns or {}).items()}
-    batch = pa.record_batch(list(arrays.values()), names=list(arrays))
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-
-
-def read_tokens(path: Path) -> tuple[Ragged, dict[str, npt.NDArray[Any]]]:
-    """The tokens as views of the mapped file, without a copy, and the further columns."""
-    with pa.memory_map(str(path)) as source:
-        batch = pa.ipc.open_file(source).get_batch(0)
-    tokens = batch.column("tokens")
-    if len(tokens):
-        capitals = None
-        if "capitals" in batch.schema.names:
-            capitals = batch.column("capitals").values.to_numpy().view(np.bool_)
-        ragged = Ragged(tokens.values.to_numpy(), tokens.offsets.to_numpy(), capitals)
-    else:
-        ragged = Ragged(np.empty(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
-    others = [name for name in batch.schema.names if name not in {"tokens", "capitals"}]
-    return ragged, {name: batch.column(name).to_numpy(zero_copy_only=False) for name in others}
-
-
-def _with_progress(texts: Texts, what: str) -> Iterator[Texts]:
-    """Batches of the texts, with a bar on stderr where there are many and it is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    starts = range(0, len(texts), _BATCH)
-    silent = len(texts) < _LONG or not console.is_terminal
-    for start in track(starts, f"tokenising {what}", console=console, transient=True, disable=silent):
-        yield texts.take(range(start, min(start + _BATCH, len(texts))))
-
-
-# --- data.tokenizer: A pretrained encoder's tokenizer, and the few facts about it that the rest of the program needs.
-
-
-# Families whose first position id is the padding id + 1: that many positions are not for tokens.
+# With fewer texts a progress bar would be gone before anybody reads it.
+_BAR_FROM = 20_000
+# Model families whose first position id is the padding id + 1: that many positions are not for tokens.
 _OFFSET_FAMILIES = frozenset(
     {
         "camembert",
@@ -124,15 +35,15 @@ _OFFSET_FAMILIES = frozenset(
         "xmod",
     }
 )
-# Tokenizers without a limit say 1e30.
+# Tokenizers without a limit report 1e30.
 _NO_LIMIT = 1_000_000
-# Longest text of an encoder that states no limit at all.
+# Longest text if neither the tokenizer nor the encoder states a limit.
 _DEFAULT_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """Ids and limits of a tokenizer with its encoder."""
+    """Ids and limits of a tokenizer and its encoder."""
 
     vocab_size: int
     """Ids run from 0 to `vocab_size` - 1."""
@@ -149,14 +60,15 @@ class TokenizerFacts:
 
 
 def load_tokenizer(located: Located) -> Any:
-    """The encoder's fast Hugging Face tokenizer.
+    """Load the fast Hugging Face tokenizer of an encoder.
 
     Raises:
-        UserError: where it cannot be loaded or has no fast version.
+        UserError: If it cannot be loaded or has no fast version.
     """
     from transformers import AutoTokenizer
 
-    _require_reachable(located)
+    if not located.local:
+        _require_reachable(located)
     try:
         tokenizer = AutoTokenizer.from_pretrained(located.source, revision=located.revision or "main")
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -168,15 +80,24 @@ def load_tokenizer(located: Located) -> Any:
     return tokenizer
 
 
-def tokenizer_facts(located: Located, tokenizer: Any) -> TokenizerFacts:
-    """Ids and limits of a tokenizer with its encoder.
+def _require_reachable(located: Located) -> None:
+    """Check that the Hub has an encoder, unless it is in the Hub library's cache already."""
+    import huggingface_hub
 
-    The limit is the smaller of the tokenizer's own and the encoder's number of positions, less those
-    that RoBERTa-like families keep for padding.
+    cached = huggingface_hub.try_to_load_from_cache(located.source, "config.json", revision=located.revision)
+    if not isinstance(cached, str):
+        require_on_hub("model", located.source, located.revision, "give a folder or package:NAME as encoder.name")
+
+
+def tokenizer_facts(located: Located, tokenizer: Any) -> TokenizerFacts:
+    """Return the ids and limits of a tokenizer and its encoder.
+
+    The longest text is the smaller of the tokenizer's own limit and the encoder's number of positions, less the
+    positions that RoBERTa-like families reserve for padding.
 
     Raises:
-        UserError: for a tokenizer without a mask, padding, first or last token, or larger than the
-            encoder's vocabulary.
+        UserError: If the tokenizer lacks a mask, padding, first or last token, or has more tokens than the encoder
+            embeds.
     """
     config = _model_config(located)
     rows = config.get("vocab_size")
@@ -197,6 +118,29 @@ def tokenizer_facts(located: Located, tokenizer: Any) -> TokenizerFacts:
     )
 
 
+def _model_config(located: Located) -> dict[str, Any]:
+    """Return the encoder's configuration, filled with its family's defaults, which `config.json` may leave out."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(located.source, revision=located.revision or "main")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"encoder.name: no configuration could be loaded from {located.source}: {first_line(error)}"
+        ) from error
+    return dict(config.to_dict())
+
+
+def _required(located: Located, what: str, *ids: int | None) -> int:
+    """Return the first id that is not None."""
+    found = next((index for index in ids if index is not None), None)
+    if found is None:
+        raise UserError(
+            f"encoder.name: the tokenizer of {located.source} has no {what}; choose a masked-language-model encoder"
+        )
+    return found
+
+
 def _max_tokens(tokenizer_limit: int, config: dict[str, Any]) -> int:
     limits = [tokenizer_limit] if 0 < tokenizer_limit < _NO_LIMIT else []
     positions = config.get("max_position_embeddings")
@@ -206,35 +150,101 @@ def _max_tokens(tokenizer_limit: int, config: dict[str, Any]) -> int:
     return min(limits, default=_DEFAULT_TOKENS)
 
 
-def _model_config(located: Located) -> dict[str, Any]:
-    """The encoder's configuration with its family's defaults: `config.json` may leave out what is default."""
-    from transformers import AutoConfig
+def token_limit(data: DataConfig, facts: TokenizerFacts) -> int:
+    """Return the longest text in tokens: `data.max_tokens`, or what the encoder takes.
 
-    try:
-        config: dict[str, Any] = AutoConfig.from_pretrained(
-            located.source, revision=located.revision or "main"
-        ).to_dict()
-    except (OSError, ValueError, KeyError) as error:
+    Raises:
+        UserError: If the encoder does not take texts of the configured length.
+    """
+    if data.max_tokens is None:
+        return facts.max_tokens
+    if not 8 <= data.max_tokens <= facts.max_tokens:
         raise UserError(
-            f"encoder.name: no configuration could be loaded from {located.source}: {first_line(error)}"
-        ) from error
-    return config
-
-
-def _required(located: Located, what: str, *ids: int | None) -> int:
-    found = next((index for index in ids if index is not None), None)
-    if found is None:
-        raise UserError(
-            f"encoder.name: the tokenizer of {located.source} has no {what}; choose a masked-language-model encoder"
+            f"data.max_tokens: {data.max_tokens} is not possible, this encoder takes 8 to {facts.max_tokens}"
         )
-    return found
+    return data.max_tokens
 
 
-def _require_reachable(located: Located) -> None:
-    if located.local:
-        return
-    import huggingface_hub
+def tokenise(texts: Texts, tokenizer: Any, max_tokens: int, what: str) -> tuple[Ragged, int]:
+    """Turn texts or pairs into tokens, special tokens included. Of a pair that is too long the longer text is cut.
 
-    cached = huggingface_hub.try_to_load_from_cache(located.source, "config.json", revision=located.revision)
-    if not isinstance(cached, str):
-        require_on_hub("model", located.source, located.revision, "give a folder or package:NAME as encoder.name")
+    Args:
+        texts: N texts or pairs.
+        tokenizer: A fast Hugging Face tokenizer.
+        max_tokens: Longest result.
+        what: Name of the texts for the progress bar, which appears on a terminal when there are many texts.
+
+    Returns:
+        The tokens, and how many of the N texts were cut.
+    """
+    pieces: list[npt.NDArray[np.int32]] = []
+    capitals: list[npt.NDArray[np.bool_]] = []
+    truncated = 0
+    for batch in _batches(texts, what):
+        pair = None if batch.second is None else list(batch.second)
+        encoded = tokenizer(list(batch.first), pair, truncation=True, max_length=max_tokens).encodings
+        truncated += sum(bool(e.overflowing) for e in encoded)
+        pieces.extend(np.array(e.ids, dtype=np.int32) for e in encoded)
+        capitals.extend(_capitals(e, batch, number) for number, e in enumerate(encoded))
+    offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
+    np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
+    # The empty arrays allow for no texts at all.
+    values = np.concatenate([np.empty(0, dtype=np.int32), *pieces])
+    return Ragged(values, offsets, np.concatenate([np.empty(0, dtype=np.bool_), *capitals])), truncated
+
+
+def _batches(texts: Texts, what: str) -> Iterator[Texts]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    starts = range(0, len(texts), _BATCH)
+    silent = len(texts) < _BAR_FROM or not console.is_terminal
+    for start in track(starts, f"tokenising {what}", console=console, transient=True, disable=silent):
+        yield texts.take(range(start, min(start + _BATCH, len(texts))))
+
+
+def _capitals(encoded: Any, texts: Texts, number: int) -> npt.NDArray[np.bool_]:
+    """Return whether the first letter of each token of text `number` is upper-case in the raw text.
+
+    False for special tokens and for tokens without a letter.
+    """
+    sides = (texts.first[number], "" if texts.second is None else texts.second[number])
+    spans = zip(encoded.sequence_ids, encoded.offsets, strict=True)
+    surfaces = ("" if side is None else sides[side][start:end] for side, (start, end) in spans)
+    return np.array([next(filter(str.isalpha, surface), "").isupper() for surface in surfaces], np.bool_)
+
+
+def write_tokens(path: Path, ragged: Ragged, columns: Mapping[str, npt.NDArray[Any]] | None = None) -> None:
+    """Write tokens as one Arrow record batch.
+
+    Args:
+        path: The file.
+        ragged: Becomes the column `tokens`, a list of int32 with 64-bit offsets, and the column `capitals`, a list of
+            bytes, if the tokens have it.
+        columns: Further columns of N values, by name.
+    """
+    offsets = pa.array(ragged.offsets)
+    arrays = {"tokens": pa.LargeListArray.from_arrays(offsets, pa.array(ragged.values))}
+    if ragged.capitals is not None:
+        arrays["capitals"] = pa.LargeListArray.from_arrays(offsets, pa.array(ragged.capitals.view(np.uint8)))
+    arrays |= {name: pa.array(values) for name, values in (columns or {}).items()}
+    batch = pa.record_batch(list(arrays.values()), names=list(arrays))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def read_tokens(path: Path) -> tuple[Ragged, dict[str, npt.NDArray[Any]]]:
+    """Return the tokens of a file as views of the mapped file, without a copy, and its further columns."""
+    with pa.memory_map(str(path)) as source:
+        batch = pa.ipc.open_file(source).get_batch(0)
+    tokens = batch.column("tokens")
+    if len(tokens):
+        capitals = None
+        if "capitals" in batch.schema.names:
+            capitals = batch.column("capitals").values.to_numpy().view(np.bool_)
+        ragged = Ragged(tokens.values.to_numpy(), tokens.offsets.to_numpy(), capitals)
+    else:
+        ragged = Ragged(np.empty(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
+    others = [name for name in batch.schema.names if name not in {"tokens", "capitals"}]
+    return ragged, {name: batch.column(name).to_numpy(zero_copy_only=False) for name in others}

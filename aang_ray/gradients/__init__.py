@@ -1,4 +1,4 @@
-"""Segment gradients of a step: the update, and what the methods ask about it."""
+"""Gradients of a training step, one for each segment of its batch, and what methods compute from them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ __all__ = ["LoopEngine", "SegmentEngine", "make_engine"]
 def make_engine(
     name: Literal["segments", "loop"], body: nn.Module, heads: nn.Module, *, tied_in_scores: bool
 ) -> Engine:
-    """The single pass, or the loop of backward passes that it is compared with."""
+    """The engine of one pass (`segments`), or the loop of one pass a segment that it is compared with (`loop`)."""
     kind = SegmentEngine if name == "segments" else LoopEngine
     return kind(body, heads, tied_in_scores)

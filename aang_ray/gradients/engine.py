@@ -1,9 +1,20 @@
-"""What every engine of gradients offers: one update and the statistics that a method asked for.
+"""What a training step asks of a gradient engine, and what comes back.
 
-Let segment s of a step have the unweighted loss L_s and the body gradient g_s. Segment 0 may be the
-dev batch, with v = g_0. An engine returns, for coefficients c, the update sum_s c_s g_s (added to
-`.grad`; heads get the same weighted sum of their own gradients) and, where asked,
-<v, g_s>, ||g_s||^2, the Gram matrix <g_s, g_t>, or the g_s themselves. (semantics sections 2.7 and 3)
+The examples of a step are divided into *segments*: the dev batch (segment 0, where there is one), the end task's
+batch, and one batch for each sampled objective. Segment s has the unweighted mean loss L_s and the gradient
+g_s = dL_s / d theta with respect to the body; v = g_0 is the dev gradient. For given coefficients c an engine adds
+
+    update = sum_s c_s g_s
+
+to the `.grad` of the body (heads get the same weighted sum of their own gradients). If asked, it also returns inner
+products <v, g_s>, squared norms ||g_s||^2, the Gram matrix <g_s, g_t>, or the g_s themselves
+(docs/semantics.md, section 2, step 7, and section 3). There are two engines with the same results:
+
+- `single_pass.SegmentEngine`: one forward and one backward pass for all segments,
+- `loop.LoopEngine`: one forward and one backward pass for each segment, the reference.
+
+Shape suffixes: S segments, P entries of the body's parameters (flattened in `named_parameters` order), V entries of
+an embedding table, U wanted rows of a table, H width of a table.
 """
 
 from __future__ import annotations
@@ -25,132 +36,166 @@ from aang_ray.model.segments import SegmentRows
 class Piece(Protocol):
     """A part of a step's batch that goes through the model in one forward pass.
 
-    Segments are numbered over the whole step; a piece may hold some of them only, or part of one
-    (the others are empty in its bounds). Pieces are cut along segments, dev first.
+    A step has several pieces when its batch does not fit into memory (gradient accumulation). Segments are numbered
+    over the whole step. A piece may hold only some segments, or a part of one; the other segments are empty in its
+    `tokens`. The dev segment comes first.
     """
 
     @property
     def tokens(self) -> SegmentRows:
-        """Whose are the flattened [R * L] positions that the body computes."""
+        """Which segment owns which of the flattened [R * L] token positions that the body computes."""
         ...
 
 
 @dataclass(frozen=True)
 class JointRows:
-    """Which rows of a table's joint gradient are wanted, for sums over processes that each have a part of it."""
+    """Asks for some rows of a table's part of the joint gradient.
+
+    Workers that each hold a part of the joint gradient exchange these rows and add them before the norm is taken.
+    """
 
     table: nn.Parameter
     place_V: Tensor
-    """Where each of the table's V rows goes among those that are wanted; `rows` for one that is not."""
+    """For each of the table's V rows, its index among the wanted rows; `rows` if it is not wanted."""
     rows: int
+    """How many rows are wanted."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a step wants of the engine."""
+    """What a step asks of the engine."""
 
     coefficients_S: Tensor
-    """Weight of every segment in the update, fp32 on the device; the dev segment's is 0."""
+    """Weight c_s of every segment in the update, fp32 on the device; the dev segment's is 0."""
     scores: bool = False
-    """Inner products with segment 0 and squared norms."""
+    """Return inner products with segment 0 and squared norms."""
     joint_from: int | None = None
-    """With `scores`: also the squared norm of sum_{s >= joint_from} c_s g_s."""
+    """With `scores`: also return the squared norm of the joint gradient, sum_{s >= joint_from} c_s g_s."""
     gram: bool = False
-    """The matrix of all inner products."""
+    """Return the matrix of all inner products."""
     separate: bool = False
-    """The gradients themselves, one body-sized vector a segment."""
+    """Return every segment's gradient, one vector of the body's size for each."""
     keep: tuple[int, ...] = ()
-    """With `scores`: segments whose gradients are wanted themselves, one body-sized vector each."""
+    """With `scores`: return the gradients of these segments, one vector of the body's size for each."""
     joint_rows: JointRows | None = None
-    """With `joint_from`: instead of the joint gradient's norm, these rows of it."""
+    """With `joint_from`: return these rows of the joint gradient instead of its norm."""
 
 
 @dataclass(frozen=True)
 class StepGradients:
-    """What one step's gradients say. Everything stays on the device; nothing waits for it."""
+    """What an engine returns. All tensors stay on the device; nothing waits for them."""
 
     losses_S: Tensor
+    """Unweighted mean loss of each segment."""
     dots_S: Tensor | None = None
+    """<v, g_s>."""
     norms2_S: Tensor | None = None
+    """||g_s||^2."""
     joint_norm2: Tensor | None = None
     """||sum_{s >= joint_from} c_s g_s||^2, a scalar."""
     gram_SS: Tensor | None = None
+    """<g_s, g_t>."""
     separate_SP: Tensor | None = None
-    """[S, P]: the body's parameters flattened in `named_parameters` order."""
+    """Every g_s."""
     kept: Mapping[int, Tensor] = field(default_factory=dict)
-    """[P] for each segment of `keep`."""
+    """g_s, [P], for each segment s of `Request.keep`."""
     joint_rows_UH: Tensor | None = None
-    """The wanted rows of sum_{s >= joint_from} c_s g_s of a table, as they are scored."""
+    """The rows that `Request.joint_rows` asks for."""
     update_P: Tensor | None = None
-    """sum_s c_s g_s, [P], a tied decoder's part included: with `keep`, filled in when all workers' parts are there."""
+    """sum_s c_s g_s, a tied decoder's part included. Engines leave it out; the exchange between workers fills it in."""
 
 
 P = TypeVar("P", bound=Piece)
-Final = Callable[[nn.Parameter], None]
+OnComplete = Callable[[nn.Parameter], None]
+"""Called with a parameter of the body as soon as its `.grad` is complete."""
 
 
 class Engine(Protocol):
     """Computes a step's gradients."""
 
     per_segment: bool
-    """Whether pieces must hold one segment each (the loop), or may hold many (the single pass)."""
+    """Whether each piece must hold a single segment (the loop) or may hold several (the single pass)."""
 
     def __call__(
         self,
         pieces: Sequence[P],
         losses: Callable[[P], Tensor],
         request: Request,
-        final: Final | None = None,
+        on_complete: OnComplete | None = None,
     ) -> StepGradients:
-        """Run forward and backward over the pieces.
+        """Run forward and backward over the pieces and add the update to `.grad`.
 
-        `losses(piece)` returns the piece's share of every segment's unweighted mean loss, [S]: shares
-        add up over pieces, and a segment without labels has 0. `final` is called with a parameter of the
-        body as soon as its `.grad` is complete, once at most; all are complete at the end.
+        Args:
+            pieces: the step's batch, dev segment first.
+            losses: returns a piece's share of every segment's unweighted mean loss, [S]. Shares of several pieces
+                add up; a segment without labels has 0.
+            request: what to compute.
+            on_complete: called at most once for each parameter of the body, when its `.grad` is complete. Parameters
+                for which it is not called are complete when the engine returns.
         """
         ...
 
 
-# --- gradients.products: Inner products of body-sized vectors.
+def weighted_pass(
+    pieces: Sequence[P],
+    losses: Callable[[P], Tensor],
+    request: Request,
+    body: nn.Module,
+    on_complete: OnComplete | None = None,
+) -> StepGradients:
+    """Ordinary backward passes of sum_s c_s L_s, one for each piece: all that `finetune` and `static` need."""
+    total_S: Tensor | None = None
+    for number, piece in enumerate(pieces, start=1):
+        losses_S = losses(piece)
+        if losses_S.requires_grad:
+            with _notify(body, on_complete if number == len(pieces) else None):
+                torch.autograd.backward(losses_S @ request.coefficients_S.to(losses_S.dtype))
+        total_S = losses_S.detach() if total_S is None else total_S + losses_S.detach()
+    assert total_S is not None, "a step has at least one piece"
+    return StepGradients(losses_S=total_S)
 
 
-RUN = 4096
+@contextmanager
+def _notify(body: nn.Module, on_complete: OnComplete | None) -> Iterator[None]:
+    """Inside the block, call `on_complete` for every parameter when its gradient has been accumulated."""
+    handles: list[RemovableHandle] = []
+    if on_complete is not None:
+        for parameter in body.parameters():
+            if parameter.requires_grad:
+                register: Callable[[OnComplete], RemovableHandle] = parameter.register_post_accumulate_grad_hook
+                handles.append(register(on_complete))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def products(rows_mP: Tensor, others_kP: Tensor) -> Tensor:
-    """<a_i, b_j>, [m, k], in the rows' type; summed in that type over runs of entries and in fp64 over the runs.
+class UnsupportedModule(UserError):
+    """A module whose gradient cannot be split by segment exactly; the message contains its qualified name."""
 
-    One fp32 matrix product over 2e7 entries was seen to be off by 0.6 % on a CPU: too much for the rank, the
-    eigenvalues and the inverse of a Gram matrix. In runs it is 2e-8, and no slower.
-    """
-    runs = rows_mP.shape[1] // RUN
-    whole = runs * RUN
-    left, right = (rows[:, :whole].reshape(len(rows), runs, RUN).transpose(0, 1) for rows in (rows_mP, others_kP))
-    total_mk = torch.bmm(left, right.transpose(1, 2)).sum(0, dtype=torch.float64)
-    return (total_mk + rows_mP[:, whole:] @ others_kP[:, whole:].t()).to(rows_mP.dtype)
+    def __init__(self, name: str, kind: str, reason: str) -> None:
+        super().__init__(f"module {name!r} ({kind}) {reason}; set gradients.engine: loop, or replace the module")
 
 
-def inner(a_P: Tensor, b_P: Tensor) -> Tensor:
-    """<a, b> of two vectors, a scalar, as exact as `products`."""
-    return products(a_P[None], b_P[None])[0, 0]
+def check_memory(body: Sequence[nn.Parameter], vectors: int, lower: str = "n or encoder.layers") -> None:
+    """Refuse a step before it begins if the gradient vectors that it has to store do not fit into free memory.
 
-
-# --- gradients.memory: Whether the gradients that a step wants to keep apart fit into memory.
-
-
-def check_memory(body: Sequence[nn.Parameter], segments: int, lower: str = "n or encoder.layers") -> None:
-    """Refuse a step that would hold S gradients of P entries where S * P * itemsize exceeds the free memory.
+    Args:
+        body: the parameters whose gradients are stored, P entries in all.
+        vectors: how many vectors of P entries are stored.
+        lower: the settings that the message advises to lower.
 
     Raises:
-        UserError: names the bytes needed and free, and what to lower.
+        UserError: vectors * P * itemsize exceeds the free memory; the message has both numbers of bytes.
     """
     dtype = torch.promote_types(body[0].dtype, torch.float32)
     entries = sum(parameter.numel() for parameter in body)
-    needed = segments * entries * dtype.itemsize
+    needed = vectors * entries * dtype.itemsize
     free = _free(body[0].device)
     if needed > free:
         raise UserError(
-            f"{segments} gradients of {entries} parameters need {needed} bytes, {free} are free on "
+            f"{vectors} gradients of {entries} parameters need {needed} bytes, {free} are free on "
             f"{body[0].device.type}: lower {lower}"
         )
 
@@ -159,86 +204,3 @@ def _free(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
-
-
-# --- gradients.unsupported: What the single pass refuses.
-
-
-class UnsupportedModule(UserError):
-    """A module whose segment gradients cannot be told apart exactly; the message has its qualified name."""
-
-    def __init__(self, name: str, kind: str, reason: str) -> None:
-        super().__init__(f"module {name!r} ({kind}) {reason}; set gradients.engine: loop, or replace the module")
-
-
-# --- gradients.matrix: A step's statistics where all inner products are known.
-
-
-def from_gram(losses_S: Tensor, gram_SS: Tensor, request: Request, separate_SP: Tensor | None) -> StepGradients:
-    """What a step asked for, from G = <g_s, g_t>: norms are its diagonal, ||sum c_s g_s||^2 is cᵀ G c."""
-    joint_norm2 = None
-    if request.scores and request.joint_from is not None:
-        numbers_S = torch.arange(len(gram_SS), device=gram_SS.device)
-        joint_S = request.coefficients_S.to(gram_SS.dtype).masked_fill(numbers_S < request.joint_from, 0.0)
-        joint_norm2 = joint_S @ gram_SS @ joint_S
-    return StepGradients(
-        losses_S=losses_S,
-        dots_S=gram_SS[0].clone() if request.scores else None,
-        norms2_S=gram_SS.diagonal().clone() if request.scores else None,
-        joint_norm2=joint_norm2,
-        gram_SS=gram_SS if request.gram else None,
-        separate_SP=separate_SP if request.separate else None,
-    )
-
-
-# --- gradients.scores: How far each segment's gradient agrees with the dev gradient.
-
-
-def cosine(dots_S: Tensor, norms2_S: Tensor) -> Tensor:
-    """cos(v, g_s) = <v, g_s> / (||v|| ||g_s||), [S]; 0 where a norm is 0. Segment 0 is v.
-
-    The norms are multiplied as square roots, so that small and large ones neither vanish nor overflow.
-    (semantics section 3)
-    """
-    norms_S = norms2_S.clamp_min(0).sqrt()
-    product_S = norms_S[0] * norms_S
-    defined_S = product_S > 0
-    return torch.where(defined_S, dots_S / torch.where(defined_S, product_S, 1.0), 0.0).clamp(-1.0, 1.0)
-
-
-# --- gradients.weighted: The plain pass: one backward of the weighted loss. What `finetune` and `static` need, and nothing more.
-
-
-def weighted_pass(
-    pieces: Sequence[P],
-    losses: Callable[[P], Tensor],
-    request: Request,
-    body: nn.Module,
-    final: Final | None = None,
-) -> StepGradients:
-    """Add sum_s c_s g_s to `.grad` of body and heads by backward passes of sum_s c_s L_s, one a piece."""
-    total_S: Tensor | None = None
-    for number, piece in enumerate(pieces, start=1):
-        losses_S = losses(piece)
-        if losses_S.requires_grad:
-            with _heard(body, final if number == len(pieces) else None):
-                torch.autograd.backward(losses_S @ request.coefficients_S.to(losses_S.dtype))
-        total_S = losses_S.detach() if total_S is None else total_S + losses_S.detach()
-    assert total_S is not None, "a step has at least one piece"
-    return StepGradients(losses_S=total_S)
-
-
-@contextmanager
-def _heard(body: nn.Module, final: Final | None) -> Iterator[None]:
-    """Call `final` for every parameter that the backward pass is done with."""
-    parameters = [p for p in body.parameters() if p.requires_grad]
-    handles: list[RemovableHandle] = []
-    if final is not None:
-        for parameter in parameters:
-            register: Callable[[Final], RemovableHandle] = parameter.register_post_accumulate_grad_hook
-            handles.append(register(final))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

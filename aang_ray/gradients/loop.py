@@ -8,17 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from aang_ray.gradients.engine import (
-    Final,
-    JointRows,
-    P,
-    Request,
-    StepGradients,
-    check_memory,
-    inner,
-    products,
-    weighted_pass,
-)
+from aang_ray.gradients.engine import JointRows, OnComplete, P, Request, StepGradients, check_memory, weighted_pass
+from aang_ray.gradients.products import inner, products
 from aang_ray.model.heads import TiedDecoder
 
 
@@ -38,10 +29,10 @@ class LoopEngine:
         pieces: Sequence[P],
         losses: Callable[[P], Tensor],
         request: Request,
-        final: Final | None = None,
+        on_complete: OnComplete | None = None,
     ) -> StepGradients:
         if not (request.scores or request.gram or request.separate):
-            return weighted_pass(pieces, losses, request, self._body, final)
+            return weighted_pass(pieces, losses, request, self._body, on_complete)
         body = [p for p in self._body.parameters() if p.requires_grad]
         segments = len(request.coefficients_S)
         if request.gram or request.separate:

@@ -14,8 +14,17 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from aang_ray.gradients.engine import Final, P, Request, StepGradients, UnsupportedModule, check_memory, weighted_pass
-from aang_ray.gradients.ledger import Aligned, Ledger
+from aang_ray.gradients.engine import (
+    OnComplete,
+    P,
+    Request,
+    StepGradients,
+    UnsupportedModule,
+    check_memory,
+    weighted_pass,
+)
+from aang_ray.gradients.ledger import Ledger
+from aang_ray.gradients.products import SegmentProducts
 from aang_ray.gradients.regions import Regions
 from aang_ray.gradients.rules import (
     Call,
@@ -61,7 +70,7 @@ def settle(ledger: Ledger, parameter: nn.Parameter, contributions: Sequence[Cont
 
 def _settle_products(ledger: Ledger, parameter: nn.Parameter, products: Sequence[Products]) -> None:
     """P_s = sum over calls of G_sᵀ X_s, for one segment after the other, dropped as soon as it is scored."""
-    factors = [Aligned(c.grads_NO, c.inputs_NI, c.rows, ledger.padded) for c in products]
+    factors = [SegmentProducts(c.grads_NO, c.inputs_NI, c.rows, ledger.padded) for c in products]
     if ledger.by_columns:
         columns_SP = ledger.zeros(ledger.segments, *parameter.shape)
         for segment in ledger.present():
@@ -179,7 +188,7 @@ class Recorder:
         self._tokens: SegmentRows | None = None
         self._expected: dict[nn.Parameter, int] = {}
         self._open: dict[nn.Parameter, int] = {}
-        self._final: Final | None = None
+        self._on_complete: OnComplete | None = None
         self._arrived: dict[nn.Parameter, list[Contribution]] = {}
         self._deferred: frozenset[nn.Parameter] = frozenset()
         self._forward = False
@@ -217,10 +226,10 @@ class Recorder:
         self._arrived.clear()
         self._cast = None
 
-    def begin(self, tokens: SegmentRows, final: Final | None = None) -> None:
-        """A piece's forward pass begins; `final` is told of the body's parameters that its backward pass completes."""
+    def begin(self, tokens: SegmentRows, on_complete: OnComplete | None = None) -> None:
+        """A piece's forward pass begins; `on_complete` is told of the body's parameters that its backward pass completes."""
         self._forget()
-        self._tokens, self._forward, self._final = tokens, True, final
+        self._tokens, self._forward, self._on_complete = tokens, True, on_complete
 
     def backward(self, losses_S: Tensor, deferred: Iterable[nn.Parameter], retain_graph: bool) -> None:
         """The backward pass of the unweighted losses; all but the deferred parameters are settled."""
@@ -324,8 +333,8 @@ class Recorder:
     def _settled(self, parameter: nn.Parameter) -> None:
         """Tell whoever listens if nothing more can come for a parameter of the body."""
         waits = self._open[parameter] > 0 or parameter in self._arrived or parameter in self._deferred
-        if self._final is not None and parameter in self._of_body and not waits:
-            self._final(parameter)
+        if self._on_complete is not None and parameter in self._of_body and not waits:
+            self._on_complete(parameter)
 
     def _rows(self, site: Site) -> SegmentRows:
         rows = current_segment_rows() if site.head else self._tokens
@@ -394,10 +403,10 @@ class SegmentEngine:
         pieces: Sequence[P],
         losses: Callable[[P], Tensor],
         request: Request,
-        final: Final | None = None,
+        on_complete: OnComplete | None = None,
     ) -> StepGradients:
         if not (request.scores or request.gram or request.separate):
-            return weighted_pass(pieces, losses, request, self._body, final)
+            return weighted_pass(pieces, losses, request, self._body, on_complete)
         parameters = Parameters.of(self._body, self._heads)
         cuts = [piece.tokens for piece in pieces]
         if request.separate or (request.gram and len(pieces) > 1):
@@ -410,7 +419,7 @@ class SegmentEngine:
         total_S = torch.zeros_like(ledger.coefficients_S)
         with recorder.hooked(self._body, self._heads):
             for number, piece in enumerate(pieces, start=1):
-                recorder.begin(piece.tokens, final if number == len(pieces) else None)
+                recorder.begin(piece.tokens, on_complete if number == len(pieces) else None)
                 losses_S = losses(piece)
                 if losses_S.requires_grad:
                     _backward(recorder, ledger, parameters, losses_S)

@@ -1,11 +1,17 @@
-"""The Jacobian of per-example losses with respect to the body, as an operator: J is never held.
+"""Statistics of gradients: scores, the Gram matrix, the Jacobian of per-example losses, and a subspace of it.
 
-Shape suffixes: M examples, P entries of the body's parameters in the order of `named_parameters`, K directions.
+- `cosine`: how well each segment's gradient agrees with the dev gradient (AANG, META-TARTAN).
+- `from_gram`: all of a step's statistics from the matrix of inner products.
+- `ExampleJacobian`, `span`, `reweighted`: the parts of an auxiliary gradient inside and outside the subspace of the
+  end task's per-example gradients (ATTITTUD).
+
+Shape suffixes: S segments, M examples, E examples of one piece, P entries of the body's parameters in the order of
+`named_parameters`, K directions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,21 +20,54 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from aang_ray.gradients.engine import inner
-
-# --- gradients.functional: Call a computation at other parameters than those that its modules hold.
-
+from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.products import inner
 
 A = TypeVar("A")
+
+
+def cosine(dots_S: Tensor, norms2_S: Tensor) -> Tensor:
+    """cos(v, g_s) = <v, g_s> / (||v|| ||g_s||), [S]; 0 where a norm is 0 (docs/semantics.md, section 3).
+
+    Args:
+        dots_S: <v, g_s>.
+        norms2_S: ||g_s||^2; segment 0 is v.
+    """
+    # The product of the square roots, not the root of the product: that could vanish or overflow.
+    norms_S = norms2_S.clamp_min(0).sqrt()
+    product_S = norms_S[0] * norms_S
+    defined_S = product_S > 0
+    return torch.where(defined_S, dots_S / torch.where(defined_S, product_S, 1.0), 0.0).clamp(-1.0, 1.0)
+
+
+def from_gram(losses_S: Tensor, gram_SS: Tensor, request: Request, separate_SP: Tensor | None) -> StepGradients:
+    """What a request asks for, from the Gram matrix G: norms are its diagonal, ||sum_s c_s g_s||^2 is cᵀ G c."""
+    joint_norm2 = None
+    if request.scores and request.joint_from is not None:
+        numbers_S = torch.arange(len(gram_SS), device=gram_SS.device)
+        joint_S = request.coefficients_S.to(gram_SS.dtype).masked_fill(numbers_S < request.joint_from, 0.0)
+        joint_norm2 = joint_S @ gram_SS @ joint_S
+    return StepGradients(
+        losses_S=losses_S,
+        dots_S=gram_SS[0].clone() if request.scores else None,
+        norms2_S=gram_SS.diagonal().clone() if request.scores else None,
+        joint_norm2=joint_norm2,
+        gram_SS=gram_SS if request.gram else None,
+        separate_SP=separate_SP if request.separate else None,
+    )
 
 
 def called_at(
     parameters: Mapping[str, Tensor], modules: nn.Module, function: Callable[[A], Tensor], argument: A
 ) -> Any:
-    """`function(argument)` with the modules' parameters replaced for the time of the call.
+    """`function(argument)`, computed with other values of the modules' parameters.
 
-    `function` may hold the modules in any way: while it runs they hold the tensors of `parameters`, named as in
-    `modules.named_parameters()`, and what it computes is differentiable with respect to those.
+    Args:
+        parameters: the values, named as in `modules.named_parameters()`. The result is differentiable with respect to
+            them.
+        modules: their parameters are replaced during the call, and are as before afterwards.
+        function: may refer to the modules in any way (it need not be a method of theirs).
+        argument: what the function is called with.
     """
     named = {f"modules_.{name}": value for name, value in parameters.items()}
     return functional_call(_Closure(modules, function), named, (argument,))
@@ -47,32 +86,35 @@ class _Closure(nn.Module):
 
 
 class ExampleJacobian:
-    """J = d l_M / d theta at the parameters that the body holds, over pieces of examples one after the other.
+    """J = d l_M / d theta, the Jacobian of per-example losses with respect to the body, [M, P].
 
-    `losses(piece)` gives a piece's losses, [E], in the mode that the body is in: dropout has to be off, or the
-    passes would be of different functions. `examples` is how many they are, M. Results are in fp32, in fp64 for
-    an fp64 body.
+    J is never stored; the methods return products with it, in fp32 (fp64 for an fp64 body).
+
+    Args:
+        body: the parameters theta.
+        pieces: the examples, one piece after the other.
+        losses: returns a piece's losses, [E]. Dropout must be off: the methods run several forward passes, which
+            would otherwise be of different functions.
+        examples: M.
     """
 
     def __init__(self, body: nn.Module, pieces: Sequence[Any], losses: Callable[[Any], Tensor], examples: int) -> None:
         self.examples = examples
         self._body, self._pieces, self._losses = body, pieces, losses
         self._named = {name: p for name, p in body.named_parameters() if p.requires_grad}
+        self.parameters: list[nn.Parameter] = list(self._named.values())
+        """The body's parameters in the order of the P axis."""
         first = self.parameters[0]
         self._dtype, self._device = torch.promote_types(first.dtype, torch.float32), first.device
         self.size = sum(p.numel() for p in self.parameters)
         """P."""
 
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """Of the body, in the order of the P axis."""
-        return list(self._named.values())
-
     def left(self, omega_KM: Tensor) -> Tensor:
-        """Omega J, [K, P]: one forward pass of every piece, K backward passes."""
+        """Omega J, [K, P]: for every piece one forward pass and K backward passes."""
         result_KP = torch.zeros(len(omega_KM), self.size, dtype=self._dtype, device=self._device)
         start = 0
-        for losses_E in self._forward():
+        for piece in self._pieces:
+            losses_E = self._losses(piece)
             omega_KE = omega_KM[:, start : start + len(losses_E)].to(losses_E)
             start += len(losses_E)
             for row, omega_E in enumerate(omega_KE):
@@ -82,9 +124,9 @@ class ExampleJacobian:
         return result_KP
 
     def right(self, directions_PK: Tensor) -> Tensor:
-        """J Q, [M, K]: K forward-mode passes of every piece, without a graph."""
+        """J Q, [M, K]: for every piece K forward passes in forward-mode differentiation, without a graph."""
         columns = []
-        # The fused attention kernels have no forward-mode derivative, their composition of matrix products has.
+        # The fused attention kernels have no forward-mode derivative; their composition of matrix products has one.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
             for direction_P in directions_PK.unbind(1):
                 tangents = self._split(direction_P)
@@ -96,13 +138,10 @@ class ExampleJacobian:
     def mean_gradient(self) -> Tensor:
         """1/M sum_i J_i, [P]: the gradient of the mean loss."""
         result_P = torch.zeros(self.size, dtype=self._dtype, device=self._device)
-        for losses_E in self._forward():
+        for piece in self._pieces:
+            losses_E = self._losses(piece)
             result_P += self._flat(torch.autograd.grad(losses_E.sum(), self.parameters, allow_unused=True))
         return result_P / self.examples
-
-    def _forward(self) -> Iterator[Tensor]:
-        for piece in self._pieces:
-            yield self._losses(piece)
 
     def _flat(self, gradients: Sequence[Tensor | None]) -> Tensor:
         parts = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
@@ -119,29 +158,29 @@ def _dual(value: Tensor, tangent: Tensor) -> Tensor:
 
 
 def _tangent(dual: Tensor) -> Tensor:
-    """Zero where the value depends on nothing that has a tangent."""
+    """The derivative that a dual number carries; zeros if it depends on nothing that has a tangent."""
     tangent: Tensor | None = forward_ad.unpack_dual(dual).tangent  # type: ignore[no-untyped-call]
     return torch.zeros_like(dual) if tangent is None else tangent
 
 
-# --- gradients.subspace: The subspace that the end task's per-example gradients span, and a gradient seen from it.
-#
-# Shape suffixes: M examples, P entries of the body's parameters, K directions.
-
-
 def span(jacobian: ExampleJacobian, omega_KM: Tensor, rotate: bool) -> Tensor:
-    """V, [P, K]: an orthonormal basis of about the K leading right singular directions of J.
+    """An orthonormal basis V, [P, K], of approximately the K leading right singular directions of J.
 
-    Randomised SVD (Halko, Martinsson, Tropp 2011) without J (semantics section 6, line 1):
+    Randomised SVD (Halko, Martinsson, Tropp 2011) by products with J only (docs/semantics.md, section 6, step 1):
 
         Y = (Omega J)^T,  Q = orth(Y),  B = J Q = U S W^T,  V = Q W
 
-    With `rotate` false it stops at Q. A direction that no example's gradient has (J of lower rank than K, or 0)
-    becomes a column of zeros: orthonormalising would put an arbitrary one there. Memory: three times V.
+    A direction that no example's gradient has (J has a lower rank than K, or is 0) becomes a column of zeros, where
+    orthonormalising would put an arbitrary direction. Needs memory for three times V.
+
+    Args:
+        jacobian: J.
+        omega_KM: a Gaussian random matrix.
+        rotate: if false, return Q instead of V.
     """
     Q_PK: Tensor = torch.linalg.qr(jacobian.left(omega_KM).t()).Q
     B_MK = jacobian.right(Q_PK)
-    # A loss that is not finite fails the step by its own check; the decomposition must not fail before that.
+    # The step itself checks for losses that are not finite; the decomposition must not fail before that.
     _, S_K, W_KK = torch.linalg.svd(B_MK.nan_to_num(), full_matrices=False)
     smallest = S_K[0] * max(B_MK.shape) * torch.finfo(B_MK.dtype).eps
     V_PK = Q_PK @ W_KK.t() if rotate else Q_PK
@@ -150,16 +189,25 @@ def span(jacobian: ExampleJacobian, omega_KM: Tensor, rotate: bool) -> Tensor:
 
 
 def reweighted(g_P: Tensor, V_PK: Tensor, p_K: Tensor, perp: float, plus: float, minus: float) -> tuple[Tensor, Tensor]:
-    """eta_perp g_perp + eta_plus g_plus + eta_minus g_minus, [P], and the three parts' shares of ||g||^2, [3].
+    """The gradient eta_perp g_perp + eta_plus g_plus + eta_minus g_minus of ATTITTUD.
 
-    With a = V^T g and p = V^T (the end task's mean gradient):
+    With a = V^T g (docs/semantics.md, section 6, steps 2 and 3):
 
         g_plus = V (a where a p > 0),  g_minus = V (a where a p <= 0),  g_perp = g - g_plus - g_minus
 
-    (semantics section 6, lines 2 and 3). Shares are in the order perp, plus, minus; all 0 where g is.
+    Args:
+        g_P: the auxiliary gradient g.
+        V_PK: orthonormal directions.
+        p_K: V^T (the end task's mean gradient).
+        perp: eta_perp.
+        plus: eta_plus.
+        minus: eta_minus.
+
+    Returns:
+        The reweighted gradient, [P], and the shares of ||g||^2 in g_perp, g_plus and g_minus, [3] (zeros if g is 0).
     """
     a_K = V_PK.t() @ g_P
-    helps_K = a_K.sign() * p_K.sign() > 0  # the product of two small numbers could be rounded to 0
+    helps_K = a_K.sign() * p_K.sign() > 0  # of the signs, as the product of two small numbers may be rounded to 0
     weight_K = torch.where(helps_K, plus - perp, minus - perp)
     direction_P = torch.addmv(g_P, V_PK, weight_K.to(a_K.dtype) * a_K, beta=perp)
     norm2 = inner(g_P, g_P)

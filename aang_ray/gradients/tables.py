@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from aang_ray.gradients.engine import inner
 from aang_ray.gradients.ledger import Ledger
+from aang_ray.gradients.products import inner
 from aang_ray.gradients.rules import Lookups, per_row
 
 

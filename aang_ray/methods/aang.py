@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from aang_ray.config.methods import AangConfig
-from aang_ray.gradients.engine import Request, StepGradients, cosine
+from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.statistics import cosine
 from aang_ray.methods.base import Sampled, Weighting, beside, scatter
 from aang_ray.store.schema import WeightRow
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from aang_ray.config.methods import CosineGatingConfig
-from aang_ray.gradients.engine import Request, StepGradients, cosine, products
+from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.products import products
+from aang_ray.gradients.statistics import cosine
 from aang_ray.methods.base import Sampled, Unlearned, Weighting, weight_row
 from aang_ray.store.schema import WeightRow
 

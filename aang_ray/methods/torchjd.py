@@ -30,7 +30,8 @@ from aang_ray.config.methods import (
     UpgradConfig,
 )
 from aang_ray.errors import RunFailure
-from aang_ray.gradients.engine import Request, StepGradients, products
+from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.products import products
 from aang_ray.methods.base import Method, Sampled, Unlearned, Weighting, labelled, positions, seeded, weight_row
 from aang_ray.objectives.source import FIRST_OBJECTIVE
 from aang_ray.store.schema import WeightRow

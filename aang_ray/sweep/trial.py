@@ -8,12 +8,15 @@ import logging
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store import CellIsDone, CellRecord, HistoryRow, ResultRow, Store
 from aang_ray.train.control import Interrupted
+
+if TYPE_CHECKING:
+    from aang_ray.train.workers.launch import Channel
 
 TAIL_LINES = 30
 """Lines of a log that a failed row keeps."""
@@ -25,7 +28,7 @@ Rung = tuple[float, int]
 logger = logging.getLogger(__name__)
 
 
-def tune_trial(config: Mapping[str, Any], store: str, channel: Any) -> None:
+def tune_trial(config: Mapping[str, Any], store: str, channel: Channel) -> None:
     """The Tune trainable.
 
     Trials share processes, so all that a cell depends on is in its configuration, the number of threads included.
@@ -33,20 +36,20 @@ def tune_trial(config: Mapping[str, Any], store: str, channel: Any) -> None:
     Args:
         config: under `trial` the run as JSON (`run`) and its `rungs`.
         store: URI of the store.
-        channel: `channel.cut()` is true when the sweep wants its trials to stop.
+        channel: `channel.closed()` is true when the sweep wants its trials to stop.
     """
     import ray
     from ray import tune
 
     _log_to_stderr()
     run = parse_config(json.loads(config["trial"]["run"]), "trial")
-    if channel.cut():
+    if channel.closed():
         tune.report({"status": "not started"})
         return
     logger.info("cell %s begins", run.cell)  # so that the log of a process that dies early names its cell
     tune.report({"step": 0, "actor": ray.get_runtime_context().get_actor_id()})
     try:
-        run_and_store(run, Store(store), tune.report, config["trial"]["rungs"], channel.cut)
+        run_and_store(run, Store(store), tune.report, config["trial"]["rungs"], channel.closed)
     except Interrupted:
         tune.report({"status": "stopped"})
 

@@ -141,12 +141,12 @@ class Engine:
 
     def fit(self, *, param_space: dict[str, Any] | None = None, **tune_config: Any) -> Ends:
         """Run Tune to its end. Of `TuneConfig` only what differs between a grid and a search is given."""
-        from aang_ray.train.workers.launch import Line
+        from aang_ray.train.workers.launch import Channel
 
         sweep, grid = self._sweep, param_space is not None
         if grid:  # of a search one trial waits, which is Tune's default
             os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(AHEAD))
-        channel = Line.from_here()
+        channel = Channel.open()
         with (
             StopSignals() as signals,
             tempfile.TemporaryDirectory(prefix="aang-tune-", ignore_cleanup_errors=True) as folder,

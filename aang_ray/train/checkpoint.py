@@ -7,12 +7,10 @@ import io
 import logging
 import os
 import pickle
-import signal
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from aang_ray.errors import UserError
 from aang_ray.store.files import open_location, publish, remove
-from aang_ray.train.control import Interrupted, Notices, StopSignals
+from aang_ray.train.control import AfterStep, RunControl, StepLimitReached
 from aang_ray.train.device import Compute, is_out_of_memory
 from aang_ray.train.workers.group import Workers
 
@@ -216,30 +214,13 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-DRAINING_MINUTES = 0.25
-"""Between two checkpoints while the machine is about to go away: a spot machine says so two minutes before."""
-
 logger = logging.getLogger(__name__)
 
 
-class Wish(IntEnum):
-    """What to do after a step; of several workers' wishes the largest is done by all."""
+class Checkpointer:
+    """Writes a run's checkpoint when it is due and stops the run when its `RunControl` says so.
 
-    GO_ON = 0
-    SAVE = 1
-    CUT = 2
-    END = 3
-    INTERRUPT = 4
-
-
-class CutShort(Exception):
-    """A run has come as far as it was to go for now, and its checkpoint is written."""
-
-
-class Keeper:
-    """Keeps a run's checkpoint up to date; with 0 minutes it writes after every step.
-
-    Of several workers the first writes. What is to be done after a step is one small message between all of them.
+    With several workers the first one writes the files. All workers agree in one small message after each step.
     """
 
     def __init__(
@@ -248,73 +229,56 @@ class Keeper:
         compute: Compute,
         minutes: float,
         workers: Workers | None = None,
-        notices: Notices | None = None,
+        control: RunControl | None = None,
     ) -> None:
+        """Take the files to write; `minutes` between two checkpoints, 0 to write one after every step."""
         self._files = files
         self._compute = f"{compute.device_name}, {compute.precision}"
-        self._signals = StopSignals()
-        self._minutes = minutes
+        self._save_seconds = 60 * minutes
         self._workers = workers or Workers.alone()
-        self._notices = notices or Notices()
-        self._drained = False
-        self._written = time.monotonic()
+        self._control = control or RunControl()
+        self._saved_at = time.monotonic()
 
-    def watching(self) -> AbstractContextManager[object]:
-        """While entered, SIGTERM and Ctrl-C wait for the end of the step."""
-        return self._signals
+    def delaying_signals(self) -> AbstractContextManager[object]:
+        """Context in which SIGTERM and Ctrl-C wait for the end of the step."""
+        return self._control.signals
 
     def after_step(
         self, step: int, state: Callable[[], dict[str, Any]], best_step: int, kept: Mapping[str, Tensor]
     ) -> None:
-        """Write a checkpoint if it is time to, the machine goes away or a signal came; called by all workers.
+        """Write a checkpoint if one is due, and stop if there is a reason to. All workers call this after each step.
+
+        Args:
+            step: Steps that are done.
+            state: Returns the state to write.
+            best_step: The step that the best model is from.
+            kept: Parameters of the best model so far.
 
         Raises:
-            CutShort: after the step that `Notices.until` names.
-            Interrupted: after SIGTERM, or when nobody waits for the run any more.
+            StepLimitReached: after the step that `RunControl.until` names.
+            Interrupted: after SIGTERM, or when the driver has gone.
             KeyboardInterrupt: after Ctrl-C.
         """
-        wish = Wish(self._workers.max_host([self._wish(step)])[0])
-        if wish == Wish.GO_ON:
+        wanted = self._control.after_step(step, time.monotonic() - self._saved_at, self._save_seconds)
+        action = AfterStep(self._workers.max_host([wanted])[0])
+        if action == AfterStep.CONTINUE:
             return
-        content = {"compute": self._compute, **state()}  # by all: a sharded optimiser is gathered for it
+        content = {"compute": self._compute, **state()}  # on all workers: a sharded optimiser is gathered for it
         if self._workers.first:
             self._files.save(step, content, best_step, kept)
-        self._written = time.monotonic()
-        if wish > Wish.SAVE:
-            self._workers.wait_for_all()  # who leaves early may be taken for lost before the file is there
-        if wish == Wish.INTERRUPT:
-            raise KeyboardInterrupt
-        if wish == Wish.CUT:
-            raise CutShort
-        if wish == Wish.END:
-            received = self._signals.received
-            by = "another process" if received is None else received.name
-            raise Interrupted(
-                f"stopped by {by} after step {step}; the same command goes on from there ({self._files.folder})"
-            )
+        self._saved_at = time.monotonic()
+        if action > AfterStep.SAVE:
+            self._workers.wait_for_all()  # a worker that leaves before the file is written could be taken for lost
+            raise self._control.stop_error(action, step, self._files.folder)
 
     def after_resume(self, step: int) -> None:
-        """The run goes on after a step.
+        """Check whether a resumed run has already reached its step limit.
 
         Raises:
-            CutShort: it has come far enough already: its process died before it could say so.
+            StepLimitReached: if so: its process ended after the checkpoint and before the row was written.
         """
-        if self._notices.until is not None and step >= self._notices.until:
-            raise CutShort
-
-    def _wish(self, step: int) -> Wish:
-        received = self._signals.received
-        if received is not None:
-            return Wish.INTERRUPT if received == signal.SIGINT else Wish.END
-        if self._notices.stop:
-            return Wish.END
-        if self._notices.until is not None and step >= self._notices.until:
-            return Wish.CUT
-        minutes = self._minutes
-        if self._notices.draining:
-            minutes = min(minutes, DRAINING_MINUTES) if self._drained else 0.0
-            self._drained = True
-        return Wish.SAVE if time.monotonic() - self._written >= 60 * minutes else Wish.GO_ON
+        if self._control.limit_reached(step):
+            raise StepLimitReached
 
     def resume(self, restore: Callable[[Mapping[str, Any], dict[str, Tensor]], None]) -> bool:
         """Hand the newest state and the best model's parameters to `restore`; False where there is none.

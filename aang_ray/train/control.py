@@ -1,22 +1,30 @@
-"""Signals that ask a run to stop: heard between two steps, so that the checkpoint is a whole step's.
+"""Every reason for a run to stop or to write its checkpoint, and what the run does about it after each step.
 
-Needs the standard library alone: a command line may import `Interrupted` without loading anything heavy.
+A run looks at its `RunControl` between two steps, so that a checkpoint always holds a whole step. Reasons come from
+signals of the process (SIGTERM, Ctrl-C), from other threads (the machine drains, the driver has gone), from the caller
+(stop at a step) and from the clock (the checkpoint is old).
+
+This module needs the standard library alone, so that a command line can import it without loading torch or Ray.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 from types import FrameType, TracebackType
 from typing import Any
 
+DRAINING_SECONDS = 15.0
+"""Longest time between two checkpoints on a draining machine: spot machines give two minutes' notice."""
+
 
 class Interrupted(SystemExit):
-    """A run was asked by SIGTERM to stop, and its checkpoint is written; the message says how it goes on.
+    """A run was asked to stop and has written its checkpoint; the message says how to continue it.
 
-    Not an error of the run, so no `except Exception` makes a failed row of it. Uncaught it ends the process with
-    exit code 143 = 128 + SIGTERM.
+    A `SystemExit` and not an `Exception`: the run has not failed, so no `except Exception` may make a failed row of it.
+    Uncaught, it ends the process with exit code 143 = 128 + SIGTERM.
     """
 
     def __init__(self, message: str) -> None:
@@ -27,22 +35,26 @@ class Interrupted(SystemExit):
         return self.message
 
 
-class StopSignals:
-    """While entered, SIGTERM and Ctrl-C are noted instead of acted on; a second Ctrl-C acts at once.
+class StepLimitReached(Exception):
+    """A run has reached the step it was to stop at (`RunControl.until`), and its checkpoint is written."""
 
-    Handlers can be installed in the main thread alone: on another one nothing is noted and signals do what they did.
+
+class StopSignals:
+    """Context manager that records SIGTERM and Ctrl-C instead of acting on them; a second Ctrl-C acts at once.
+
+    Python installs signal handlers in the main thread only: in any other thread signals act as usual.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
         self.received = None
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 # None stands for a handler that was not installed from Python and cannot be put back.
-                self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
+                self._previous[number] = signal.signal(number, self._record) or signal.SIG_DFL
         return self
 
     def __exit__(
@@ -50,30 +62,85 @@ class StopSignals:
     ) -> None:
         self._restore()
         if self.received is not None and kind is None:
-            signal.raise_signal(self.received)  # it came after the last look: now it does what it always did
+            signal.raise_signal(self.received)  # it came after the last check: act on it now
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if number == self.received == signal.SIGINT:
             self._restore()
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._before.clear()
+        self._previous.clear()
 
 
-# --- train.notices: What a run hears from outside its own process's signals: that its machine goes away, or that nobody waits for it.
+class AfterStep(IntEnum):
+    """What a run does after a step. Several workers agree on the largest value that any of them wants."""
+
+    CONTINUE = 0
+    SAVE = 1
+    STOP_AT_LIMIT = 2
+    """Save and stop: the step limit is reached."""
+    STOP = 3
+    """Save and stop: SIGTERM came, or the driver has gone."""
+    INTERRUPT = 4
+    """Save and stop: Ctrl-C came."""
 
 
 @dataclass
-class Notices:
-    """Set by another thread at any moment, and looked at between two steps."""
+class RunControl:
+    """Decides after each step whether a run continues, saves or stops. Other threads may set the flags at any time.
 
-    draining: bool = False
-    """The machine goes away soon: keep the checkpoint fresh."""
-    stop: bool = False
-    """Whoever started the run has gone: write the checkpoint and end."""
+    A run without checkpoints ignores it: it has nothing to continue from.
+    """
+
     until: int | None = None
-    """Write the checkpoint and end after this step: a scheduler decides whether the run goes on from there."""
+    """Save and stop after this step; the caller decides whether the run continues later."""
+    draining: bool = False
+    """The machine will go away soon: save now, then at least every `DRAINING_SECONDS`."""
+    stop: bool = False
+    """The process that started the run has gone: save and stop."""
+    signals: StopSignals = field(default_factory=StopSignals, compare=False, repr=False)
+    """Entered by the run while it trains."""
+    _saved_for_drain: bool = field(default=False, init=False, compare=False, repr=False)
+
+    def limit_reached(self, step: int) -> bool:
+        """Whether `step` steps are as many as the run is to make."""
+        return self.until is not None and step >= self.until
+
+    def after_step(self, step: int, unsaved_seconds: float, save_seconds: float) -> AfterStep:
+        """Return what to do after a step.
+
+        Args:
+            step: Steps that are done.
+            unsaved_seconds: Time since the last checkpoint.
+            save_seconds: Wanted time between two checkpoints; 0 saves after every step.
+        """
+        received = self.signals.received
+        if received is not None:
+            return AfterStep.INTERRUPT if received == signal.SIGINT else AfterStep.STOP
+        if self.stop:
+            return AfterStep.STOP
+        if self.limit_reached(step):
+            return AfterStep.STOP_AT_LIMIT
+        if self.draining:
+            save_seconds = min(save_seconds, DRAINING_SECONDS) if self._saved_for_drain else 0.0
+            self._saved_for_drain = True
+        return AfterStep.SAVE if unsaved_seconds >= save_seconds else AfterStep.CONTINUE
+
+    def stop_error(self, action: AfterStep, step: int, folder: str) -> BaseException:
+        """Return the exception that ends the run, for an action above `SAVE`.
+
+        Args:
+            action: What the run does after the step; with several workers another worker may be the reason for it.
+            step: Steps that are done.
+            folder: Where the checkpoint is.
+        """
+        if action == AfterStep.INTERRUPT:
+            return KeyboardInterrupt()
+        if action == AfterStep.STOP_AT_LIMIT:
+            return StepLimitReached()
+        by = "another process" if self.signals.received is None else self.signals.received.name
+        return Interrupted(f"stopped by {by} after step {step}; the same command goes on from there ({folder})")

@@ -156,7 +156,7 @@ class Classifier:
         """
         if not texts:
             return [], np.zeros((0, len(self.labels)), dtype=np.float32)
-        tokens = tokenise(self._read(texts), self._tokenizer, self.card["max_tokens"], "texts").ragged
+        tokens, _ = tokenise(self._read(texts), self._tokenizer, self.card["max_tokens"], "texts")
         unknown = np.zeros(len(texts), dtype=np.int64)
         reader = SplitReader(Labelled(tokens, unknown), np.arange(len(texts)), self._pad)
         predictions = reader.predict(self._encoder, self._head, self._compute)

@@ -19,7 +19,7 @@ from aang_ray.data.tasks import Metric
 from aang_ray.errors import RunFailure
 from aang_ray.objectives.source import END_TASK, END_TASK_HEAD
 from aang_ray.store.schema import HistoryRow, Scores, WeightRow
-from aang_ray.train.checkpoint import Keeper
+from aang_ray.train.checkpoint import Checkpointer
 from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
 from aang_ray.train.round_methods import make_stepper
@@ -210,16 +210,18 @@ class Finished:
 
 
 class Trainer:
-    """Trains one set-up through its stages to its end, from its checkpoint where `keeper` has one."""
+    """Trains one set-up through its stages to its end, from its checkpoint where `checkpointer` has one."""
 
-    def __init__(self, setup: Setup, on_evaluation: OnEvaluation | None = None, keeper: Keeper | None = None) -> None:
+    def __init__(
+        self, setup: Setup, on_evaluation: OnEvaluation | None = None, checkpointer: Checkpointer | None = None
+    ) -> None:
         self.config = setup.config
         self.progress = Progress()
         self._whole = setup
         self._stages = stages_of(setup.config)
         self._enter()
         self._on_evaluation = on_evaluation
-        self._keeper = keeper
+        self._checkpointer = checkpointer
         self._metric: Metric = setup.task.metric
         self._dev = setup.domain.reader("dev", setup.workers.rank, setup.workers.size)
         self._losses = LossLog(1 if setup.compute.device.type == "cpu" else setup.config.schedule.eval_every)
@@ -233,14 +235,14 @@ class Trainer:
             UserError: for a checkpoint that the run cannot go on from.
             RunFailure: for a loss that is not finite, or memory that runs out.
             Interrupted, KeyboardInterrupt: when asked to stop, with the checkpoint written.
-            CutShort: as far as it was to go for now, with the checkpoint written.
+            StepLimitReached: at the step it was to stop at, with the checkpoint written.
         """
-        if self._keeper is None or not self._keeper.resume(self._restore):
+        if self._checkpointer is None or not self._checkpointer.resume(self._restore):
             self.stepper.estimate_memory(self.stepper.prepare(0))
         else:
-            self._keeper.after_resume(self.progress.steps)
+            self._checkpointer.after_resume(self.progress.steps)
         self.stepper.check_same(self.progress.steps)
-        with nullcontext() if self._keeper is None else self._keeper.watching():
+        with nullcontext() if self._checkpointer is None else self._checkpointer.delaying_signals():
             self._train()
             while self.progress.stage + 1 < len(self._stages):
                 self._next_stage()
@@ -293,8 +295,8 @@ class Trainer:
             self._losses.add(progress.steps, prepared.names, gradients.losses_S)
             if self.stepper.evaluates_after(progress.stage_steps):
                 self._evaluate(prepared)
-            if self._keeper is not None:
-                self._keeper.after_step(self.progress.steps, self._state, self.progress.best_step, self._kept)
+            if self._checkpointer is not None:
+                self._checkpointer.after_step(self.progress.steps, self._state, self.progress.best_step, self._kept)
             if self._over:
                 break
 
@@ -336,7 +338,7 @@ class Trainer:
                 distances = local_distances(self.stepper, progress.stage_steps)
                 weights = replace(weights, health={**weights.health, **distances})
             progress.weights.append(weights)
-        if self._on_evaluation is not None and setup.workers.first:
+        if self._on_evaluation is not None:
             self._on_evaluation(row)
 
     def _decide(self) -> Scores:

@@ -14,8 +14,8 @@ import aang_ray
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import RunFailure
 from aang_ray.store.schema import CellRecord, HistoryRow, ResultRow
-from aang_ray.train.checkpoint import CheckpointFiles, CutShort, Keeper
-from aang_ray.train.control import Notices
+from aang_ray.train.checkpoint import Checkpointer, CheckpointFiles
+from aang_ray.train.control import RunControl, StepLimitReached
 from aang_ray.train.device import Compute, choose_compute, is_out_of_memory
 from aang_ray.train.export import check_export, export_model
 from aang_ray.train.loop import Finished, Trainer
@@ -43,7 +43,7 @@ def run_cell(
     on_evaluation: Callable[[HistoryRow], None] | None = None,
     checkpoints: Path | str | None = None,
     export: Path | None = None,
-    notices: Notices | None = None,
+    control: RunControl | None = None,
     workers: Workers | None = None,
 ) -> CellRecord:
     """Run a resolved configuration; a run that cannot go on is a failed row.
@@ -51,9 +51,9 @@ def run_cell(
     With `checkpoints` (a folder or any URI that a store may have) the run's state is kept in `<checkpoints>/<cell>`,
     written every `resources.checkpoint_minutes`, on SIGTERM and on Ctrl-C, and a run that has a checkpoint goes on from
     it: on the same device with as many threads it ends with the very numbers of a run that was not stopped. Whoever
-    writes the row removes it with `discard`. `notices` tell that the machine goes away or that nobody waits for the
-    run. With `export` a run that is done leaves its classifier in that folder. Several `workers` each call this with
-    the same arguments and return the same record; the first alone reports evaluations and writes files.
+    writes the row removes it with `discard`. `control` holds the reasons to stop or to save that come from outside.
+    With `export` a run that is done leaves its classifier in that folder. Several `workers` each call this with the
+    same arguments and return the same record; `on_evaluation` is called in each, and the first alone writes files.
 
     Raises:
         UserError: for an input that is wrong, before anything was trained.
@@ -64,14 +64,14 @@ def run_cell(
         check_export(export, config.data)
     compute = choose_compute(config)
     logger.info("cell %s: %s on %s, %s", config.cell, config.row_name, compute.device_name, compute.precision)
-    keeper = None
+    checkpointer = None
     if checkpoints is not None:
         minutes = config.resources.checkpoint_minutes
-        keeper = Keeper(CheckpointFiles(checkpoints, config.cell), compute, minutes, workers, notices)
-    trainer = Trainer(build(config, compute, workers), on_evaluation, keeper)
+        checkpointer = Checkpointer(CheckpointFiles(checkpoints, config.cell), compute, minutes, workers, control)
+    trainer = Trainer(build(config, compute, workers), on_evaluation, checkpointer)
     try:
         finished = trainer.run()
-    except CutShort:
+    except StepLimitReached:
         return _cut(trainer, compute)
     except RunFailure as failure:
         return _failed(trainer, compute, str(failure))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aang_ray.config.methods import AangConfig
 from aang_ray.gradients import make_engine
 from aang_ray.gradients.dev_head import fit_dev_head
-from aang_ray.gradients.engine import Final, Request, StepGradients
+from aang_ray.gradients.engine import OnComplete, Request, StepGradients
 from aang_ray.methods.base import Sampled
 from aang_ray.objectives import randomness
 from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD
@@ -216,7 +216,7 @@ class Stepper:
         if wants_separate(setup.config):
             request = replace(request, separate=True)
 
-        def compute(request: Request, final: Final | None) -> StepGradients:
+        def compute(request: Request, final: OnComplete | None) -> StepGradients:
             self._fit_dev_head(prepared)
             if not prepared.pieces:
                 return no_gradients(request, setup.encoder)

@@ -43,7 +43,7 @@ def tokenizer(lowercase: bool) -> Any:
 
 
 def capitals(texts: Texts, lowercase: bool = True, limit: int = 32) -> list[list[bool]]:
-    ragged = tokenise(texts, tokenizer(lowercase), limit, "test").ragged
+    ragged, _ = tokenise(texts, tokenizer(lowercase), limit, "test")
     found = [ragged.take_capitals(np.array([i])) for i in range(len(texts))]
     assert all(value is not None for value in found)
     return [value.tolist() for value in found if value is not None]
@@ -66,7 +66,7 @@ def test_pairs_and_cut_texts() -> None:
 
 
 def test_they_are_kept_beside_the_tokens_without_a_copy(tmp_path: Path) -> None:
-    ragged = tokenise(Texts(["The paris", "paris The the"]), tokenizer(True), 32, "test").ragged
+    ragged, _ = tokenise(Texts(["The paris", "paris The the"]), tokenizer(True), 32, "test")
     write_tokens(tmp_path / "x.arrow", ragged, {"label": np.array([0, 1])})
     found, columns = read_tokens(tmp_path / "x.arrow")
     assert set(columns) == {"label"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from aang_ray.config import DataConfig, EncoderConfig
-from aang_ray.data import describe, load_end_task, render
+from aang_ray.data import describe, load_end_task, print_task
 
 
 def test_numbers_on_a_small_task(encoder: EncoderConfig, folder: Callable[..., Path]) -> None:
@@ -30,7 +30,7 @@ def test_numbers_on_a_small_task(encoder: EncoderConfig, folder: Callable[..., P
 def test_the_page_shows_them(encoder: EncoderConfig, folder: Callable[..., Path]) -> None:
     path = folder("odd [name]")
     stream = io.StringIO()
-    render(describe(load_end_task(DataConfig(task=str(path)), encoder)), Console(file=stream, width=200))
+    print_task(DataConfig(task=str(path)), encoder, Console(file=stream, width=200))
     page = stream.getvalue()
     assert "odd [name]" in page
     assert "1 of dev and 1 of test also in train, 1 of test also in dev; 2 test texts are in neither" in page

@@ -11,8 +11,8 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 from aang_ray.config import DataConfig
-from aang_ray.data import ImageTask, render_images
-from aang_ray.data.digits import digits_fingerprint, load_digit_pairs, split_digits, superimpose
+from aang_ray.data import ImageTask
+from aang_ray.data.digits import digits_fingerprint, load_digit_pairs, print_image_task, split_digits, superimpose
 from aang_ray.errors import UserError
 
 
@@ -105,7 +105,7 @@ def test_the_fingerprint_tells_left_from_right_and_nothing_else() -> None:
 
 def test_what_a_person_sees() -> None:
     page = StringIO()
-    render_images(task("digits-right"), Console(file=page, width=120))
+    print_image_task(task("digits-right"), Console(file=page, width=120))
     lines = page.getvalue().splitlines()
     assert lines[0].startswith("digits-right from sklearn.datasets.load_digits, decided by accuracy")
     assert any("2048" in line and "1024" in line for line in lines)

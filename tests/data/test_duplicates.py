@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aang_ray.data.splits import clean_indices, count_duplicates, normalised, surplus
+from aang_ray.data.splits import clean_indices, count_duplicates, normalised
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,6 @@ def test_normalised_ignores_padding_and_doubling_of_spaces(text: str) -> None:
 
 def test_counts_on_a_case_done_by_hand() -> None:
     train, dev, test = ["a", "a", "b", "a"], ["b", "c", "c"], ["a", "c", "d", "d", "a"]
-    assert surplus(train) == 2
     assert count_duplicates(train, dev, test) == {
         "within": {"train": 2, "dev": 1, "test": 2},
         "dev_in_train": 1,

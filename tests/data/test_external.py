@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from aang_ray.config import DataConfig, EncoderConfig
-from aang_ray.data import EndTask, data_fingerprint, describe, load_end_task, render
+from aang_ray.data import EndTask, data_fingerprint, describe, load_end_task, print_task
 from aang_ray.data.read import LabelledTexts, RawTask, Texts
 from aang_ray.errors import UserError
 from tests.data.conftest import Rows, ids, rows_of, write_jsonl
@@ -117,7 +117,7 @@ def test_an_embedded_one_has_its_own(
 ) -> None:
     split = LabelledTexts(Texts(["a film", "dull plot"]), ["neg", "pos"], "movie", [1, 2])
     monkeypatch.setattr(
-        "aang_ray.data.tasks.read_embedded", lambda _: RawTask({"train": split, "dev": split, "test": split}, "made")
+        "aang_ray.data.sources.read_embedded", lambda _: RawTask({"train": split, "dev": split, "test": split}, "made")
     )
     task = load_end_task(with_external(pairs, "movie"), encoder)
     assert tokens_of(task, "movie") == [ids("a film"), ids("dull plot")]
@@ -212,5 +212,5 @@ def test_it_is_shown(encoder: EncoderConfig, folder: Callable[..., Path], tmp_pa
     found = describe(load_end_task(data, encoder))
     assert json.loads(json.dumps(found)) == found
     stream = io.StringIO()
-    render(found, Console(file=stream, width=200))
+    print_task(data, encoder, Console(file=stream, width=200))
     assert "External task topics: 3 examples (columns text, label), 3 labels; 1 left out" in stream.getvalue()

@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from aang_ray.data.read import Table
-from aang_ray.data.tasks import Source, hub_tables, read_hub
+from aang_ray.data.sources import Source, hub_tables, read_hub
 from aang_ray.errors import UserError
 
 
@@ -40,8 +40,9 @@ def test_no_network_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("Name or service not known")
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
     with pytest.raises(
-        UserError, match=r"'moovie' could not be found .*built-in task \(movie, tweets, .*; of images: digits-left, "
+        UserError, match=r"'moovie' could not be found .*built-in task \(movie, tweets, .*digits-left, digits-right\)"
     ):
         read_hub(Source("hub", "moovie", "moovie", {}, {}), ["text", "label"])

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from aang_ray.config import DataConfig, EncoderConfig
-from aang_ray.data import data_fingerprint, load_end_task, neural_lm, prepare
+from aang_ray.data import data_fingerprint, load_end_task, neural_lm
 from aang_ray.data import neural_lm as causal
 from aang_ray.data.neural_lm import CausalModel, NeuralText, neural_fingerprint, neural_text
 from aang_ray.data.pretrained import locate_model
@@ -174,7 +174,7 @@ def test_neither_it_nor_what_it_was_learned_from_holds_texts_of_dev_and_test(
         learned.extend(passages)
         return NeuralText(["Dull  SCENE", "the actor", "very good", "BAD plot"], "none", 2.0, 1)
 
-    monkeypatch.setattr(prepare, "neural_text", written)
+    monkeypatch.setattr(neural_lm, "neural_text", written)
     path = folder()
     (path / "domain.txt").write_text("the scene\nBright  actor\nvery GOOD\n")
     task = load_end_task(DataConfig(task=str(path), neural_lm="trained"), encoder)

@@ -125,6 +125,7 @@ def test_a_hub_out_of_reach_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch)
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("Name or service not known\nsecond line")
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
     with pytest.raises(
         UserError, match=r"'owner/none' could not be found .*not known\); give a folder or package:NAME"

@@ -8,8 +8,8 @@ import pytest
 
 from aang_ray.config import DataConfig
 from aang_ray.data.read import SPLITS, check_labels
+from aang_ray.data.sources import find_source, read_task
 from aang_ray.data.splits import clean_indices, count_duplicates
-from aang_ray.data.tasks import find_source, read_task
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from aang_ray.config import DataConfig
-from aang_ray.data.tasks import CARDS, card_of, find_source
+from aang_ray.data.sources import find_source
+from aang_ray.data.tasks import CARDS, card_of
 from aang_ray.errors import UserError
 
 

@@ -59,19 +59,21 @@ def test_reading_maps_and_does_not_copy(tmp_path: Path) -> None:
 
 def test_texts_are_cut_to_the_limit_and_counted(encoder: EncoderConfig) -> None:
     tokenizer = load_tokenizer(locate(encoder))
-    done = tokenise(Texts(["good film", "a " * 20, "unheard"]), tokenizer, 8, "x")
-    assert [done.ragged[i].tolist() for i in range(3)] == [[2, 5, 7, 3], [2, 12, 12, 12, 12, 12, 12, 3], [2, 1, 3]]
-    assert done.truncated == 1
+    tokens, truncated = tokenise(Texts(["good film", "a " * 20, "unheard"]), tokenizer, 8, "x")
+    assert [tokens[i].tolist() for i in range(3)] == [[2, 5, 7, 3], [2, 12, 12, 12, 12, 12, 12, 3], [2, 1, 3]]
+    assert truncated == 1
 
 
 def test_the_longer_text_of_a_pair_is_cut(encoder: EncoderConfig) -> None:
     tokenizer = load_tokenizer(locate(encoder))
-    done = tokenise(Texts(["good " * 9], ["bad"]), tokenizer, 8, "x")
-    assert done.ragged[0].tolist() == [2, 5, 5, 5, 5, 3, 6, 3]
+    tokens, truncated = tokenise(Texts(["good " * 9], ["bad"]), tokenizer, 8, "x")
+    assert tokens[0].tolist() == [2, 5, 5, 5, 5, 3, 6, 3]
+    assert truncated == 1
 
 
 @pytest.mark.parametrize("count", [0, 1, 2500])
 def test_batches_keep_the_order(encoder: EncoderConfig, count: int) -> None:
     tokenizer = load_tokenizer(locate(encoder))
-    done = tokenise(Texts([f"{'good ' * (i % 5)}bad" for i in range(count)]), tokenizer, 16, "x")
-    assert done.ragged.lengths.tolist() == [i % 5 + 3 for i in range(count)]
+    tokens, truncated = tokenise(Texts([f"{'good ' * (i % 5)}bad" for i in range(count)]), tokenizer, 16, "x")
+    assert tokens.lengths.tolist() == [i % 5 + 3 for i in range(count)]
+    assert truncated == 0

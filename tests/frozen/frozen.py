@@ -10,7 +10,7 @@ from __future__ import annotations
 from aang_ray.cli import main
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.store import CellRecord, Store
-from aang_ray.train.control import Notices
+from aang_ray.train.control import RunControl
 from aang_ray.train.device import choose_compute
 from aang_ray.train.loop import Trainer
 from aang_ray.train.plan import resolve
@@ -121,7 +121,7 @@ def names_of(settings: Mapping[str, Any]) -> dict[str, str]:
 def run(config: RunConfig, store: Path | None = None, until: int | None = None) -> CellRecord:
     """Run a cell to its end, or to the step `until`; from the checkpoint that the store holds, if it holds one."""
     checkpoints = None if store is None else store / ".checkpoints"
-    return run_cell(config, checkpoints=checkpoints, notices=Notices(until=until))
+    return run_cell(config, checkpoints=checkpoints, control=RunControl(until=until))
 
 
 def record_of(record: CellRecord) -> Settings:

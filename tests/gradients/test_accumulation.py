@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from aang_ray.gradients import LoopEngine, SegmentEngine
-from aang_ray.gradients.engine import Request, StepGradients, cosine
+from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.statistics import cosine
 from tests.gradients.steps import (
     JOINT_FROM,
     SEGMENTS,

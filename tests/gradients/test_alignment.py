@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from aang_ray.gradients.engine import Request
-from aang_ray.gradients.ledger import MULTIPLE, Aligned, Ledger, Padded, Windows
+from aang_ray.gradients.ledger import Ledger
+from aang_ray.gradients.products import MULTIPLE, PaddedCopies, SegmentProducts, Windows
 from aang_ray.gradients.rules import Sums
 from aang_ray.model.segments import SegmentRows
 
@@ -24,9 +25,9 @@ def test_products_of_rounded_ranges(lengths: list[int], wide_inputs: bool) -> No
     # Small integers: bf16 holds them, their products and, in fp32, their sums exactly.
     grads = torch.randint(-2, 3, (bounds[-1], 4), generator=generator).bfloat16()
     inputs = torch.randint(-2, 3, (bounds[-1], 6 if wide_inputs else 3), generator=generator).bfloat16()
-    padded = Padded()
+    padded = PaddedCopies()
     for _ in range(2):  # the second time with the copy that was kept
-        aligned = Aligned(grads, inputs, rows, padded)
+        aligned = SegmentProducts(grads, inputs, rows, padded)
         for segment in range(rows.count):
             part = rows.of(segment)
             expected = grads[part].float().t() @ inputs[part].float()
@@ -36,7 +37,7 @@ def test_products_of_rounded_ranges(lengths: list[int], wide_inputs: bool) -> No
 def test_a_kept_copy_is_of_the_same_rows_and_values() -> None:
     rows, other = SegmentRows((0, 64, 128)), SegmentRows((0, 100, 128))
     values = torch.randn(128, 3).bfloat16()
-    padded, windows = Padded(), Windows.of(rows)
+    padded, windows = PaddedCopies(), Windows.of(rows)
     assert windows is not None
     first = padded.copy(values, rows, windows)
     assert padded.copy(values, rows, windows) is first

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from aang_ray.gradients import LoopEngine, SegmentEngine
-from aang_ray.gradients.engine import Request, cosine
+from aang_ray.gradients.engine import Request
+from aang_ray.gradients.statistics import cosine
 from tests.gradients.examples import Examples, example_losses, examples, heads_of
 from tests.gradients.steps import run, scores_of
 

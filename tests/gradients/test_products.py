@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aang_ray.gradients.engine import RUN, products
+from aang_ray.gradients.products import RUN, products
 
 
 @pytest.mark.parametrize("size", [1, RUN - 1, RUN, 3 * RUN + 7])

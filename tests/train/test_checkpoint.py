@@ -20,7 +20,7 @@ from aang_ray.store import CellRecord, HistoryRow, Store
 from aang_ray.store import files as publish
 from aang_ray.store.schema import Scores, WeightRow
 from aang_ray.train import checkpoint as checkpoint_files
-from aang_ray.train.checkpoint import CheckpointFiles, Keeper, checkpoint_folder, discard, discard_done
+from aang_ray.train.checkpoint import Checkpointer, CheckpointFiles, checkpoint_folder, discard, discard_done
 from aang_ray.train.control import Interrupted, StopSignals
 from aang_ray.train.device import choose_compute
 from aang_ray.train.loop import Progress, SplitScores, Trainer
@@ -144,7 +144,7 @@ def test_seconds_and_the_size_of_a_forward_pass_go_on(tiny: dict[str, Any], tmp_
     for micro, texts in (("auto", 3), ("5", 5)):
         stated = short(tiny, "method=finetune", f"batch.micro={micro}")
         compute = choose_compute(stated)
-        trainer = Trainer(build(stated, compute), keeper=Keeper(files, compute, minutes=5.0))
+        trainer = Trainer(build(stated, compute), checkpointer=Checkpointer(files, compute, minutes=5.0))
         trainer.run()
         assert trainer.stepper.micro.texts == texts
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aang_ray.train.control import Notices
+from aang_ray.train.control import RunControl
 from aang_ray.train.run import run_cell
 from tests.train.running import tiny_config
 from tests.train.test_checkpoint import numbers
@@ -18,8 +18,8 @@ def test_cut_twice_then_to_the_end(tiny: dict[str, Any], tmp_path: Path, method:
     config = tiny_config(tiny, f"method={method}", "schedule.steps=9", "schedule.eval_every=3")
     whole = numbers(run_cell(config))
     for step in (3, 6):
-        record = run_cell(config, checkpoints=tmp_path, notices=Notices(until=step))
-        again = run_cell(config, checkpoints=tmp_path, notices=Notices(until=step))
+        record = run_cell(config, checkpoints=tmp_path, control=RunControl(until=step))
+        again = run_cell(config, checkpoints=tmp_path, control=RunControl(until=step))
         assert numbers(again) == numbers(record), "told once more, it is where it was told to be"
         row = record.result
         assert (row.status, row.steps, row.test, row.test_clean, row.error) == ("cut", step, None, None, None)

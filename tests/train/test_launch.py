@@ -1,44 +1,54 @@
-"""Starting the processes of a run: what is a loss and what a bug, and what a run hears from outside."""
+"""Starting the workers of a run: telling lost workers from bugs, retries, evaluations and reasons to stop."""
 
 from __future__ import annotations
 
 import pickle
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray import train
 from ray.exceptions import ActorDiedError
-from ray.train.v2._internal.exceptions import (
+from ray.train.v2._internal.exceptions import (  # what Ray Train reports of workers that are gone
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
 )
 
+from aang_ray.config import RunConfig
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store.schema import CellRecord, HistoryRow
 from aang_ray.train.checkpoint import CheckpointFiles
-from aang_ray.train.control import Interrupted, Notices
+from aang_ray.train.control import Interrupted, RunControl
 from aang_ray.train.run import run_cell
 from aang_ray.train.workers import launch as launching
 from aang_ray.train.workers.group import WorkerLost, Workers
 from aang_ray.train.workers.launch import (
     ATTEMPTS,
-    PLACEMENT_MINUTES,
+    PLACEMENT_SECONDS,
+    Channel,
     Job,
+    SendEvaluations,
     WorkerError,
-    cause_of,
     describe_loss,
+    error_of_run,
     launch,
     watching,
 )
+from tests.sweep.conftest import history_row
 from tests.train.running import tiny_config
 from tests.train.test_checkpoint import numbers
 
 DEAD = WorkerHealthCheckFailedError("worker 1", ActorDiedError())
 STEPS = ("schedule.steps=8", "schedule.eval_every=4")
+
+
+def job_of(config: RunConfig, folder: Path) -> Job:
+    return Job(config, str(folder), export=None, until=None, abandoned=launching.never)
 
 
 def group(*failures: Exception) -> Exception:
@@ -51,34 +61,51 @@ def group(*failures: Exception) -> Exception:
         group(DEAD),
         group(DEAD, WorkerLost("worker 1 ended")),
         group(WorkerLost("gone"), WorkerLost("gone")),
-        train.ControllerError(WorkerGroupStartupFailedError("a node died")),
+        group(WorkerHealthCheckTimeoutError("worker 1")),
+        train.ControllerError(ActorDiedError()),  # a worker died while the group started
         ActorDiedError(),
     ],
 )
-def test_a_loss_has_no_cause_in_the_run(tiny: dict[str, Any], error: Exception) -> None:
-    assert cause_of(error, tiny_config(tiny)) is None
+def test_lost_workers_are_no_error_of_the_run(tiny: dict[str, Any], error: Exception) -> None:
+    assert error_of_run(error, tiny_config(tiny)) is None
 
 
-def test_a_loss_is_said_by_its_kinds() -> None:
+def test_a_loss_is_described_by_the_kinds_of_its_errors() -> None:
     assert describe_loss(group(WorkerLost("gone"), DEAD, WorkerLost("gone"))) == "ActorDiedError, WorkerLost"
+    assert describe_loss(train.ControllerError(ActorDiedError())) == "ActorDiedError"
     assert describe_loss(ActorDiedError()) == "ActorDiedError"
 
 
 @pytest.mark.parametrize("bug", [WorkerError("ZeroDivisionError: by nothing"), UserError("data: no such file")])
 def test_an_exception_of_one_worker_is_the_cause_whatever_it_took_with_it(tiny: dict[str, Any], bug: Exception) -> None:
-    assert cause_of(group(WorkerLost("gone"), DEAD, bug), tiny_config(tiny)) is bug
+    assert error_of_run(group(WorkerLost("gone"), DEAD, bug), tiny_config(tiny)) is bug
 
 
-def test_workers_that_find_no_place(tiny: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("failure", "text"),
+    [
+        (WorkerGroupStartupTimeoutError(2), "The worker group startup timed out"),
+        (WorkerGroupStartupFailedError("a node died"), "a node died"),
+        (ValueError("no such strategy"), "no such strategy"),
+    ],
+)
+def test_workers_that_could_not_be_started(tiny: dict[str, Any], failure: Exception, text: str) -> None:
     config = tiny_config(tiny, "resources.workers=2", "resources.gpus_per_worker=0.5")
-    cause = cause_of(train.ControllerError(WorkerGroupStartupTimeoutError(2)), config)
-    assert isinstance(cause, RunFailure)
-    assert str(cause) == f"{PLACEMENT_MINUTES} minutes were not enough to place 2 workers of 1 CPU and 0.5 GPU each"
+    error = error_of_run(train.ControllerError(failure), config)
+    assert isinstance(error, RunFailure)
+    start = "Ray Train could not start or keep 2 workers of 1 CPU and 0.5 GPU each: "
+    assert str(error).startswith(f"{start}{type(failure).__name__}: {text}")
 
 
-def test_other_errors_of_the_controller_are_bugs(tiny: dict[str, Any]) -> None:
-    bug = ValueError("no such strategy")
-    assert cause_of(train.ControllerError(bug), tiny_config(tiny)) is bug
+def test_ray_train_waits_for_resources_and_retries_a_failed_start_but_no_other_failure(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tiny_config(tiny, "resources.workers=2")
+    trainer = launching._trainer(job_of(config, tmp_path), SendEvaluations(None), str(tmp_path))  # type: ignore[arg-type] # not called here
+    failures = trainer.run_config.failure_config
+    assert (failures.max_failures, failures.max_preemption_failures) == (0, 0)
+    assert failures.controller_failure_limit == ATTEMPTS - 1
+    assert launching.SETTINGS["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == str(PLACEMENT_SECONDS)
 
 
 def test_a_workers_error_travels_with_its_note() -> None:
@@ -88,20 +115,102 @@ def test_a_workers_error_travels_with_its_note() -> None:
     assert (str(back), back.__notes__) == (str(error), error.__notes__)
 
 
-def test_a_bug_in_one_of_several_workers_is_told_with_its_traceback(
+class Rank:
+    """Stands for Ray Train's context and functions in worker 1 of 2, and records what is reported."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self.reported: list[dict[str, Any]] = []
+
+    def get_context(self) -> Rank:
+        return self
+
+    def get_world_rank(self) -> int:
+        return self._rank
+
+    def get_world_size(self) -> int:
+        return 2
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        self.reported.append(metrics)
+
+
+def worker(monkeypatch: pytest.MonkeyPatch, rank: int, run_cell: Callable[..., CellRecord]) -> Rank:
+    """Let `_train_loop` run here as if it were one of two workers."""
+    context = Rank(rank)
+    monkeypatch.setattr(launching, "train", context)
+    monkeypatch.setattr(launching, "run_cell", run_cell)
+    monkeypatch.setattr(launching.Workers, "connect", lambda rank, size, device: Workers(rank, size))
+    return context
+
+
+def test_a_bug_in_one_of_several_workers_is_raised_with_its_traceback(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_cell(*_: object, **__: object) -> CellRecord:
         raise ZeroDivisionError("by nothing")
 
-    monkeypatch.setattr(launching, "run_cell", run_cell)
-    monkeypatch.setattr(launching.Workers, "from_environment", lambda device: Workers(rank=1, size=2))
-    job = Job(tiny_config(tiny), str(tmp_path), None, print, lambda: False, None)
+    worker(monkeypatch, 1, run_cell)
     with pytest.raises(WorkerError, match="ZeroDivisionError: by nothing") as told:
-        launching._train_loop({"job": job})
+        launching._train_loop({"job": job_of(tiny_config(tiny), tmp_path)})
     (note,) = told.value.__notes__
     assert note.startswith("in worker 1:\nTraceback")
     assert note.endswith("ZeroDivisionError: by nothing\n")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_worker_reports_each_evaluation_and_the_first_one_says_what_it_was(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    def run_cell(*_: object, on_evaluation: Callable[[HistoryRow], None], workers: Workers, **__: object) -> CellRecord:
+        assert (workers.rank, workers.size) == (rank, 2)
+        on_evaluation(history_row(30))
+        raise Interrupted("stopped after step 30")
+
+    context = worker(monkeypatch, rank, run_cell)
+    assert launching._train_loop({"job": job_of(tiny_config(tiny), tmp_path)}) == "stopped after step 30"
+    assert context.reported == ([{"evaluation": history_row(30)}] if rank == 0 else [{}])
+
+
+class Sent(Channel):
+    """A channel that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.rows: list[HistoryRow] = []
+
+    def send(self, row: HistoryRow) -> None:
+        self.rows.append(row)
+
+
+def test_the_first_workers_evaluation_goes_over_the_channel() -> None:
+    channel = Sent()
+    SendEvaluations(channel).after_report(None, [{"evaluation": history_row(30)}, {}], None)
+    assert channel.rows == [history_row(30)]
+
+
+class Batches:
+    """Stands for a Ray queue that holds rows."""
+
+    def __init__(self, *rows: HistoryRow) -> None:
+        self.rows = list(rows)
+
+    def size(self) -> int:
+        return len(self.rows)
+
+    def get_nowait_batch(self, count: int) -> list[HistoryRow]:
+        taken, self.rows = self.rows[:count], self.rows[count:]
+        return taken
+
+
+def test_a_channel_yields_what_was_sent_before_the_work_ended() -> None:
+    queue = Batches(history_row(10))
+    states = iter([False, True])
+
+    def finished() -> bool:
+        queue.rows += [history_row(20)]
+        return next(states)
+
+    assert list(Channel(queue).receive(finished, pause=0.0)) == [history_row(step) for step in (10, 20, 20)]
 
 
 class Lives:
@@ -129,7 +238,7 @@ def test_lost_workers_are_started_again_as_long_as_the_run_gets_on(
     config = tiny_config(tiny, "method=finetune", *STEPS, "resources.workers=2")
     record = run_cell(config)
     lives = Lives(tmp_path, config.cell, 1, 2, 3, 4, 4, record)
-    monkeypatch.setattr(launching, "_together", lives)
+    monkeypatch.setattr(launching, "_train_group", lives)
     assert launch(config, checkpoints=str(tmp_path), on_evaluation=print) is record
     assert lives.left == 0
 
@@ -139,7 +248,7 @@ def test_a_run_that_does_not_get_on_is_given_up(
 ) -> None:
     config = tiny_config(tiny, "resources.workers=2")
     lives = Lives(tmp_path, config.cell, 3, *[3] * ATTEMPTS)
-    monkeypatch.setattr(launching, "_together", lives)
+    monkeypatch.setattr(launching, "_train_group", lives)
     with pytest.raises(RunFailure, match=f"workers were lost {ATTEMPTS} times in a row without a newer checkpoint"):
         launch(config, checkpoints=str(tmp_path), on_evaluation=print)
     assert lives.left == 1, "the first life got to step 3 and counts as the first of those in a row"
@@ -184,10 +293,10 @@ def test_what_is_noticed_stays_noticed_and_is_not_asked_again() -> None:
             twice.set()
         return len(looks) == 2
 
-    with watching(draining, abandoned, pause=0.001) as notices:
+    with watching(draining, abandoned, pause=0.001) as control:
         assert twice.wait(60)
         time.sleep(0.02)  # some looks more, if there were any
-    assert notices == Notices(draining=True, stop=True)
+    assert control == RunControl(draining=True, stop=True)
     assert len(looks) == 2
 
 
@@ -195,7 +304,7 @@ def test_a_draining_machine_is_saved_from_at_once_and_not_after_every_step(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(tiny, "method=finetune", *STEPS)
-    notices, saved = Notices(), []
+    control, saved = RunControl(), []
     save = CheckpointFiles.save
 
     def recorded(self: CheckpointFiles, step: int, *arguments: Any) -> str:
@@ -203,9 +312,9 @@ def test_a_draining_machine_is_saved_from_at_once_and_not_after_every_step(
         return save(self, step, *arguments)
 
     def drain(row: HistoryRow) -> None:
-        notices.draining = True
+        control.draining = True
 
     monkeypatch.setattr(CheckpointFiles, "save", recorded)
-    record = run_cell(config, checkpoints=tmp_path, on_evaluation=drain, notices=notices)
+    record = run_cell(config, checkpoints=tmp_path, on_evaluation=drain, control=control)
     assert saved == [4]
     assert numbers(record) == numbers(run_cell(config))

@@ -28,7 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.errors import RunFailure
-from aang_ray.gradients.engine import Final, JointRows, Request, StepGradients, from_gram, products
+from aang_ray.gradients.engine import JointRows, OnComplete, Request, StepGradients
+from aang_ray.gradients.products import products
+from aang_ray.gradients.statistics import from_gram
 from aang_ray.model.heads import TiedDecoder
 from aang_ray.objectives.source import END_TASK, FIRST_OBJECTIVE
 from aang_ray.train.device import is_out_of_memory
@@ -153,7 +155,7 @@ class RowPlan:
 # --- train.parallel.local: What one worker computes of a step, where it has no memory or nothing to compute.
 
 
-Compute = Callable[[Request, Final | None], StepGradients]
+Compute = Callable[[Request, OnComplete | None], StepGradients]
 """An engine's pass over a worker's examples."""
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")

@@ -57,14 +57,21 @@ class Workers:
         return cls()
 
     @classmethod
-    def from_environment(cls, device: torch.device, timeout: timedelta = TIMEOUT) -> Workers:
-        """All processes of the initialised default group of `torch.distributed`; alone where there is none."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+    def connect(cls, rank: int, size: int, device: torch.device, timeout: timedelta = TIMEOUT) -> Workers:
+        """Return the group of all processes of `torch.distributed`, whose default group must exist already.
+
+        Args:
+            rank: Number of this process.
+            size: How many processes there are.
+            device: Where this process keeps its tensors.
+            timeout: How long to wait for another process before it counts as lost.
+        """
+        if size == 1:
             return cls.alone()
         with losing():
             tensors = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout)
             control = dist.new_group(backend="gloo", timeout=timeout)
-        return cls(dist.get_rank(), dist.get_world_size(), tensors, control, timeout)
+        return cls(rank, size, tensors, control, timeout)
 
     @property
     def first(self) -> bool:

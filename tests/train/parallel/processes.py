@@ -53,7 +53,7 @@ def _worker(
     limit = timedelta(seconds=seconds)
     dist.init_process_group("gloo", f"file://{folder}/group", rank=rank, world_size=size, timeout=limit)
     try:
-        result = work(Workers.from_environment(torch.device("cpu"), limit), *arguments)
+        result = work(Workers.connect(rank, size, torch.device("cpu"), limit), *arguments)
     except Exception as error:  # noqa: BLE001 - what was raised is what a test asks for
         traceback.print_exc()
         result = error

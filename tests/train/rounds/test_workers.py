@@ -13,7 +13,7 @@ from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
 from aang_ray.gradients import engine as memory
 from aang_ray.gradients.statistics import ExampleJacobian
-from aang_ray.train.control import Notices
+from aang_ray.train.control import RunControl
 from aang_ray.train.device import choose_compute
 from aang_ray.train.round_methods import AlphavilStepper, DiwStepper, make_stepper
 from aang_ray.train.run import run_cell
@@ -58,7 +58,7 @@ def work(workers: Workers, tiny: dict[str, Any], folder: Path) -> tuple[dict[str
 def test_two_workers_are_as_good_as_one(tiny: dict[str, Any], tmp_path: Path) -> None:
     alone = ends(Workers.alone(), tiny)
     plain = numbers(run_cell(stopped(tiny)))
-    cut = run_cell(stopped(tiny), checkpoints=tmp_path / "checkpoints", notices=Notices(until=3))
+    cut = run_cell(stopped(tiny), checkpoints=tmp_path / "checkpoints", control=RunControl(until=3))
     assert (cut.result.status, cut.result.steps) == ("cut", 3)
     for found in together(2, tmp_path, work, tiny, tmp_path / "checkpoints"):
         assert not isinstance(found, Exception), found
