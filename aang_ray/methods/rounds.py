@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from aang_ray.config.methods import AlphavilConfig, DiwConfig
-from aang_ray.gradients.engine import Request, StepGradients
-from aang_ray.methods.base import Sampled, beside
+from aang_ray.config.run import RunConfig
+from aang_ray.config.sections import MethodSection
+from aang_ray.errors import UserError
+from aang_ray.gradients.engine import Request
+from aang_ray.methods.base import Method, Sampled, like_device
+from aang_ray.objectives.space import Space
 from aang_ray.store.schema import WeightRow
 
 SMALLEST_WEIGHT = 1e-6
 """Even a slightly negative weight makes parameters overshoot (alphaVIL, footnote 1)."""
 
 
-class RoundMethod:
+class RoundMethod(Method):
     """One weight w_i a task, 1 at the start: task 0 is the end task, then come the objectives of the run.
 
     A step trains one task alone, or (`together`) all of them by L = 1/N sum_i w_i L_i, with N tasks: at w = 1 that is
     the multitask baseline of the paper, which averages. Weights are host numbers: they move once a round.
     """
 
-    uses_dev = False
-    whole_gradients = False
-
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+    def __init__(self, names: Sequence[str], device: torch.device, config: MethodSection) -> None:
         self._names, self._device = names, device
         self.end_task_weight = 1.0
         self._weights: dict[int, float] = {}
@@ -35,6 +36,12 @@ class RoundMethod:
         self.together = False
         self.loss_scale = 1.0
         """Weight of the loss of a task that is trained alone."""
+
+    @classmethod
+    def build(cls, config: RunConfig, space: Space | None, device: torch.device) -> Self:
+        if space is None:
+            raise UserError(f"method.name: {config.method.name} needs a space of auxiliary objectives")
+        return cls(space.factors()["A"], device, config.method)
 
     def weights(self, objectives: Sequence[int]) -> list[float]:
         """w of the end task and of these objectives."""
@@ -51,15 +58,6 @@ class RoundMethod:
             weights = self.weights(sampled.objectives)
             return Request(self._coefficients([0.0, *(w / len(weights) for w in weights)]))
         return Request(self._coefficients([0.0] * (1 + len(sampled.objectives)) + [self.loss_scale]))
-
-    def direction(self, sampled: Sampled, gradients: StepGradients) -> None:
-        return None
-
-    def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
-        """Nothing is learned within a round."""
-
-    def factors(self) -> None:
-        return None
 
     def row(self, step: int, objectives: Sequence[int], health: Mapping[str, float]) -> WeightRow:
         """Normalised weights for the store: of the end task among all, of the objectives among themselves."""
@@ -82,7 +80,7 @@ class RoundMethod:
         self._weights = {int(k): float(w) for k, w in state["weights"].items()}
 
     def _coefficients(self, values: Sequence[float]) -> Tensor:
-        return beside(values, torch.empty(0, device=self._device))
+        return like_device(values, torch.empty(0, device=self._device))
 
 
 # --- methods.alphavil: alphaVIL: mix the tasks' parameter updates by gradient descent on the dev loss. (semantics section 7)
@@ -92,7 +90,7 @@ class Alphavil(RoundMethod):
     """theta <- theta + sum_i alpha_i delta_i, then w_i <- max(w_i + (alpha_i - 1), 1e-6)."""
 
     def __init__(self, names: Sequence[str], device: torch.device, config: AlphavilConfig) -> None:
-        super().__init__(names, device)
+        super().__init__(names, device, config)
         self.config = config
         self._objectives: tuple[int, ...] = ()
         self._alpha: list[float] = []
@@ -152,7 +150,7 @@ class Diw(RoundMethod):
     """
 
     def __init__(self, names: Sequence[str], device: torch.device, config: DiwConfig) -> None:
-        super().__init__(names, device)
+        super().__init__(names, device, config)
         self.config = config
         self.tries = 0
         """Made in this round."""
