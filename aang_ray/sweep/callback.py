@@ -11,7 +11,7 @@ from ray.tune import Callback
 from aang_ray.store import CellIsDone, Store
 from aang_ray.sweep.plan import PlannedCell, duration
 from aang_ray.sweep.progress import ProgressFile, ProgressLines
-from aang_ray.sweep.trial import failed_record
+from aang_ray.train.record import failed_record
 
 RETRIES = 3
 """How often in all a cell is tried again whose process died."""

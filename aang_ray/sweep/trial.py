@@ -7,19 +7,16 @@ import json
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.store import CellIsDone, CellRecord, HistoryRow, ResultRow, Store
+from aang_ray.store import CellIsDone, CellRecord, HistoryRow, Store
 from aang_ray.train.control import Interrupted
+from aang_ray.train.record import failed_record
 
 if TYPE_CHECKING:
     from aang_ray.train.workers.launch import Channel
-
-TAIL_LINES = 30
-"""Lines of a log that a failed row keeps."""
 
 Report = Callable[[dict[str, Any]], None]
 Rung = tuple[float, int]
@@ -151,42 +148,6 @@ def outcome(record: CellRecord) -> dict[str, Any]:
     if row.test is not None:
         values |= {"test": getattr(row.test, row.metric), "majority": bool(row.majority)}
     return values
-
-
-def failed_record(config: RunConfig, error: str, log: str = "") -> CellRecord:
-    """A failed row with the error in one line and the last lines of the log; scores and counts are empty."""
-    from aang_ray.train.run import versions
-
-    return CellRecord(
-        ResultRow(
-            cell=config.cell,
-            group=config.group,
-            row=config.row_name,
-            task=config.task_name,
-            method=config.method.name,
-            space=config.space if config.method.auxiliary else None,
-            n=str(config.n) if config.method.auxiliary else None,
-            seed=config.seed,
-            config=config.model_dump(mode="json"),
-            metric=config.data.metric or "accuracy",
-            status="failed",
-            error=" ".join(error.split()),
-            log_tail="\n".join(log.splitlines()[-TAIL_LINES:]) or None,
-            dev=None,
-            test=None,
-            test_clean=None,
-            majority=None,
-            best_step=None,
-            steps=0,
-            examples=0,
-            tokens=0,
-            seconds=0.0,
-            device=config.resources.device,
-            precision=config.precision,
-            versions=versions(),
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-    )
 
 
 def _log_to_stderr() -> None:

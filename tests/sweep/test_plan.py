@@ -24,7 +24,7 @@ from aang_ray.sweep.plan import (
     to_run,
     trials_at_once,
 )
-from aang_ray.sweep.trial import failed_record
+from aang_ray.train.record import failed_record
 from tests.sweep.conftest import done_record, fake_resolve
 
 

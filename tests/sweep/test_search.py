@@ -15,7 +15,7 @@ from aang_ray.store import Scores, Store
 from aang_ray.sweep.plan import PlannedCell, plan
 from aang_ray.sweep.search import Searches
 from aang_ray.sweep.spec import SearchSpec
-from aang_ray.sweep.trial import failed_record
+from aang_ray.train.record import failed_record
 from tests.sweep.conftest import done_record, fake_resolve
 
 SPACE = {"optim.body_lr": {"log": [1e-5, 1e-2]}, "n": [3, 6]}

@@ -19,7 +19,7 @@ from aang_ray.store.files import open_location
 from aang_ray.sweep.plan import PlannedCell
 from aang_ray.sweep.progress import CellProgress, write_json
 from aang_ray.sweep.status import SILENT_SECONDS, SweepStatus, read_status, show_status
-from aang_ray.sweep.trial import failed_record
+from aang_ray.train.record import failed_record
 from tests.sweep.conftest import done_record, fake_resolve
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
