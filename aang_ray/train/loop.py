@@ -22,7 +22,7 @@ from aang_ray.store.schema import HistoryRow, Scores, WeightRow
 from aang_ray.train.checkpoint import Checkpointer
 from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
-from aang_ray.train.round_methods import make_stepper
+from aang_ray.train.rounds import make_stepper
 from aang_ray.train.setup import Setup, majority_class
 from aang_ray.train.stages import staged, stages_of
 from aang_ray.train.step import Prepared, restore_stepper, stepper_state

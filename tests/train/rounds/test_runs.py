@@ -69,7 +69,7 @@ def test_a_round_is_an_epoch_of_every_task(tiny: dict[str, Any]) -> None:
     """80 train texts in batches of 16 and of 24, alone: 5 and ceil(80 / 24) = 4 steps; a quarter: 2 and 1."""
     whole, quarter = config_of(tiny, "alphavil"), config_of(tiny, "diw, round_fraction: 0.25")
     assert rounds(whole).task_steps == (5, 4, 4)
-    assert (rounds(quarter).task_steps, rounds(quarter).beyond) == ((2, 1, 1), (2,))
+    assert (rounds(quarter).task_steps, rounds(quarter).try_steps) == ((2, 1, 1), 2)
     short = rounds(config_of(tiny, "alphavil", "schedule.steps=8"))
     assert (short.task_steps, short.round_steps) == ((3, 2, 2), 7)
 
