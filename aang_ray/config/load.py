@@ -1,4 +1,4 @@
-"""From YAML and `--set a.b=c` to a validated RunConfig; bad input becomes one clear line."""
+"""Read a RunConfig from YAML and from `--set a.b=c`. Every mistake in the input becomes one clear line."""
 
 from __future__ import annotations
 
@@ -16,20 +16,29 @@ from aang_ray.errors import UserError
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a YAML file (None: all defaults) with `key.path=value` overrides applied.
+    """Return the configuration of a YAML file.
+
+    Args:
+        path: The file; None stands for a file without settings, so that all defaults hold.
+        overrides: Settings `key.path=value` that replace those of the file.
 
     Raises:
-        UserError: for a file that cannot be read, or anything that is not a valid configuration.
+        UserError: The file cannot be read, or its content is not a valid configuration.
     """
     mapping = read_yaml(path) if path is not None else {}
     return parse_config(override(mapping, overrides), str(path) if path is not None else "configuration")
 
 
 def parse_config(mapping: Mapping[str, Any], where: str) -> RunConfig:
-    """Validate a mapping; `where` names its source in the message.
+    """Return the configuration that a mapping of settings describes.
+
+    Args:
+        mapping: Settings as in a YAML file.
+        where: Where the mapping comes from, for the message of an error.
 
     Raises:
-        UserError: one line that names the key, what is allowed and the nearest valid name.
+        UserError: The mapping is not valid. The message is one line that names the key, what is allowed, and the
+            nearest valid name.
     """
     try:
         return RunConfig.model_validate(mapping)
@@ -38,7 +47,11 @@ def parse_config(mapping: Mapping[str, Any], where: str) -> RunConfig:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping."""
+    """Return the mapping that a YAML file holds.
+
+    Raises:
+        UserError: The file cannot be read, or holds something else.
+    """
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -55,9 +68,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def override(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `mapping` with each `a.b=value` applied; values are read as YAML.
+    """Return a copy of `mapping` with every override `a.b=value` applied. Values are read as YAML.
 
-    A whole section is set before what lies in it, in whatever order they are given: `method.aux_lr=1 method=aang`.
+    A section is set before the settings inside it, whatever their order: `method.aux_lr=1 method=aang` sets both.
+
+    Raises:
+        UserError: An override is not of that form.
     """
     result = dict(mapping)
     for text in sorted(overrides, key=lambda text: text.partition("=")[0].count(".")):
@@ -73,7 +89,7 @@ def override(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, 
 
 
 def set_path(mapping: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """A copy of `mapping` in which the dotted `path` holds `value`."""
+    """Return a copy of `mapping` in which the dotted `path` has the value."""
     head, _, rest = path.partition(".")
     result = dict(mapping)
     if rest:
@@ -89,7 +105,7 @@ def set_path(mapping: Mapping[str, Any], path: str, value: Any) -> dict[str, Any
 
 
 def _number(value: object) -> object:
-    """YAML 1.1 reads `1e-4` as text; a person means the number."""
+    """Return the number that a text stands for, if it does: YAML 1.1 reads `1e-4` as text."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -99,8 +115,8 @@ def _number(value: object) -> object:
 
 
 def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem of a validation error in one line, and how many more there are."""
-    # A misspelt key also leaves its right name missing: the misspelling explains more.
+    """Return the first problem of a validation error in one line, and how many more there are."""
+    # A misspelt key causes a second problem, the missing right key. The misspelling explains more, so it comes first.
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
     keys = _key_path(first["loc"], model)
@@ -129,7 +145,7 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
             close = nearest(str(first["input"]), choices)
             hint = f"; did you mean {close}?" if close else ""
             line = f"{key}: {first['input']!r} is not allowed, use {allowed_text}{hint}"
-        case "model_attributes_type":  # one of several sections, told apart by their names
+        case "model_attributes_type":  # not a mapping where one of several sections is expected
             named = _sections_at(model, first["loc"])[0].model_fields["name"].default
             line = f"{key}: must be a name, or settings such as {{name: {named}}}, got {first['input']!r}"
         case "model_type":
@@ -152,12 +168,12 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name that a misspelt word most likely stands for; None where it is like none of them."""
+    """Return the name that a misspelt word most likely stands for, or None."""
     return next(iter(difflib.get_close_matches(word, names, n=1, cutoff=0.65)), None)
 
 
 def _key_path(location: Sequence[int | str], model: type[BaseModel]) -> list[str]:
-    """The keys of an error's location, without the tags that unions put between them."""
+    """Return the keys of an error's location, without the tags that pydantic adds for unions."""
     keys: list[str] = []
     options: list[type[BaseModel]] = [model]
     for part in location:
@@ -179,12 +195,12 @@ def _is_tag(name: str) -> bool:
 
 
 def _names_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Valid key names of the section at an error's location."""
+    """Return the valid keys of the section at an error's location."""
     return sorted({name for option in _sections_at(model, location) for name in option.model_fields})
 
 
 def _sections_at(model: type[BaseModel], location: Sequence[int | str]) -> list[type[BaseModel]]:
-    """The sections that may stand at an error's location, where a tag chooses one of a union's."""
+    """Return the sections that are possible at an error's location. A tag in the location chooses one of a union."""
     options: list[type[BaseModel]] = [model]
     for part in map(str, location):
         inner = [

@@ -1,11 +1,11 @@
-"""The configuration of one run, and the hash that names it everywhere."""
+"""The configuration of one run, its name (a hash), and the name of its row in a table."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
@@ -18,6 +18,8 @@ from aang_ray.config.sections import (
     FinalFinetuneConfig,
     Fingerprints,
     GradientsConfig,
+    Neutral,
+    NotInName,
     ObjectivesConfig,
     OptimConfig,
     ResourcesConfig,
@@ -25,59 +27,14 @@ from aang_ray.config.sections import (
     Section,
 )
 
-# --- config.row_name: What a run is called in a table.
-
-
-PAPER_ROWS = {
-    ("aang", "gpt"): "gpt-style",
-    ("aang", "xlnet"): "xlnet-style",
-    ("aang", "bert"): "bert-style",
-    ("aang", "tapt_dapt"): "meta-tartan-tapt_dapt",
-}
-"""By method and space, what AANG with one kind of objective is called (Dery et al. 2023, Table 2 and Figure 3)."""
-
-
-def row_name(config: RunConfig) -> str:
-    """`aang-td n=6`, with `+finetune` for a final stage and the `published` switches that are on.
-
-    All switches that the method has: `aang-td (published) n=6`; some: `aang-td (published: labels, legality) n=6`.
-    """
-    method = config.method
-    name: str = method.name
-    if method.auxiliary:
-        space = config.space.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml")
-        name = PAPER_ROWS.get((method.name, space), f"{method.name}-{space}")
-    if config.final_finetune is not None:
-        name += "+finetune"
-    switches = dict(published_switches(config))
-    chosen = sorted(switch for switch, on in switches.items() if on)
-    if chosen:
-        name += " (published)" if len(chosen) == len(switches) else f" (published: {', '.join(chosen)})"
-    return f"{name} n={config.n}" if method.auxiliary else name
-
-
-def published_switches(config: RunConfig) -> Iterator[tuple[str, bool]]:
-    """Every setting of the run's method that can be `published`, and whether it is."""
-    sections: list[Section] = [config.optim, config.method]
-    if config.method.auxiliary:
-        sections.append(config.objectives)
-        yield "heads", config.objectives.heads == "per_objective"  # one untied copy for each, as published
-    for section in sections:
-        for name, field in type(section).model_fields.items():
-            if "published" in get_args(field.annotation):
-                yield name, getattr(section, name) == "published"
-
-
-ADDED: Mapping[str, tuple[str, ...]] = {
-    "data": ("neural_lm", "neural_lm_passages", "external"),
-    "objectives": ("noise_scale",),
-    "optim": ("algorithm", "momentum"),
-}
-"""Settings by section that are younger than stored results: at their defaults they are no part of a run's name."""
-
 
 class RunConfig(Section):
-    """One run as a value."""
+    """Everything that determines one run, as an immutable value.
+
+    Attributes:
+        cell: Name of the run everywhere (trial, checkpoint folder, row in the store): a hash of `identity()`.
+        group: Name of the configuration without its seed. Runs to average over share it.
+    """
 
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -85,7 +42,7 @@ class RunConfig(Section):
     space: str = "td"
     """A file of `search_spaces/` by name, or a path to one."""
     n: PositiveInt | Literal["all"] = 6
-    """Objectives sampled at a step."""
+    """Number of objectives that a step samples."""
     objectives: ObjectivesConfig = ObjectivesConfig()
     batch: BatchConfig = BatchConfig()
     optim: OptimConfig = OptimConfig()
@@ -93,30 +50,34 @@ class RunConfig(Section):
     gradients: GradientsConfig = GradientsConfig()
     precision: Literal["auto", "fp32", "medium", "bf16"] = "auto"
     """`auto`: bf16 where the device has it, else fp32; `medium`: fp32 with reduced-precision matrix products."""
-    final_finetune: FinalFinetuneConfig | None = None
-    """Fine-tuning on the end task alone at the end; null: none."""
+    final_finetune: Annotated[FinalFinetuneConfig | None, Neutral(None)] = None
+    """A last stage on the end task alone; null: none."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    resources: ResourcesConfig = ResourcesConfig()
+    resources: Annotated[ResourcesConfig, NotInName()] = ResourcesConfig()
     fingerprints: Fingerprints = Fingerprints()
-    """Filled in when the run is planned; not meant to be set by hand."""
+    """Filled in when the run is planned. Do not set it by hand."""
 
     @model_validator(mode="after")
     def _derivable(self) -> Self:
-        """The softmax Jacobian is that of weights that sum to one; published clipping is of the terms of a sum."""
+        """Refuse settings that contradict each other.
+
+        The softmax Jacobian is derived for weights that sum to 1, and published allocation does not have them.
+        Published clipping clips each term of a weighted sum, and some methods' update is not such a sum.
+        """
         softmax = isinstance(self.method, AangConfig) and self.method.jacobian == "softmax"
         if softmax and self.objectives.allocation == "published":
             raise ValueError("method.jacobian: softmax does not go with objectives.allocation: published; use identity")
         if self.method.own_direction and self.optim.clipping == "published":
             raise ValueError(
-                "optim.clipping: published clips the terms of a weighted sum, and the update of "
-                f"{self.method.name} is none; use sound"
+                f"optim.clipping: published clips each term of a weighted sum, but the update of {self.method.name} is not "
+                "a weighted sum; use sound"
             )
         return self
 
     @field_validator("method", mode="before")
     @classmethod
     def _method_by_name(cls, value: object) -> object:
-        """`method: static` is short for `method: {name: static}`; settings without a name are AANG's."""
+        """Read `method: static` as `method: {name: static}`, and settings without a name as AANG's."""
         if isinstance(value, str):
             return {"name": value}
         if isinstance(value, dict) and "name" not in value:
@@ -124,21 +85,13 @@ class RunConfig(Section):
         return value
 
     def identity(self) -> dict[str, Any]:
-        """The part of the configuration that determines the result.
+        """Return the part of the configuration that determines the result, as JSON values.
 
-        Left out: resources and the micro-batch (they change rounding, and which dropout masks are drawn), what
-        is logged alone, names that a fingerprint of their content replaces, and, for a method without auxiliary
-        objectives, everything that only auxiliary objectives use.
+        Left out are the settings that `Section.named_settings` leaves out, names that a fingerprint of their content
+        replaces, and what the method does not use: for a method without auxiliary objectives, everything that only
+        they use.
         """
-        value = self.model_dump(mode="json")
-        defaults = type(self)().model_dump(mode="json")
-        for section, names in ADDED.items():
-            for name in names:
-                if value[section][name] == defaults[section][name]:
-                    del value[section][name]
-        del value["resources"], value["batch"]["micro"], value["gradients"]["local_distances"]
-        if self.final_finetune is None:
-            del value["final_finetune"]
+        value = self.named_settings()
         prints = value["fingerprints"]
         if prints["data"]:
             for key in ("task", "in_domain", "out_of_domain", "neural_lm", "neural_lm_passages", "external"):
@@ -157,34 +110,76 @@ class RunConfig(Section):
 
     @property
     def cell(self) -> str:
-        """Name of the run everywhere: 16 hex digits of SHA-256 over `identity()`."""
+        """The name of the run: 16 hex digits of the SHA-256 of `identity()`."""
         return _digest(self.identity())
 
     @property
     def group(self) -> str:
-        """Name of the configuration without its seed: runs to average over share it."""
+        """The name of the configuration without its seed."""
         value = self.identity()
         del value["seed"]
         return _digest(value)
 
     @property
     def task_name(self) -> str:
-        """Short name of the end task: a card's, a folder's, a file's without its ending, or a data set's."""
+        """Short name of the end task: the name of a card, a folder, a file without its ending, or a data set."""
         name = self.data.task.rstrip("/").rsplit("/", 1)[-1]
         return re.sub(r"\.(jsonl|csv|parquet)$", "", name)
 
     @property
     def row_name(self) -> str:
-        """Name of the method's row in a table, for example `aang-td n=6`."""
-        return row_name(self)
+        """The name of the row in a table, for example `aang-td n=6`."""
+        return _row_name(self)
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of all stages at most."""
+        """The largest number of optimiser steps over all stages. Early stopping may end a run sooner."""
         final = self.final_finetune.steps if self.final_finetune is not None else 0
         return self.method.pretraining_steps + (self.schedule.steps or 0) + final
 
 
+PAPER_ROWS = {
+    ("aang", "gpt"): "gpt-style",
+    ("aang", "xlnet"): "xlnet-style",
+    ("aang", "bert"): "bert-style",
+    ("aang", "tapt_dapt"): "meta-tartan-tapt_dapt",
+}
+"""What AANG on a space of one kind of objective is called, by method and space (Dery et al. 2023, Table 2, Figure 3)."""
+
+
+def _row_name(config: RunConfig) -> str:
+    """Return the name of the run's row, with the `published` switches that are on.
+
+    If all switches that the method has are on: `aang-td (published) n=6`; if some are:
+    `aang-td (published: labels, legality) n=6`.
+    """
+    method = config.method
+    name: str = method.name
+    if method.auxiliary:
+        space = config.space.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml")
+        name = PAPER_ROWS.get((method.name, space), f"{method.name}-{space}")
+    if config.final_finetune is not None:
+        name += "+finetune"
+    switches = dict(published_switches(config))
+    chosen = sorted(switch for switch, on in switches.items() if on)
+    if chosen:
+        name += " (published)" if len(chosen) == len(switches) else f" (published: {', '.join(chosen)})"
+    return f"{name} n={config.n}" if method.auxiliary else name
+
+
+def published_switches(config: RunConfig) -> Iterator[tuple[str, bool]]:
+    """Yield every setting that can be `published` for the run's method, and whether it is."""
+    sections: list[Section] = [config.optim, config.method]
+    if config.method.auxiliary:
+        sections.append(config.objectives)
+        yield "heads", config.objectives.heads == "per_objective"  # the research code has one untied head for each
+    for section in sections:
+        for name, field in type(section).model_fields.items():
+            if "published" in get_args(field.annotation):
+                yield name, getattr(section, name) == "published"
+
+
 def _digest(value: dict[str, Any]) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a JSON value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

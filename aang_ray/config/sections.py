@@ -1,8 +1,16 @@
-"""What all sections of the configuration share."""
+"""The sections of a run's configuration. Each section configures one part of the program.
+
+Defaults are those of the AANG paper (Tables 4-7) where the paper states them. The `published` switches select what the
+research code of the paper did where that differs from the sound reading (docs/semantics.md).
+
+Two marks in a field's type say how the field enters the name (hash) of a run, see `Section.named_settings`. A setting that
+is added after release 0.1 needs one of them: then runs that were stored before keep their names.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -21,25 +29,54 @@ HalfOpen = Annotated[float, Field(ge=0.0, lt=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
+@dataclass(frozen=True)
+class Neutral:
+    """Marks a setting that did not always exist: with `value`, a run is what it was before the setting existed.
+
+    The name of a run leaves the setting out where it has this value. So `value` never changes. If the default of the
+    setting changes later, the runs that rely on the new default get new names.
+    """
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class NotInName:
+    """Marks a setting that cannot change a run's result beyond rounding. The name of a run leaves it out."""
+
+
 class Section(BaseModel):
-    """A frozen part of the configuration; unknown keys are errors."""
+    """A frozen part of the configuration. Unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _no_truth_values_as_numbers(cls, values: object) -> object:
-        """Python counts True as 1; a person who writes `steps: true` means something else."""
+        """Refuse `true` for a number: Python counts it as 1, but a person who writes `steps: true` means something else."""
         for name, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"{name} must be a number or a name, not {str(value).lower()}")
         return values
 
+    def named_settings(self) -> dict[str, Any]:
+        """Return the settings that enter the name of a run, as JSON values.
 
-# --- config.sections: The sections of a run's configuration: each stands for one part of the program.
-#
-# Defaults are those of the AANG paper (Tables 4-7) where it states them; `published` switches select what the
-# released research code did where that differs from the sound reading.
+        Left out are settings marked `NotInName`, and settings that have the value of their mark `Neutral`.
+        """
+        values = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                values[name] = value.named_settings()
+            if any(_leaves_out(mark, value) for mark in field.metadata):
+                del values[name]
+        return values
+
+
+def _leaves_out(mark: object, value: object) -> bool:
+    """Return whether a mark of a field keeps this value of the field out of the run's name."""
+    return isinstance(mark, NotInName) or (isinstance(mark, Neutral) and bool(mark.value == value))
 
 
 class DataConfig(Section):
@@ -63,11 +100,11 @@ class DataConfig(Section):
     """File of unlabelled in-domain text: one passage a line, or the column `text` of a table."""
     out_of_domain: str | None = None
     """File of unlabelled out-of-domain text."""
-    neural_lm: str | None = None
+    neural_lm: Annotated[str | None, Neutral(None)] = None
     """Causal language model that writes neural-LM text: a Hub name, a folder, or `trained`: a small one made here."""
-    neural_lm_passages: PositiveInt = 2000
+    neural_lm_passages: Annotated[PositiveInt, Neutral(2000)] = 2000
     """How many passages it writes."""
-    external: tuple[str, ...] = ()
+    external: Annotated[tuple[str, ...], Neutral(())] = ()
     """Other end tasks (as in `task`) whose labels serve as auxiliary objectives, data `external:NAME`.
 
     Read by the columns of the end task, or by `text` and `label` where one of these is not there.
@@ -120,8 +157,8 @@ class ObjectivesConfig(Section):
     """`per_objective`: one untied copy of the decoder for every objective, as published."""
     mask_rate: OpenFraction = 0.15
     """Share of the real tokens that is selected."""
-    noise_scale: PositiveFloat = 1.0
-    """Deviation of the noise of noised embeddings, relative to that of the table of embeddings at the start."""
+    noise_scale: Annotated[PositiveFloat, Neutral(1.0)] = 1.0
+    """Standard deviation of the noise of noised embeddings, relative to that of the table of embeddings at the start."""
 
 
 class BatchConfig(Section):
@@ -135,17 +172,17 @@ class BatchConfig(Section):
     """Examples of the dev gradient."""
     dev_head: PositiveInt | None = None
     """Examples that the dev head is fitted on; null takes the card's, or 32."""
-    micro: PositiveInt | Literal["auto"] = "auto"
-    """Most texts in one forward pass; accumulation does not change the result."""
+    micro: Annotated[PositiveInt | Literal["auto"], NotInName()] = "auto"
+    """Largest number of texts in one forward pass. It changes rounding, and which dropout masks are drawn."""
 
 
 class OptimConfig(Section):
     """The optimiser of body and heads."""
 
-    algorithm: Literal["adamw", "sgd"] = "adamw"
-    """`sgd` takes `momentum`, and no `betas` and `eps`; its weight decay is added to the gradient."""
-    momentum: HalfOpen = 0.9
-    """Of `sgd`."""
+    algorithm: Annotated[Literal["adamw", "sgd"], Neutral("adamw")] = "adamw"
+    """`sgd` uses `momentum`, not `betas` and `eps`, and adds weight decay to the gradient."""
+    momentum: Annotated[HalfOpen, Neutral(0.9)] = 0.9
+    """Momentum of `sgd`."""
     body_lr: PositiveFloat = 1e-4
     head_lr: PositiveFloat = 1e-3
     body_weight_decay: NonNegativeFloat = 0.01
@@ -181,12 +218,12 @@ class GradientsConfig(Section):
     """Count the decoder's part of a tied table in scores and norms, too."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    local_distances: bool = False
+    local_distances: Annotated[bool, NotInName()] = False
     """Log each objective's distance to the end task, ||g_k - g_E||^2, at every evaluation; training stays the same."""
 
 
 class ResourcesConfig(Section):
-    """Where a run runs. Nothing here changes its result beyond rounding, so the hash leaves it out."""
+    """Where a run runs. Nothing here changes its result beyond rounding, so the name of a run leaves it out."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt | None = None
@@ -215,19 +252,17 @@ class Fingerprints(Section):
     space: str = ""
 
 
-# --- config.final_finetune: The optional last stage: fine-tuning on the end task alone, from the model that the run kept.
-
-
 class FinalFinetuneConfig(Section):
-    """A fresh optimiser and schedule; dev decides again, among the models of this stage.
+    """The optional last stage: fine-tuning on the end task alone, from the model that the run kept.
 
-    Its end-task examples come on top of the run's own and count in its budget.
+    The stage has an optimiser and a schedule of its own, and dev chooses among its models. Its end-task examples come on
+    top of the run's own and count in the run's budget.
     """
 
     steps: PositiveInt
     """Optimiser steps."""
     body_lr: PositiveFloat = 2e-5
-    """Learning rate of the body; the default is that of fine-tuning after TAPT (semantics section 4)."""
+    """Learning rate of the body; the default is that of fine-tuning after TAPT (docs/semantics.md, section 4)."""
     head_lr: PositiveFloat | None = None
     """Learning rate of the end-task head; null: `optim.head_lr`."""
     patience: PositiveInt | None = None

@@ -1,8 +1,11 @@
-"""The unweighted mean loss of every segment of a piece.
+"""The unweighted mean loss of every segment of a piece. (docs/semantics.md, section 2.6)
 
-L_s = (sum over the segment's labels of weight * loss) / (sum of its label weights at this step), so that shares of
-pieces add up to the step's mean whatever the accumulation. The loss is cross-entropy for tokens and classes and
-squared error for values. A segment without labels has L = 0. (semantics section 2.6)
+L_s = (sum over the segment's labels of weight * loss) / (sum of its label weights at this step): shares of pieces add
+up to the step's mean however the batch is cut. The loss is cross-entropy for tokens and classes, and squared error for
+numbers. A segment without labels has L = 0.
+
+Shape suffixes: R rows, L columns, T = R * L flattened positions, E texts, H hidden size, S segments, K targets of a
+head, C outputs of a head, G generated tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,14 +19,20 @@ from torch.nn import functional as F
 
 from aang_ray.model.encoder import Encoder
 from aang_ray.model.segments import segment_rows
-from aang_ray.objectives.batch import BatchPiece, Targets, draw, replaced
+from aang_ray.objectives.batch import BatchPiece, Replacements, Targets
 from aang_ray.objectives.outputs import DENOISE_HEAD
 
 
 def segment_losses(encoder: Encoder, heads: Mapping[str, nn.Module], piece: BatchPiece) -> Tensor:
-    """[S] losses, differentiable; `heads` maps the names in the piece's targets to modules.
+    """Run the model on a piece. Vocabulary logits are computed at labelled tokens only.
 
-    Vocabulary logits are computed at labelled positions only; cross-entropy in fp32 or wider.
+    Args:
+        encoder: the body.
+        heads: modules by the head names of the piece's targets.
+        piece: on the model's device.
+
+    Returns:
+        The piece's share of every segment's loss, [S], differentiable, in fp32 or wider.
     """
     piece = with_replacements(encoder, heads, piece)
     hidden_RLH = encoder(piece.inputs)
@@ -38,23 +47,18 @@ def segment_losses(encoder: Encoder, heads: Mapping[str, nn.Module], piece: Batc
     return losses_S
 
 
-def with_replacements(encoder: Encoder, heads: Mapping[str, nn.Module], piece: BatchPiece) -> BatchPiece:
-    """The piece with tokens drawn by the denoise head in their places, and labels that say which changed."""
-    wanted = piece.replacements
-    if wanted is None:
-        return piece
-    inputs, changed_T = replaced(piece.inputs, wanted, draw(encoder, heads[DENOISE_HEAD], wanted))
-
-    def labelled(targets: Targets) -> Targets:
-        if not targets.of_replacements:
-            return targets
-        return replace(targets, label_K=changed_T.index_select(0, targets.index_K).long())
-
-    return replace(piece, inputs=inputs, vocabulary=tuple(map(labelled, piece.vocabulary)), replacements=None)
-
-
 def shares(head: nn.Module, source: Tensor, targets: Targets, segments: int) -> Tensor:
-    """One head's share of every segment's loss, [S]: cross-entropy for classes, mean squared error for numbers."""
+    """Compute one head's share of every segment's loss.
+
+    Args:
+        head: the module.
+        source: what it reads, [T, H] or [E, H].
+        targets: rows of `source` with labels and weights.
+        segments: S.
+
+    Returns:
+        [S]: weighted sums of cross-entropies for classes, of mean squared errors for numbers.
+    """
     with segment_rows(targets.rows):
         outputs_KC = head(source.index_select(0, targets.index_K))
     outputs_KC = outputs_KC.to(_wide(outputs_KC.dtype))
@@ -68,3 +72,46 @@ def shares(head: nn.Module, source: Tensor, targets: Targets, segments: int) -> 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
+
+
+# Replaced tokens, as in ELECTRA (Clark et al. 2020), with the run's own body and denoise head as the generator.
+
+_BELOW_ONE = 1.0 - 2.0**-40
+"""Factor that keeps a sample inside its distribution whatever is rounded."""
+
+
+def with_replacements(encoder: Encoder, heads: Mapping[str, nn.Module], piece: BatchPiece) -> BatchPiece:
+    """Return the piece with generated tokens in their places, and labels that tell which tokens changed."""
+    wanted = piece.replacements
+    if wanted is None:
+        return piece
+    before_T = piece.inputs.ids_RL.flatten()
+    after_T = before_T.index_copy(0, wanted.place_G, draw(encoder, heads[DENOISE_HEAD], wanted))
+    changed_T = (after_T != before_T).long()
+    vocabulary = tuple(
+        replace(targets, label_K=changed_T.index_select(0, targets.index_K)) if targets.of_replacements else targets
+        for targets in piece.vocabulary
+    )
+    inputs = replace(piece.inputs, ids_RL=after_T.view_as(piece.inputs.ids_RL))
+    return replace(piece, inputs=inputs, vocabulary=vocabulary, replacements=None)
+
+
+@torch.no_grad()
+def draw(encoder: Encoder, denoise: nn.Module, wanted: Replacements) -> Tensor:
+    """Sample tokens from the denoise head's predictions, without gradient and with dropout off.
+
+    A sample is the inverse of the predicted distribution at a number that is a function of (seed, step, objective,
+    example). So it does not depend on how the batch is cut, unless rounding moves a boundary across that number.
+
+    Returns:
+        Token ids, [G].
+    """
+    training = encoder.training
+    encoder.eval()
+    hidden_RLH = encoder(wanted.inputs)
+    encoder.train(training)
+    logits_GV = denoise(hidden_RLH.flatten(0, 1).index_select(0, wanted.index_G))[:, : wanted.size]
+    logits_GV = logits_GV.double().index_fill(1, wanted.special, -torch.inf)
+    cumulated_GV = logits_GV.softmax(1).cumsum(1)
+    at_G1 = wanted.uniform_G[:, None] * _BELOW_ONE * cumulated_GV[:, -1:]
+    return torch.searchsorted(cumulated_GV, at_G1, right=True).squeeze(1)

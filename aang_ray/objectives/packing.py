@@ -1,4 +1,12 @@
-"""The examples of one segment of a step, corrupted, ranked and labelled: host arrays, texts end to end."""
+"""Segments of texts, and how the texts of all segments are laid out in rows for the encoder.
+
+A *segment* is the part of a step's batch that has one loss: the dev batch, the end task, or a sampled objective. Rows
+are read one after another (flattened positions, [R * L]), and each segment owns one contiguous range of them, because
+the single-pass gradients are taken segment by segment.
+
+Shape suffixes: T tokens, E texts, M labelled tokens, N noised tokens, G generated tokens, W width of the embeddings,
+R rows, L columns.
+"""
 
 from __future__ import annotations
 
@@ -17,73 +25,69 @@ from aang_ray.objectives.texts import Float32, Float64, Int32, Int64, Vocabulary
 
 @dataclass(frozen=True)
 class Drawn:
-    """Tokens in whose place the denoise head's samples are put, on the device. Suffix: G such tokens."""
+    """The tokens of a segment that samples of the denoise head will replace, on the device."""
 
     at_G: Int64
-    """Indices into the segment's T axis, ascending; the ids there are the originals."""
+    """Indices into the segment's T axis, ascending. Until then the original tokens stand there."""
     uniform_G: Float64
-    """The number in [0, 1) that chooses each sample."""
+    """The number in [0, 1) that determines each sample."""
     vocabulary: Vocabulary
-
-
-def _nowhere() -> Int64:
-    return np.zeros(0, dtype=np.int64)
-
-
-def _no_labels() -> npt.NDArray[Any]:
-    return np.zeros(0, dtype=np.int32)
-
-
-def _no_noise() -> Float32:
-    return np.zeros((0, 0), dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment's texts. Suffixes: T tokens, E texts, M labelled positions, N noised tokens, W width of embeddings.
+    """The texts of one segment, corrupted, ranked and labelled: host arrays, texts concatenated.
 
-    Exactly one of (`targets_M`, `classes_E`) is the label: one a position, or one a text. Integer labels
-    are classes or token ids, real ones are values.
+    Either `classes_E` is given, one label for each text, or `labelled_M` and `targets_M` are. Integer labels are
+    classes or token ids, real ones are values.
     """
 
     name: str
     head: str
-    """Which head reads it."""
+    """The head that predicts the labels."""
     ids_T: Int32
     positions_T: Int64
+    """Position of each token in its text, from 0."""
     ranks_T: Int32
+    """What a token sees (`visibility.py`)."""
     key_ranks_T: Int32
+    """Which tokens see it."""
     lengths_E: Int64
-    labelled_M: Int64 = field(default_factory=_nowhere)
-    """Labelled positions, as indices into the T axis, ascending."""
-    targets_M: npt.NDArray[Any] = field(default_factory=_no_labels)
-    """What is to be predicted there: [M] or [M, C]."""
+    labelled_M: Int64 = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Labelled tokens, as indices into the T axis, ascending."""
+    targets_M: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    """Their labels, [M] or [M, C]."""
     classes_E: npt.NDArray[Any] | None = None
-    """Label of each text where the label is one of the text."""
+    """Labels of the texts, if the labels are about whole texts."""
     representation: str | None = None
-    """R of the objective; None for the end task and dev, which have none."""
+    """Representation of the objective; None for the end task and dev, which have none."""
     normaliser: float = 0.0
-    """Sum of the label weights over the whole segment at this step: the mean's denominator."""
+    """Sum of the label weights over the whole segment at this step: the denominator of its mean loss."""
     weighted: bool = True
-    """Whether `classes_E` are the end task's classes, which may have weights."""
-    noised_N: Int64 = field(default_factory=_nowhere)
+    """Whether `classes_E` are classes of the end task, which may have weights."""
+    noised_N: Int64 = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """Tokens whose embeddings get noise, as indices into the T axis, ascending."""
-    noise_NW: Float32 = field(default_factory=_no_noise)
+    noise_NW: Float32 = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
     drawn: Drawn | None = None
 
     @property
     def texts(self) -> int:
+        """Number of texts."""
         return len(self.lengths_E)
 
     def part(self, start: int, stop: int) -> Segment:
-        """Texts start to stop, with the whole segment's normaliser."""
+        """Texts `start` to `stop`, with the normaliser of the whole segment."""
         ends = np.concatenate(([0], np.cumsum(self.lengths_E)))
         tokens = slice(int(ends[start]), int(ends[stop]))
-        labels = _between(self.labelled_M, tokens)
-        noised = _between(self.noised_N, tokens)
-        drawn = self.drawn
+
+        def inside(indices: Int64) -> slice:
+            """Which of ascending indices are those of the part's tokens."""
+            first, last = np.searchsorted(indices, (tokens.start, tokens.stop))
+            return slice(int(first), int(last))
+
+        labelled, noised, drawn = inside(self.labelled_M), inside(self.noised_N), self.drawn
         if drawn is not None:
-            chosen = _between(drawn.at_G, tokens)
+            chosen = inside(drawn.at_G)
             drawn = replace(drawn, at_G=drawn.at_G[chosen] - tokens.start, uniform_G=drawn.uniform_G[chosen])
         return replace(
             self,
@@ -92,8 +96,8 @@ class Segment:
             ranks_T=self.ranks_T[tokens],
             key_ranks_T=self.key_ranks_T[tokens],
             lengths_E=self.lengths_E[start:stop],
-            labelled_M=self.labelled_M[labels] - tokens.start,
-            targets_M=self.targets_M[labels],
+            labelled_M=self.labelled_M[labelled] - tokens.start,
+            targets_M=self.targets_M[labelled],
             classes_E=None if self.classes_E is None else self.classes_E[start:stop],
             noised_N=self.noised_N[noised] - tokens.start,
             noise_NW=self.noise_NW[noised],
@@ -101,8 +105,8 @@ class Segment:
         )
 
 
-def label_weight(segment: Segment, class_weights_C: npt.NDArray[np.float32] | None) -> float:
-    """Sum of the label weights of a segment, or of part of one: its normaliser where it is whole."""
+def label_weight(segment: Segment, class_weights_C: Float32 | None) -> float:
+    """Sum the label weights of a segment or of a part of one. For a whole segment this is its normaliser."""
     if segment.classes_E is None:
         return float(len(segment.labelled_M))
     if class_weights_C is None or not segment.weighted:
@@ -110,22 +114,26 @@ def label_weight(segment: Segment, class_weights_C: npt.NDArray[np.float32] | No
     return float(class_weights_C[segment.classes_E].sum())
 
 
-def _between(indices: Int64, tokens: slice) -> slice:
-    """Which of ascending indices lie in a range."""
-    first, last = np.searchsorted(indices, (tokens.start, tokens.stop))
-    return slice(int(first), int(last))
+def token_starts(segments: Sequence[Segment]) -> Int64:
+    """Index of each segment's first token among the tokens of all, and the number of tokens: S + 1 entries."""
+    return np.concatenate(([0], np.cumsum([len(segment.ids_T) for segment in segments])))
 
 
-# --- objectives.packing: Lay texts out in rows so that little is padding and every segment is one contiguous range.
+# Rows
 #
-# Rows are read one after another. Inside a segment texts are placed best-fit decreasing; the last row
-# of a segment, the one with most room, may be continued by the next segment. So flattened positions
-# [R * L] stay contiguous per segment, and the waste is a few per cent.
+# Inside a segment texts are placed best-fit decreasing. The next segment continues the emptiest row. So segments stay
+# contiguous, and a few per cent of the places are padding.
+
+SHORTEST_ROW = 64
+"""Narrower rows waste more at their ends than they save in attention."""
+ROWS_MULTIPLE = 4
+"""The number of rows is rounded up to a multiple of this, with rows that weigh nothing: half-precision kernels on a CPU
+are generated, and cached, for every new shape."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each text goes. Texts are numbered over all segments, in their order."""
+    """The place of each text. Texts are numbered over all segments, in their order."""
 
     width: int
     rows: int
@@ -135,47 +143,53 @@ class Layout:
     """Flattened position at which each segment begins, and the end: S + 1 entries."""
 
 
-def pack(lengths: Sequence[Int64], width: int, multiple: int = 1) -> Layout:
-    """Place the texts of each segment (their lengths in tokens) into rows of `width` tokens.
+def packed(lengths: Sequence[Int64]) -> Layout:
+    """Pack the texts of each segment into rows, given their lengths in tokens.
 
-    The number of rows is rounded up to a multiple.
+    The width has few possible values, four to a doubling, so that few shapes occur.
+    """
+    longest = max((int(lengths_E.max()) for lengths_E in lengths if len(lengths_E)), default=1)
+    step = max(16, 1 << max(0, longest.bit_length() - 3))
+    return pack(lengths, max(SHORTEST_ROW, -(-longest // step) * step), ROWS_MULTIPLE)
+
+
+def pack(lengths: Sequence[Int64], width: int, multiple: int = 1) -> Layout:
+    """Pack the texts of each segment into rows of a given width.
+
+    Args:
+        lengths: for each segment the lengths of its texts in tokens.
+        width: tokens in a row.
+        multiple: the number of rows is rounded up to a multiple of it.
 
     Raises:
         ValueError: if a text is longer than a row.
     """
     places: list[tuple[Int64, Int64]] = []
     bounds = [0]
-    open_row, used = 0, 0  # the row that the next segment may continue, and what is taken of it
+    open_row, used = 0, 0  # the row that the next segment may continue, and how many of its tokens are taken
     for lengths_E in lengths:
         row_E, column_E, open_row, used = _place(lengths_E, width, open_row, used)
         places.append((row_E, column_E))
         bounds.append(open_row * width + used)
     rows = -(-(open_row + (1 if used else 0)) // multiple) * multiple
-    # Padding at the very end belongs to the last segment that has texts.
+    # The padding at the very end belongs to the last segment that has texts.
     bounds = [rows * width if bound == bounds[-1] else bound for bound in bounds]
-    return Layout(
-        width,
-        rows,
-        np.concatenate([row for row, _ in places]),
-        np.concatenate([column for _, column in places]),
-        tuple(bounds),
-    )
+    row_E, column_E = (np.concatenate(part) for part in zip(*places, strict=True))
+    return Layout(width, rows, row_E, column_E, tuple(bounds))
 
 
 def one_per_row(lengths: Sequence[Int64], width: int) -> Layout:
-    """Every text in a row of its own."""
-    counts = [len(lengths_E) for lengths_E in lengths]
-    total = sum(counts)
-    bounds = np.concatenate(([0], np.cumsum(counts))) * width
-    return Layout(
-        width, total, np.arange(total), np.zeros(total, dtype=np.int64), tuple(int(bound) for bound in bounds)
-    )
+    """Place every text in a row of its own."""
+    ends = [0, *np.cumsum([len(lengths_E) for lengths_E in lengths]).tolist()]
+    total = ends[-1]
+    bounds = tuple(end * width for end in ends)
+    return Layout(width, total, np.arange(total), np.zeros(total, dtype=np.int64), bounds)
 
 
 def _place(lengths_E: Int64, width: int, first_row: int, used: int) -> tuple[Int64, Int64, int, int]:
-    """Best-fit decreasing from `first_row`, of which `used` tokens are taken.
+    """Place texts best-fit decreasing from `first_row` on, of which `used` tokens are taken.
 
-    Returns rows, columns, and the last row with what is taken of it.
+    Returns rows, columns, the last row, and how many of its tokens are taken.
     """
     if len(lengths_E) and int(lengths_E.max()) > width:
         raise ValueError(f"a text of {int(lengths_E.max())} tokens does not fit into a row of {width}")
@@ -193,7 +207,7 @@ def _place(lengths_E: Int64, width: int, first_row: int, used: int) -> tuple[Int
             taken.append(0)
         row_E[text], column_E[text] = best, taken[best]
         taken[best] += length
-    # The continued row stays first; of the new ones the emptiest goes last, to be continued in turn.
+    # The continued row stays first. The emptiest of the new ones moves to the end, where the next segment continues it.
     if len(taken) > 2:
         last = 1 + int(np.argmin(taken[1:]))
         order = np.arange(len(taken))
@@ -203,30 +217,17 @@ def _place(lengths_E: Int64, width: int, first_row: int, used: int) -> tuple[Int
     return row_E + first_row, column_E, first_row + len(taken) - 1, taken[-1]
 
 
-# --- objectives.lay_out: The texts of segments as what an encoder reads: packed rows of tokens.
-
-
-SHORTEST_ROW = 64
-"""Rows narrower than this waste more at their ends than attention saves."""
-ROWS_MULTIPLE = 4
-"""Rows are rounded up to it with some that weigh nothing: half-precision kernels on a CPU are generated, and kept,
-for every new shape that they meet."""
-
-
-def row_width(longest: int) -> int:
-    """A width that holds the longest text, of few that are possible: four to a doubling."""
-    step = max(16, 1 << max(0, longest.bit_length() - 3))
-    return max(SHORTEST_ROW, -(-longest // step) * step)
-
-
-def packed(lengths: Sequence[Int64]) -> Layout:
-    """Rows for the texts of each segment, given their lengths in tokens."""
-    longest = max((int(length.max()) for length in lengths if len(length)), default=1)
-    return pack(lengths, row_width(longest), ROWS_MULTIPLE)
-
-
 def lay_out(segments: Sequence[Segment], layout: Layout, pad_id: int) -> tuple[TokenInputs, Int64]:
-    """Scatter all tokens to their places; also returns each token's flattened position [R * L]."""
+    """Move all tokens to their places.
+
+    Args:
+        segments: the texts.
+        layout: the place of each text.
+        pad_id: the token id of empty places.
+
+    Returns:
+        What the encoder reads, and the flattened position of each token, [T].
+    """
     lengths_E = np.concatenate([segment.lengths_E for segment in segments])
     first_E = layout.row_E * layout.width + layout.column_E
     within_T = np.arange(int(lengths_E.sum())) - np.repeat(np.cumsum(lengths_E) - lengths_E, lengths_E)
@@ -240,7 +241,11 @@ def lay_out(segments: Sequence[Segment], layout: Layout, pad_id: int) -> tuple[T
     def joined(name: str) -> np.ndarray:
         return np.concatenate([getattr(segment, name) for segment in segments])
 
-    noised_N, noise_NW = _noise(segments, flat_T)
+    noised_N = noise_NW = None
+    noisy = [(start, s) for start, s in zip(token_starts(segments), segments, strict=False) if len(s.noised_N)]
+    if noisy:
+        noised_N = torch.from_numpy(np.concatenate([flat_T[segment.noised_N + start] for start, segment in noisy]))
+        noise_NW = torch.from_numpy(np.concatenate([segment.noise_NW for _, segment in noisy]))
     inputs = TokenInputs(
         ids_RL=scatter(joined("ids_T"), pad_id, np.int64),
         positions_RL=scatter(joined("positions_T"), 0, np.int64),
@@ -253,16 +258,3 @@ def lay_out(segments: Sequence[Segment], layout: Layout, pad_id: int) -> tuple[T
         noise_NW=noise_NW,
     )
     return inputs, flat_T
-
-
-def starts(segments: Sequence[Segment]) -> Int64:
-    """Where each segment's tokens begin among those of all."""
-    return np.concatenate(([0], np.cumsum([len(segment.ids_T) for segment in segments])))
-
-
-def _noise(segments: Sequence[Segment], flat_T: Int64) -> tuple[Tensor | None, Tensor | None]:
-    noisy = [(start, s) for start, s in zip(starts(segments), segments, strict=False) if len(s.noised_N)]
-    if not noisy:
-        return None, None
-    at_N = np.concatenate([flat_T[segment.noised_N + start] for start, segment in noisy])
-    return torch.from_numpy(at_N), torch.from_numpy(np.concatenate([segment.noise_NW for _, segment in noisy]))

@@ -1,7 +1,18 @@
-"""Everything that can be chosen at the four stages: what is built in, and what a user adds.
+"""All primitives of the stages T, R and O: what is built in, and what a user's own files add.
 
-A Python file adds primitives by naming them: `PRIMITIVES = (Transform(...), Output(...), ...)`. A space that wants
-them names the file. Built-in ones are made of the same parts.
+A user's file imports what it needs from this module and ends with the primitives that it adds:
+
+    from aang_ray.objectives.primitives import Corrupted, Transform
+
+    def reverse(texts, selected_T, vocabulary):
+        ...
+        return Corrupted(ids_T)
+
+    PRIMITIVES = (Transform("reverse", reverse),)
+
+A space names the file under `primitives:`. Built-in primitives are made of the same classes, in `transforms.py`,
+`visibility.py` and `outputs.py`. Whatever a primitive returns is checked here, so that a mistake in a user's file is
+one line that names the primitive.
 """
 
 from __future__ import annotations
@@ -9,40 +20,54 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
+from aang_ray.config.sections import Semantics
 from aang_ray.errors import UserError
 from aang_ray.objectives.objective import EXTERNAL, Objective, Rule
-from aang_ray.objectives.outputs import (
-    CAPITALISATION,
-    DENOISE,
-    END_TASK,
-    NEXT_TOKEN,
-    REAL_SYNTHETIC,
-    SUPERVISED,
-    TF,
-    TF_IDF,
-    Output,
-)
-from aang_ray.objectives.transforms import TRANSFORMS, Transform
-from aang_ray.objectives.visibility import REPRESENTATIONS, Representation
+from aang_ray.objectives.outputs import ORDERED, OUTPUTS, Head, Labels, Output, View
+from aang_ray.objectives.texts import Bool, Int32, Texts, Vocabulary
+from aang_ray.objectives.transforms import TRANSFORMS, Corrupted, Transform, select, select_spans
+from aang_ray.objectives.visibility import HIGHEST, REPRESENTATIONS, Representation
+
+# What a user's file may import from here; these names stay.
+__all__ = [
+    "BUILT_IN",
+    "Corrupted",
+    "Head",
+    "Labels",
+    "Objective",
+    "Output",
+    "Primitives",
+    "Representation",
+    "Rule",
+    "Texts",
+    "Transform",
+    "View",
+    "Vocabulary",
+    "select",
+    "select_spans",
+]
 
 DATA: Final = ("end-task", "in-domain", "out-of-domain", "neural-lm", f"{EXTERNAL}NAME")
-"""Kinds of text; NAME stands for another data set of `data.external`."""
+"""Kinds of text; NAME stands for a data set of `data.external`."""
 
-_HEADS: Final = frozenset({"dev", "label"})
-"""Names of heads that no output is named after; an output's head has the output's name."""
+_RESERVED_HEADS: Final = frozenset({"dev", "label"})
+"""Heads that belong to no output. An output's head has the output's name, so these names cannot be used."""
 
 Primitive = Transform | Representation | Output
 
 
 @dataclass(frozen=True)
 class Primitives:
-    """T, R and O by name. A name means something only together with its stage."""
+    """The taxonomy of text: transforms, representations and outputs by name."""
 
     transforms: Mapping[str, Transform]
     representations: Mapping[str, Representation]
@@ -53,20 +78,21 @@ class Primitives:
         """Sort primitives by stage.
 
         Raises:
-            UserError: for a name that is taken.
+            UserError: if two primitives of a stage have the same name, or a name is reserved.
         """
         stages: dict[str, dict[str, Any]] = {"transform": {}, "representation": {}, "output": {}}
         for primitive in primitives:
             named = stages[primitive.stage]
-            if primitive.name in named or primitive.name in _HEADS:
+            if primitive.name in named or primitive.name in _RESERVED_HEADS:
                 raise UserError(f"there is a {primitive.stage} {primitive.name} already; give yours another name")
             named[primitive.name] = primitive
         return cls(stages["transform"], stages["representation"], stages["output"])
 
     def names(self, stage: str) -> tuple[str, ...]:
-        """What can be chosen at a stage."""
+        """The names that can be chosen at a stage."""
+        if stage == "data":
+            return DATA
         named: dict[str, Iterable[str]] = {
-            "data": DATA,
             "transform": self.transforms,
             "representation": self.representations,
             "output": self.outputs,
@@ -81,32 +107,47 @@ class Primitives:
             *self.outputs[objective.output].rules,
         )
 
+    def conflicts(self, objectives: Collection[Objective], labels: Semantics) -> dict[Objective, str]:
+        """Return the objectives that must go because of the others of the space, with the reasons.
+
+        One of two names for the same objective goes, and so does an objective whose output needs another output that
+        is not in the space.
+        """
+        reasons: dict[Objective, str] = {}
+        for objective in objectives:
+            intact = (objective.transform, objective.output) == ("no-op", "denoise")
+            next_token = replace(objective, output="next-token")
+            if labels == "sound" and intact and objective.representation in ORDERED and next_token in objectives:
+                reasons[objective] = "denoising an input that nothing corrupted is next-token, which the space has, too"
+        while True:  # an objective that goes may be the one that others need
+            left = [objective for objective in objectives if objective not in reasons]
+            outputs = {objective.output for objective in left}
+            found = {
+                objective: f"{objective.output} needs {', '.join(sorted(missing))} in the space, too"
+                for objective in left
+                if (missing := self.outputs[objective.output].needs - outputs)
+            }
+            if not found:
+                return reasons
+            reasons |= found
+
     def plus(self, files: Sequence[str]) -> Primitives:
-        """These and those of a user's files.
+        """Return these primitives and those of a user's files.
 
         Raises:
             UserError: for a file that cannot be loaded, or a name that is taken.
         """
         if not files:
             return self
-        everything: list[Primitive] = [*self.transforms.values(), *self.representations.values()]
-        everything += self.outputs.values()
-        for file in files:
-            everything += load(Path(file))
-        return Primitives.of(everything)
+        own = [primitive for file in files for primitive in _load(Path(file))]
+        return Primitives.of([*self.transforms.values(), *self.representations.values(), *self.outputs.values(), *own])
 
 
-BUILT_IN: Final = Primitives.of(
-    (
-        *TRANSFORMS,
-        *REPRESENTATIONS,
-        *(DENOISE, NEXT_TOKEN, TF_IDF, TF, CAPITALISATION, REAL_SYNTHETIC, END_TASK, SUPERVISED),
-    )
-)
+BUILT_IN: Final = Primitives.of((*TRANSFORMS, *REPRESENTATIONS, *OUTPUTS))
 
 
 def digest(file: str) -> str:
-    """Hash of a file's content.
+    """Hash the content of a user's file.
 
     Raises:
         UserError: if it cannot be read.
@@ -117,44 +158,146 @@ def digest(file: str) -> str:
         raise UserError(f"primitives: {file}: {error.strerror or error}") from None
 
 
-def load(file: Path) -> Sequence[Primitive]:
-    """The primitives that a Python file names in `PRIMITIVES`; runs the file.
-
-    Raises:
-        UserError: in one line, if it cannot be read or run, or names no primitives; and later, naming the primitive,
-            if a function of its own raises.
-    """
+def _load(file: Path) -> tuple[Primitive, ...]:
+    """Run a Python file and return its `PRIMITIVES`; an exception of one of their functions will name the primitive."""
     name = f"aang_primitives_{digest(str(file))}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UserError(f"primitives: {file}: not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their own module up
+    sys.modules[name] = module  # dataclasses look up the module that defines them
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"primitives: {file}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    named = getattr(module, "PRIMITIVES", None)
-    if not isinstance(named, list | tuple) or not all(isinstance(p, Primitive) for p in named):
+        raise UserError(f"primitives: {file}: {_one_line(error)}") from error
+    found = getattr(module, "PRIMITIVES", None)
+    if not isinstance(found, list | tuple) or not all(isinstance(p, Primitive) for p in found):
         raise UserError(f"primitives: {file}: say PRIMITIVES = (Transform(...), Representation(...), Output(...), ...)")
-    return tuple(_answerable(primitive) for primitive in named)
+    return tuple(_with_named_errors(primitive) for primitive in found)
 
 
-def _answerable(primitive: Primitive) -> Primitive:
-    """The same with functions whose exceptions name it."""
+def _with_named_errors(primitive: Primitive) -> Primitive:
+    """Wrap all functions of a primitive so that their exceptions become a `UserError` with its name."""
+
+    def named(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def call(*args: Any) -> Any:
+            try:
+                return function(*args)
+            except Exception as error:
+                raise UserError(f"{primitive.stage} {primitive.name}: {_one_line(error)}") from error
+
+        return call
+
     values = {field.name: getattr(primitive, field.name) for field in fields(primitive)}
-    own: dict[str, Any] = {name: _naming(primitive, value) for name, value in values.items() if callable(value)}
-    rules = tuple(replace(rule, forbids=_naming(primitive, rule.forbids)) for rule in primitive.rules)
-    return replace(primitive, rules=rules, **own)
+    functions: dict[str, Any] = {name: named(value) for name, value in values.items() if callable(value)}
+    rules = tuple(replace(rule, forbids=named(rule.forbids)) for rule in primitive.rules)
+    return replace(primitive, rules=rules, **functions)
 
 
-def _naming(primitive: Primitive, function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)
-    def call(*args: Any) -> Any:
-        try:
-            return function(*args)
-        except Exception as error:
-            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise UserError(f"{primitive.stage} {primitive.name}: {message}") from error
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
-    return call
+
+# A call of each kind of primitive, with checks of what it returns. Without them a wrong array would fail far away, on
+# the device, where no message names the primitive.
+
+
+def corrupt(transform: Transform, texts: Texts, vocabulary: Vocabulary, rate: float) -> tuple[Bool, Corrupted]:
+    """Apply a transform.
+
+    Args:
+        transform: the transform.
+        texts: the texts before it.
+        vocabulary: of the tokenizer.
+        rate: share of the real tokens to select.
+
+    Returns:
+        Which tokens were selected, [T], and the corrupted texts.
+
+    Raises:
+        UserError: if a function of the transform returned something of another type, shape or range.
+    """
+    name, tokens, real_T = f"transform {transform.name}", len(texts.ids_T), vocabulary.real(texts.ids_T)
+    selected_T = transform.select(texts, real_T, rate)
+    if not _is_mask(selected_T, tokens):
+        raise UserError(f"{name}: select must return a truth value for each token of the texts, [T]")
+    corrupted = transform.corrupt(texts, selected_T, vocabulary)
+    if not isinstance(corrupted, Corrupted) or np.shape(corrupted.ids_T) != (tokens,):
+        raise UserError(f"{name}: must return Corrupted(ids_T) with an id for each token of the texts, [T]")
+    if not _are_indices(corrupted.ids_T, vocabulary.size):
+        raise UserError(f"{name}: returned an id outside of the vocabulary, 0 to {vocabulary.size - 1}")
+    for field, value_T in (("kept_T", corrupted.kept_T), ("noised_T", corrupted.noised_T)):
+        if value_T is not None and not _is_mask(value_T, tokens):
+            raise UserError(f"{name}: {field} must have a truth value for each token of the texts, [T]")
+    if corrupted.kept_T is not None and not (corrupted.kept_T | real_T).all():
+        raise UserError(f"{name}: deletes special tokens")
+    return selected_T, corrupted
+
+
+def order_of(representation: Representation, texts: Texts) -> Int32 | None:
+    """Return the order in which a representation puts the tokens, [T], or None if all see all.
+
+    Raises:
+        UserError: if it is not one integer from 1 to 2^30 - 1 for each token.
+    """
+    if representation.order is None:
+        return None
+    name, tokens, highest = f"representation {representation.name}", len(texts.ids_T), HIGHEST // 2
+    order_T = np.asarray(representation.order(texts))
+    if order_T.shape != (tokens,) or order_T.dtype.kind not in "iu":
+        raise UserError(f"{name}: order must return an integer for each token of the texts, [T]")
+    if tokens and not 1 <= order_T.min() <= order_T.max() <= highest:
+        raise UserError(f"{name}: order returned ranks {order_T.min()} to {order_T.max()}; allowed: 1 to {highest}")
+    return order_T.astype(np.int32)
+
+
+def label(output: Output, view: View) -> Labels:
+    """Return the labels of an output: one for each text, or for some of the tokens that are read, in ascending order.
+
+    Raises:
+        UserError: if they are not.
+    """
+    name, labels = f"output {output.name}", output.label(view)
+    if output.head.kind == "text":
+        texts = len(view.original.lengths_E)
+        if not isinstance(labels, Labels) or labels.at_M is not None or len(labels.targets) != texts:
+            raise UserError(f"{name}: must return Labels(targets) with one target for each text, and no at_M")
+        return labels
+    if not isinstance(labels, Labels) or labels.at_M is None or len(labels.targets) != len(labels.at_M):
+        raise UserError(f"{name}: must return Labels(targets, at_M) with one target for each entry of at_M")
+    if not _are_indices(labels.at_M, int(view.kept_T.sum())) or (np.diff(labels.at_M) < 0).any():
+        raise UserError(f"{name}: at_M must be indices of tokens that are read, in ascending order")
+    return labels
+
+
+def check_targets(output: str, targets: npt.NDArray[Any], head: Head, vocabulary: int) -> None:
+    """Check that a head can predict the targets.
+
+    Args:
+        output: name of the output.
+        targets: classes or token ids, [M]; or real numbers, [M, C].
+        head: the head, with its size.
+        vocabulary: size of the vocabulary.
+
+    Raises:
+        UserError: for a class that the head does not have, or another number of real numbers than it has outputs.
+    """
+    size = vocabulary if head.size is None else head.size
+    targets = np.asarray(targets)
+    if np.issubdtype(targets.dtype, np.floating):
+        if targets.shape[1:] != (size,):
+            raise UserError(
+                f"output {output}: its head predicts {size} numbers, its targets have shape {targets.shape}"
+            )
+    elif targets.ndim != 1 or not _are_indices(targets, size):
+        raise UserError(f"output {output}: returned a label outside of its head's classes, 0 to {size - 1}")
+
+
+def _is_mask(values: npt.NDArray[Any], count: int) -> bool:
+    return np.shape(values) == (count,) and np.asarray(values).dtype == np.bool_
+
+
+def _are_indices(values: npt.NDArray[Any], size: int) -> bool:
+    values = np.asarray(values)
+    return values.dtype.kind in "biu" and (len(values) == 0 or bool(values.min() >= 0 and values.max() < size))

@@ -1,8 +1,8 @@
-"""Randomness as a pure function of (seed, step, objective, example), never of a stream.
+"""Random numbers as a pure function of (seed, step, objective, example, purpose).
 
-Whatever computes an example, in whatever order, on whatever worker, draws the same numbers.
-Numbers come from SplitMix64 (Steele, Lea, Flood 2014): its output function applied to a key that
-folds in every coordinate; vectorised over tokens.
+There is no stream of random numbers: the same coordinates give the same number on every worker, in any order and after
+a resume. Numbers come from SplitMix64 (Steele, Lea, Flood 2014): its output function is applied to a key that folds in
+every coordinate, vectorised over tokens.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_1: Final = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_2: Final = np.uint64(0x94D049BB133111EB)
 
-# What a number is drawn for; two purposes never share a number.
+# The purpose is the last coordinate, so that two purposes never share a number. Never renumber: results depend on it.
 SELECT, COUNT, OPERATION, REPLACEMENT, ORDER, EPOCH, DRAW, REST, DEV, DEV_HEAD, PUBLISHED, METHOD = range(1, 13)
 SPAN_LENGTH, SPAN_TURN, NOISE = range(13, 16)
 FREE = 1000
-"""From here on numbers are for primitives that are not built in."""
+"""The first purpose that primitives in a user's file may use; lower ones are reserved."""
 
 
 def _mix(x: U64) -> U64:
@@ -32,7 +32,14 @@ def _mix(x: U64) -> U64:
 
 
 def keys(*coordinates: int | npt.NDArray[np.integer]) -> U64:
-    """Fold coordinates (integers, or arrays of them that broadcast) into 64-bit keys."""
+    """Fold coordinates into 64-bit keys.
+
+    Args:
+        coordinates: integers, or integer arrays that broadcast against each other.
+
+    Returns:
+        One key for each element of the broadcast arrays, at least one.
+    """
     key = np.zeros(1, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for coordinate in coordinates:
@@ -42,10 +49,10 @@ def keys(*coordinates: int | npt.NDArray[np.integer]) -> U64:
 
 
 def uniform(*coordinates: int | npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
-    """Numbers in [0, 1) with 53 bits, one for each broadcast element of the coordinates."""
+    """Uniform numbers in [0, 1) with 53 random bits, one for each element of the broadcast coordinates."""
     return (keys(*coordinates) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def generator(*coordinates: int) -> np.random.Generator:
-    """NumPy's own generator for draws over whole sets, keyed by the coordinates."""
+    """A NumPy generator that starts from the key of the coordinates, for permutations and other draws over sets."""
     return np.random.Generator(np.random.Philox(key=int(keys(*coordinates)[0])))

@@ -1,6 +1,7 @@
-"""Which objectives a step trains, and which examples they get.
+"""Which objectives a step trains, and which examples each of them reads.
 
-Everything is a pure function of (seed, step): a worker, or a resumed run, computes it without being told.
+Everything is a pure function of (seed, step), so every worker and every resumed run computes the same without being
+told. (docs/semantics.md, sections 2.1 and 2.3)
 """
 
 from __future__ import annotations
@@ -19,15 +20,56 @@ from aang_ray.objectives.objective import Objective
 from aang_ray.objectives.space import Space
 from aang_ray.objectives.texts import Int64
 
+NO_EXAMPLES: Int64 = np.zeros(0, dtype=np.int64)
+"""The examples of a segment that a step leaves empty."""
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """Sizes of the batches, in examples, and switches that decide what they hold."""
+
+    end_task: int
+    auxiliary: int
+    """Examples of all sampled objectives together, B."""
+    dev: int
+    dev_head: int
+    """Examples that phi* is fitted on."""
+    seed: int
+    per_objective_heads: bool = False
+    head_from_train: bool = False
+    """Take the dev head's examples from train (`published`) instead of dev."""
+    head_refit_every: int = 1
+    """Steps for which the dev head keeps its examples."""
+    meta_dev_fraction: float = 0.0
+    """Part of dev that is set aside for the meta part; 0: all of dev serves it and the choice of the checkpoint."""
+    published_allocation: bool = False
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one sampled objective reads at a step."""
+
+    objective: int
+    """Index into the space."""
+    examples: Int64
+    """Indices into the objective's data."""
+    keys: randomness.U64
+    """Random keys, one for each example."""
+    fraction: float = 1.0
+    """b / B in `published` allocation; 1 in equal allocation, where it does not enter the loss."""
+
+
+# Equal allocation
+
 
 def draw_objectives(size: int, n: int, seed: int, step: int) -> tuple[int, ...]:
-    """S: n distinct indices below `size`, uniformly, in ascending order. (semantics section 2.1)"""
+    """Draw S: min(n, size) distinct indices below `size`, uniformly, in ascending order."""
     chosen = randomness.generator(seed, step, randomness.DRAW).choice(size, size=min(n, size), replace=False)
     return tuple(sorted(int(index) for index in chosen))
 
 
 def equal_shares(batch: int, n: int, seed: int, step: int) -> tuple[int, ...]:
-    """floor(batch / n) examples each; the remainder's turn rotates with (seed, step)."""
+    """Split a batch over n objectives: floor(batch / n) examples each, and the remainder in turns by (seed, step)."""
     share, rest = divmod(batch, n)
     turn = (int(randomness.keys(seed, randomness.REST)[0] % np.uint64(n)) + step * rest) % n
     return tuple(share + (1 if (index - turn) % n < rest else 0) for index in range(n))
@@ -35,16 +77,26 @@ def equal_shares(batch: int, n: int, seed: int, step: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=128)
 def _epoch_order(size: int, seed: int, code: int, epoch: int) -> npt.NDArray[np.int32]:
-    """An epoch's order; kept, because an epoch over a large corpus lasts many steps."""
+    """The order of an epoch; cached, because an epoch of a large corpus lasts many steps."""
     order = randomness.generator(seed, code, epoch, randomness.EPOCH).permutation(size).astype(np.int32)
     order.setflags(write=False)
     return order
 
 
 def epoch_examples(size: int, start: int, count: int, seed: int, code: int) -> Int64:
-    """Examples number start to start + count of an endless reading without replacement within an epoch.
+    """Return examples number `start` to `start + count` of an endless sequence of epochs.
 
-    Epoch e reads the `size` examples in an order of its own, keyed by (seed, code, e).
+    Each epoch contains every example once, in an order keyed by (seed, code, epoch).
+
+    Args:
+        size: examples in the data.
+        start: examples read before.
+        count: examples to read now.
+        seed: of the run.
+        code: number of the reader, `Objective.code` for an objective.
+
+    Returns:
+        Indices, [count].
     """
     wanted = np.arange(start, start + count)
     result = np.empty(count, dtype=np.int64)
@@ -55,9 +107,16 @@ def epoch_examples(size: int, start: int, count: int, seed: int, code: int) -> I
 
 
 class Cursors:
-    """How many examples each objective has read before a step.
+    """Counts how many examples each objective has read before a step.
 
-    A function of (seed, step) that is summed up as steps go by; `advance_to` replays what it missed.
+    The counts are a function of (seed, step). They are added up as steps go by; after a jump the missed steps are
+    replayed.
+
+    Args:
+        size: objectives in the space.
+        n: objectives in a step.
+        batch: examples in a step, of all sampled objectives together.
+        seed: of the run.
     """
 
     def __init__(self, size: int, n: int, batch: int, seed: int) -> None:
@@ -70,7 +129,7 @@ class Cursors:
         return draw_objectives(self.size, self.n, self.seed, step)
 
     def at(self, step: int) -> list[tuple[int, int, int]]:
-        """(objective, examples read before, examples now) for every objective of the step."""
+        """(objective, examples read before, examples to read now) for every objective of the step."""
         if step < self._step:
             self._step, self._read = 0, np.zeros(self.size, dtype=np.int64)
         while self._step < step:
@@ -84,16 +143,7 @@ class Cursors:
         return list(zip(sampled, equal_shares(self.batch, len(sampled), self.seed, step), strict=True))
 
 
-# --- objectives.allocation: How the released code splits the auxiliary batch over the sampled objectives.
-#
-# `allocation: published` (semantics section 2.3): B is split ceil(B * softmax R) over the sampled
-# representations, then ceil(. * softmax D) over the data, drawn with replacement; each transform gets a
-# random subset ceil(. * softmax T) of the same examples; outputs share the batch. Softmaxes run over
-# what was sampled together.
-
-
-Share = tuple[int, Int64, randomness.U64, float]
-"""(objective, examples, keys of randomness, b / B)."""
+# Published allocation
 
 
 def published_shares(
@@ -105,7 +155,24 @@ def published_shares(
     seed: int,
     step: int,
 ) -> list[Share]:
-    """The examples of every sampled objective, in the order of `sampled`; `sizes`: texts of each kind of data."""
+    """Split the auxiliary batch over the sampled objectives as the released code does.
+
+    B is split ceil(B * softmax R) over the representations, each part ceil(. * softmax D) over the data, drawn with
+    replacement; each transform gets a random subset of ceil(. * softmax T) of these examples, which outputs share.
+    Softmaxes run over what was sampled together.
+
+    Args:
+        space: the objectives.
+        sampled: indices of this step's objectives.
+        factors: logits by factor letter, in the order of `Space.factors()`.
+        sizes: examples of each kind of data.
+        batch: B.
+        seed: of the run.
+        step: optimiser step.
+
+    Returns:
+        The share of every sampled objective, in the order of `sampled`.
+    """
     names = space.factors()
     objectives = {index: space.objectives[index] for index in sampled}
     shares: dict[int, Share] = {}
@@ -118,55 +185,49 @@ def published_shares(
         # Rounding noise must not push an exact product over the next integer.
         return {name: math.ceil(total * part - 1e-9) for name, part in zip(distinct, parts, strict=True)}
 
+    def drawn_for(data: str, representation: str, transform: str = "") -> np.random.Generator:
+        code = Objective(data, transform, representation, "").code
+        return randomness.generator(seed, step, code, randomness.PUBLISHED)
+
     for representation, count_r in split(batch, "R", (k.representation for k in objectives.values())).items():
         of_r = {i: k for i, k in objectives.items() if k.representation == representation}
         for data, count_d in split(count_r, "D", (k.data for k in of_r.values())).items():
             of_d = {i: k for i, k in of_r.items() if k.data == data}
-            code = _code(data, representation)
-            examples = randomness.generator(seed, step, code, randomness.PUBLISHED).integers(sizes[data], size=count_d)
+            examples = drawn_for(data, representation).integers(sizes[data], size=count_d)
             for transform, count_t in split(count_d, "T", (k.transform for k in of_d.values())).items():
-                code_t = _code(data, representation, transform)
-                order = randomness.generator(seed, step, code_t, randomness.PUBLISHED).permutation(count_d)[:count_t]
-                keys = randomness.keys(seed, step, code_t, order)
+                order = drawn_for(data, representation, transform).permutation(count_d)[:count_t]
+                code = Objective(data, transform, representation, "").code
+                keys = randomness.keys(seed, step, code, order)
                 for index in (i for i, k in of_d.items() if k.transform == transform):
-                    shares[index] = (index, examples[order], keys, count_t / batch)
+                    shares[index] = Share(index, examples[order], keys, count_t / batch)
     return [shares[index] for index in sampled]
 
 
-def _code(data: str, representation: str, transform: str = "") -> int:
-    return Objective(data, transform, representation, "").code
-
-
-# --- objectives.readings: Which examples every part of a step reads, whatever the examples are: a pure function of (seed, step).
-
+# All examples of a step
 
 _END_TASK_CODE = -1
-NOTHING: Int64 = np.zeros(0, dtype=np.int64)
-"""Examples of a segment that a step leaves empty."""
+"""The end task's number as a reader of `epoch_examples`."""
 
 
-@dataclass(frozen=True)
-class SourceSettings:
-    """Sizes and switches of the batches."""
-
-    end_task: int
-    auxiliary: int
-    dev: int
-    dev_head: int
-    seed: int
-    per_objective_heads: bool = False
-    head_from_train: bool = False
-    """The dev head's examples come from train (`published`) instead of dev."""
-    head_refit_every: int = 1
-    meta_dev_fraction: float = 0.0
-    published_allocation: bool = False
-
-
-class Readings:
+class ExampleSchedule:
     """The examples of any step: indices into train, dev, or the data of an objective.
 
-    `sizes` tells how many examples a kind of data of the space has.
+    It knows nothing of what the examples are.
+
+    Args:
+        train: number of train examples of the end task.
+        dev: number of dev examples.
+        sizes: returns how many examples a kind of data of the space has.
+        space: the auxiliary objectives; None: there are none.
+        n: objectives in a step.
+        settings: sizes and switches.
+
+    Raises:
+        UserError: if dev is too small to set a part of it aside.
     """
+
+    score_dev: Int64
+    """Dev examples that decide which checkpoint is kept."""
 
     def __init__(
         self,
@@ -179,18 +240,13 @@ class Readings:
     ) -> None:
         self._train, self._dev, self._sizes, self._space, self._settings = train, dev, sizes, space, settings
         self._cursors = Cursors(len(space), n, settings.auxiliary, settings.seed) if space is not None else None
-        self._meta_dev, self._score_dev = self._split_dev()
-        # Head and dev batch are disjoint. The head's sample comes first; where dev is no larger, it takes half.
+        self._meta_dev, self.score_dev = self._split_dev()
+        # Head and dev batch are disjoint. The head's sample comes first; of a dev that is no larger it takes half.
         meta = len(self._meta_dev)
         self._head_size = settings.dev_head if settings.dev_head < meta else meta // 2
 
-    @property
-    def score_dev(self) -> Int64:
-        """Dev examples that decide which checkpoint is kept."""
-        return self._score_dev
-
     def draw(self, step: int) -> tuple[int, ...]:
-        """S of a step; empty without auxiliary objectives."""
+        """The sampled objectives S of a step; empty without auxiliary objectives."""
         return self._cursors.draw(step) if self._cursors is not None else ()
 
     def end_task(self, step: int) -> Int64:
@@ -209,7 +265,7 @@ class Readings:
         return chosen
 
     def dev_head(self, step: int) -> Int64:
-        """What phi* is fitted on at this step: examples of dev, or of train where `head_from_train` says so."""
+        """Examples that phi* is fitted on at this step: of dev, or of train with `head_from_train`."""
         settings = self._settings
         generator = randomness.generator(settings.seed, step - step % settings.head_refit_every, randomness.DEV_HEAD)
         if settings.head_from_train:
@@ -217,9 +273,14 @@ class Readings:
         return self._meta_dev[generator.permutation(len(self._meta_dev))][: self._head_size]
 
     def auxiliary(self, step: int, factors: Mapping[str, npt.NDArray[np.float64]] | None) -> list[Share]:
-        """(objective, examples, keys of randomness, b / B) for each sampled objective.
+        """What each sampled objective reads at a step.
 
-        `factors` (by factor letter, aligned with `Space.factors()`) are needed for `published` allocation only.
+        Args:
+            step: optimiser step.
+            factors: logits by factor letter, in the order of `Space.factors()`; needed for `published` allocation.
+
+        Returns:
+            One share for each sampled objective.
         """
         if self._cursors is None or self._space is None:
             return []
@@ -230,28 +291,27 @@ class Readings:
             sampled = self._cursors.draw(step)
             sizes = {data: self._sizes(data) for data in {objectives[k].data for k in sampled}}
             return published_shares(self._space, sampled, factors, sizes, settings.auxiliary, settings.seed, step)
-        return [self._read(step, index, start, count) for index, start, count in self._cursors.at(step)]
+        return [self._share(step, index, start, count) for index, start, count in self._cursors.at(step)]
 
     def size(self, objective: int) -> int:
-        """Examples of the data that an objective reads."""
+        """Number of examples in the data of an objective, given its index."""
         return self._sizes(self._objective(objective).data)
 
     def chosen(self, number: int, objectives: Sequence[int]) -> list[Share]:
-        """Batch number so-and-so of objectives that are read in turn, whatever was sampled at the steps before.
+        """What the given objectives read in their batch number `number`, whatever was sampled at the steps before.
 
-        Each gets floor(B / n) of the auxiliary batch, at least one example, and reads its epochs without replacement.
+        Each gets floor(B / n) examples, at least one, and reads its epochs without replacement.
         """
         count = max(1, self._settings.auxiliary // max(1, len(objectives)))
-        return [self._read(number, index, number * count, count) for index in objectives]
+        return [self._share(number, index, number * count, count) for index in objectives]
 
-    def _read(self, step: int, index: int, start: int, count: int) -> Share:
-        """Examples number start to start + count of an objective's endless reading."""
+    def _share(self, step: int, index: int, start: int, count: int) -> Share:
         objective, seed = self._objective(index), self._settings.seed
         size = self._sizes(objective.data)
         examples = epoch_examples(size, start, count, seed, objective.code)
-        # An example that is read twice at a step, in a tiny data set, gets a key for each reading.
-        reading = np.arange(start, start + count) // size
-        return index, examples, randomness.keys(seed, step, objective.code, examples, reading), 1.0
+        # In a tiny data set an example may be read twice at a step: each time gets its own random key.
+        epoch = np.arange(start, start + count) // size
+        return Share(index, examples, randomness.keys(seed, step, objective.code, examples, epoch))
 
     def _objective(self, index: int) -> Objective:
         if self._space is None:
@@ -259,6 +319,7 @@ class Readings:
         return self._space.objectives[index]
 
     def _split_dev(self) -> tuple[Int64, Int64]:
+        """Dev examples for the meta part, and those that decide which checkpoint is kept."""
         everything = np.arange(self._dev)
         if self._settings.meta_dev_fraction == 0.0:
             return everything, everything

@@ -1,4 +1,8 @@
-"""Where a step's segments come from: the end task's splits, its corpora, and the objectives."""
+"""Where the segments of a step come from: the end task's splits, and the objectives on their data.
+
+`build` turns texts into the segment of an objective; `BatchSource` makes the batch of any step from a text task;
+`StepSource` is what it shares with the sources of other domains.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +16,40 @@ import numpy.typing as npt
 
 from aang_ray.config.sections import Semantics
 from aang_ray.data.tasks import EndTask, Labelled, Ragged
-from aang_ray.objectives import randomness, visibility
-from aang_ray.objectives.contracts import check_corrupted, check_labels, check_selected, check_targets
+from aang_ray.objectives import randomness
 from aang_ray.objectives.objective import EXTERNAL, Objective
 from aang_ray.objectives.outputs import Head, Labels, View
-from aang_ray.objectives.packing import Drawn, Segment
-from aang_ray.objectives.primitives import BUILT_IN, Primitives
-from aang_ray.objectives.sampling import NOTHING, Readings, Share, SourceSettings
+from aang_ray.objectives.packing import Drawn, Segment, label_weight
+from aang_ray.objectives.primitives import BUILT_IN, Primitives, check_targets, corrupt, label, order_of
+from aang_ray.objectives.sampling import NO_EXAMPLES, ExampleSchedule, Share, SourceSettings
 from aang_ray.objectives.space import Space
-from aang_ray.objectives.texts import Bool, Int32, Int64, Texts, Vocabulary
-from aang_ray.objectives.transforms import Corrupted, Noise, remaining
+from aang_ray.objectives.texts import Int32, Int64, Texts, Vocabulary
+from aang_ray.objectives.transforms import Noise, remaining
+from aang_ray.objectives.visibility import HIGHEST, LOWEST
 
-# --- objectives.build: From an objective and its texts to a segment: corrupted inputs, ranks, labels. (semantics sections 2.4 to 2.6)
+DEV, END_TASK, FIRST_OBJECTIVE = 0, 1, 2
+"""Numbers of the segments of a step."""
+DEV_HEAD, END_TASK_HEAD, LABEL_HEAD = "dev", "end-task", "label"
+"""Names of heads: phi*, phi_E, and the head of the output `end-task`. Other outputs' heads have the output's name."""
 
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """Switches that decide inputs and labels."""
+    """Settings that decide inputs and labels."""
 
     mask_rate: float
     labels: Semantics
     pooling: str
-    """`first` or `mean`: whether the first token carries the text's label."""
+    """How a text head reads a text: `first` (its first token) or `mean`."""
     noise: Noise | None = None
     """For noised embeddings."""
 
 
 def plain(name: str, head: str, texts: Texts, classes_E: Int64) -> Segment:
-    """Uncorrupted texts with their classes: the end task itself, and the dev batch."""
-    return replace(_unlabelled(name, head, texts), classes_E=classes_E, normaliser=float(len(texts.lengths_E)))
+    """Return a segment of uncorrupted texts with their classes: the end task itself, or dev."""
+    ranks_T = np.zeros(len(texts.ids_T), dtype=np.int32)
+    normaliser = float(len(texts.lengths_E))
+    return replace(_unlabelled(name, head, texts, ranks_T), classes_E=classes_E, normaliser=normaliser)
 
 
 def build(
@@ -53,55 +62,67 @@ def build(
     primitives: Primitives = BUILT_IN,
     fitted: Any = None,
 ) -> Segment:
-    """The objective's inputs and labels on these texts; `fitted`: what its output's `fit` returned.
+    """Return the segment of an objective: its inputs, ranks and labels. (docs/semantics.md, sections 2.4 to 2.6)
+
+    Args:
+        objective: the names of the primitives.
+        head: name of the head that predicts the labels.
+        texts: the texts before the transform.
+        classes_E: class of each text in its data set, if that has classes.
+        vocabulary: of the tokenizer.
+        settings: decide inputs and labels.
+        primitives: what the names stand for.
+        fitted: what the output's `fit` returned.
 
     Raises:
-        UserError: if a primitive breaks its contract: those of a user's file are not of this program.
+        UserError: if a primitive returns something invalid, which one of a user's file may do.
     """
-    transform = primitives.transforms[objective.transform]
-    representation = primitives.representations[objective.representation]
-    output = primitives.outputs[objective.output]
-    real_T = vocabulary.real(texts.ids_T)
-    selected_T = transform.select(texts, real_T, settings.mask_rate)
-    check_selected(transform, selected_T, len(real_T))
-    corrupted = transform.corrupt(texts, selected_T, vocabulary)
-    check_corrupted(transform, corrupted, real_T, vocabulary.size)
+    output, real_T = primitives.outputs[objective.output], vocabulary.real(texts.ids_T)
+    selected_T, corrupted = corrupt(primitives.transforms[objective.transform], texts, vocabulary, settings.mask_rate)
     kept_T = np.ones(len(real_T), dtype=np.bool_) if corrupted.kept_T is None else corrupted.kept_T
     view = View(objective, texts, real_T, selected_T, kept_T, vocabulary, settings.labels, classes_E, fitted)
-    labels = output.label(view)
-    check_labels(output, labels, view)
+    labels = label(output, view)
     read = remaining(texts, corrupted)
-    first: int | None = visibility.LOWEST
+    first_token: int | None = LOWEST
     if output.head.kind == "text":
-        first = visibility.HIGHEST if settings.pooling == "first" else None
-    ranks_T = visibility.ranks(representation, read, first)
-    segment = _unlabelled(objective.key, head, read, ranks_T, objective.representation)
-    segment = _noised(segment, view, corrupted, settings.noise)
+        first_token = HIGHEST if settings.pooling == "first" else None
+    order_T = order_of(primitives.representations[objective.representation], read)
+    segment = _unlabelled(objective.key, head, read, _ranks(order_T, read, first_token))
+    segment = replace(segment, representation=objective.representation)
+    if corrupted.noised_T is not None:
+        if settings.noise is None:
+            raise ValueError("noised embeddings need settings.noise")
+        noised_T = corrupted.noised_T & kept_T
+        segment = replace(segment, noised_N=view.row_T[noised_T], noise_NW=settings.noise.draw(texts, noised_T))
     if labels.drawn_T is not None:
-        segment = _drawn(segment, view, labels.drawn_T & kept_T)
+        segment = _with_drawn(segment, view, labels)
     if labels.by_queries:
         return _with_queries(segment, labels, vocabulary)
-    return _labelled(segment, labels, of_end_task=objective.output == "end-task")
-
-
-def _labelled(segment: Segment, labels: Labels, of_end_task: bool) -> Segment:
     normaliser = float(len(labels.targets))
     if labels.at_M is None:
+        of_end_task = objective.output == "end-task"
         return replace(segment, classes_E=labels.targets, normaliser=normaliser, weighted=of_end_task)
     return replace(segment, labelled_M=labels.at_M, targets_M=labels.targets, normaliser=normaliser)
 
 
-def _noised(segment: Segment, view: View, corrupted: Corrupted, noise: Noise | None) -> Segment:
-    if corrupted.noised_T is None:
-        return segment
-    if noise is None:
-        raise ValueError("the settings say nothing of noise")
-    noised_T = corrupted.noised_T & view.kept_T
-    return replace(segment, noised_N=view.row_T[noised_T], noise_NW=noise.draw(view.original, noised_T))
+def _unlabelled(name: str, head: str, texts: Texts, ranks_T: Int32) -> Segment:
+    return Segment(name, head, texts.ids_T, texts.positions_T, ranks_T, ranks_T, texts.lengths_E)
 
 
-def _drawn(segment: Segment, view: View, drawn_T: Bool) -> Segment:
-    """Leave the originals in place; the samples and the labels are made on the device."""
+def _ranks(order_T: Int32 | None, texts: Texts, first_token: int | None) -> Int32:
+    """Ranks of the tokens, [T]; the first token of each text ranks `first_token`, None leaves it its place."""
+    if order_T is None:
+        return np.zeros(len(texts.ids_T), dtype=np.int32)
+    ranks_T = order_T * np.int32(2)  # even, so that a query fits in just below any token
+    if first_token is not None:
+        ranks_T[texts.starts_E] = first_token
+    return ranks_T
+
+
+def _with_drawn(segment: Segment, view: View, labels: Labels) -> Segment:
+    """Put the original tokens back where samples of the denoise head will stand; these are made on the device."""
+    assert labels.drawn_T is not None
+    drawn_T = labels.drawn_T & view.kept_T
     at_G = view.row_T[drawn_T]
     ids_T = segment.ids_T.copy()
     ids_T[at_G] = view.original.ids_T[drawn_T]
@@ -110,29 +131,28 @@ def _drawn(segment: Segment, view: View, drawn_T: Bool) -> Segment:
 
 
 def _with_queries(segment: Segment, labels: Labels, vocabulary: Vocabulary) -> Segment:
-    """Append to each text one mask-token query a target, with the target's position.
+    """Append to each text one mask-token query for each target, with the target's position.
 
-    A query sees the first token, itself and content of strictly lower rank than its target; nobody
-    sees it. Content ranks are even, so target rank - 1 lies strictly between.
+    A query sees the first token, itself, and tokens of a strictly lower rank than its target; no other token sees it.
+    Ranks of tokens are even, so (rank of the target) - 1 lies strictly between two of them.
     """
     targets = labels.at_M
     if targets is None or len(segment.noised_N) or segment.drawn is not None:
-        raise ValueError("queries ask for tokens of intact texts")
+        raise ValueError("queries can be used with intact texts only")
     text_T = np.repeat(np.arange(segment.texts), segment.lengths_E)
     text_M = text_T[targets]
-    order = np.argsort(np.concatenate((text_T, text_M)), kind="stable")  # content first, then its queries
+    order = np.argsort(np.concatenate((text_T, text_M)), kind="stable")  # each text's tokens, then its queries
 
-    def interleave(content: Int32, queries: Int32) -> Int32:
-        return np.concatenate((content, queries))[order].astype(np.int32)
+    def interleave(tokens: Int32, queries: Int32) -> Int32:
+        return np.concatenate((tokens, queries))[order].astype(np.int32)
 
     is_query = np.concatenate((np.zeros(len(text_T), dtype=np.bool_), np.ones(len(targets), dtype=np.bool_)))[order]
-    highest_M = np.full(len(targets), visibility.HIGHEST, dtype=np.int32)
     return replace(
         segment,
         ids_T=interleave(segment.ids_T, np.full(len(targets), vocabulary.mask_id, dtype=np.int32)),
         positions_T=np.concatenate((segment.positions_T, segment.positions_T[targets]))[order],
         ranks_T=interleave(segment.ranks_T, segment.ranks_T[targets] - 1),
-        key_ranks_T=interleave(segment.key_ranks_T, highest_M),
+        key_ranks_T=interleave(segment.key_ranks_T, np.full(len(targets), HIGHEST, dtype=np.int32)),
         lengths_E=segment.lengths_E + np.bincount(text_M, minlength=segment.texts),
         labelled_M=np.flatnonzero(is_query),
         targets_M=labels.targets,
@@ -140,24 +160,7 @@ def _with_queries(segment: Segment, labels: Labels, vocabulary: Vocabulary) -> S
     )
 
 
-def _unlabelled(
-    name: str, head: str, texts: Texts, ranks_T: Int32 | None = None, representation: str | None = None
-) -> Segment:
-    if ranks_T is None:
-        ranks_T = np.zeros(len(texts.ids_T), dtype=np.int32)
-    return Segment(
-        name=name,
-        head=head,
-        ids_T=texts.ids_T,
-        positions_T=texts.positions_T,
-        ranks_T=ranks_T,
-        key_ranks_T=ranks_T,
-        lengths_E=texts.lengths_E,
-        representation=representation,
-    )
-
-
-# --- objectives.step_source: The segments of a step, whatever the examples are: what texts and images share.
+# Steps
 
 
 SegmentT = TypeVar("SegmentT")
@@ -169,37 +172,40 @@ class SegmentBatch(Generic[SegmentT]):
 
     step: int
     sampled: tuple[int, ...]
+    """Indices of the sampled objectives in the space."""
     segments: tuple[SegmentT, ...]
     shares: tuple[float, ...]
-    """b / B of each sampled objective; 1 each in equal allocation, where they do not enter the loss."""
+    """`Share.fraction` of each sampled objective."""
 
 
 class StepSource(ABC, Generic[SegmentT]):
-    """Makes the batch of any step as a pure function of (seed, step)."""
+    """Makes the batch of any step as a pure function of (seed, step), for one domain."""
 
-    readings: Readings
+    schedule: ExampleSchedule
     """Which examples it reads."""
 
     def step(
         self, step: int, with_dev: bool, factors: Mapping[str, npt.NDArray[np.float64]] | None = None
     ) -> SegmentBatch[SegmentT]:
-        """The segments of a step.
+        """Make the segments of a step.
 
-        `factors` (by factor letter, aligned with `Space.factors()`) are needed for `published` allocation only.
+        Args:
+            step: optimiser step.
+            with_dev: whether to include the dev batch.
+            factors: logits by factor letter, in the order of `Space.factors()`; needed for `published` allocation.
         """
-        dev = self.readings.dev_batch(step) if with_dev else NOTHING
-        return self._batch(step, dev, self.readings.end_task(step), self.readings.auxiliary(step, factors))
+        dev = self.schedule.dev_batch(step) if with_dev else NO_EXAMPLES
+        return self._batch(step, dev, self.schedule.end_task(step), self.schedule.auxiliary(step, factors))
 
     def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> SegmentBatch[SegmentT]:
-        """Batch number so-and-so of these objectives, with the end task or without it: see `Readings.chosen`."""
-        examples = self.readings.end_task(number) if end_task else NOTHING
-        return self._batch(number, NOTHING, examples, self.readings.chosen(number, objectives))
+        """Make batch number `number` of the given objectives, with or without the end task (`ExampleSchedule.chosen`)."""
+        examples = self.schedule.end_task(number) if end_task else NO_EXAMPLES
+        return self._batch(number, NO_EXAMPLES, examples, self.schedule.chosen(number, objectives))
 
     def _batch(self, step: int, dev: Int64, end_task: Int64, auxiliary: Sequence[Share]) -> SegmentBatch[SegmentT]:
-        segments = [self._dev(dev), self._end_task(end_task)]
-        segments += [self._objective(index, examples, keys) for index, examples, keys, _ in auxiliary]
-        sampled, shares = tuple(index for index, *_ in auxiliary), tuple(share for *_, share in auxiliary)
-        return SegmentBatch(step, sampled, tuple(segments), shares)
+        segments = [self._dev(dev), self._end_task(end_task), *map(self._objective, auxiliary)]
+        sampled, fractions = tuple(share.objective for share in auxiliary), tuple(s.fraction for s in auxiliary)
+        return SegmentBatch(step, sampled, tuple(segments), fractions)
 
     @abstractmethod
     def _dev(self, examples: Int64) -> SegmentT:
@@ -210,21 +216,24 @@ class StepSource(ABC, Generic[SegmentT]):
         """Train examples with their labels."""
 
     @abstractmethod
-    def _objective(self, index: int, examples: Int64, keys: randomness.U64) -> SegmentT:
+    def _objective(self, share: Share) -> SegmentT:
         """Examples of an objective's data, corrupted and labelled."""
-
-
-DEV, END_TASK, FIRST_OBJECTIVE = 0, 1, 2
-"""Numbers of the segments of a step."""
-DEV_HEAD, END_TASK_HEAD, LABEL_HEAD = "dev", "end-task", "label"
-"""phi*, phi_E, and the head of the output `end-task`; other outputs' heads have the output's name."""
 
 
 StepBatch = SegmentBatch[Segment]
 
 
 class BatchSource(StepSource[Segment]):
-    """Batches of texts."""
+    """Batches of texts.
+
+    Args:
+        task: the end task with its corpora.
+        space: the auxiliary objectives; None: there are none.
+        n: objectives in a step.
+        vocabulary: of the tokenizer.
+        output: settings that decide inputs and labels.
+        settings: settings that decide which examples are read.
+    """
 
     def __init__(
         self,
@@ -236,14 +245,14 @@ class BatchSource(StepSource[Segment]):
         settings: SourceSettings,
     ) -> None:
         self.task, self.space, self.vocabulary, self.output, self.settings = task, space, vocabulary, output, settings
-        self.readings = Readings(
-            len(task.train), len(task.dev), lambda data: len(self._texts_of(data)), space, n, settings
+        self.schedule = ExampleSchedule(
+            len(task.train), len(task.dev), lambda data: len(self._texts_of(data)[0]), space, n, settings
         )
-        self._fitted = {} if space is None else self._fit(space)
         self._heads = space_heads(space, task, settings.per_objective_heads)
+        self._fitted: dict[str, Any] = {} if space is None else self._fit(space)
 
     def _fit(self, space: Space) -> dict[str, Any]:
-        """What the outputs of a space need to know of train."""
+        """What the outputs of a space need to know of the train texts."""
         outputs = {name: space.primitives.outputs[name] for name in dict.fromkeys(k.output for k in space.objectives)}
         train = self.task.train.tokens
         return {name: output.fit(train, self.vocabulary) for name, output in outputs.items() if output.fit is not None}
@@ -257,34 +266,29 @@ class BatchSource(StepSource[Segment]):
     def dev_head_examples(self, step: int) -> Segment:
         """The examples that phi* is fitted on at this step, disjoint from the step's dev batch."""
         split = self.task.train if self.settings.head_from_train else self.task.dev
-        return self._labelled("dev-head", DEV_HEAD, split, self.readings.dev_head(step))
+        return self._labelled("dev-head", DEV_HEAD, split, self.schedule.dev_head(step))
 
     def _labelled(self, name: str, head: str, split: Labelled, examples: Int64) -> Segment:
         ids, lengths = split.tokens.take(examples)
         texts = Texts(ids, lengths, np.zeros(len(examples), dtype=np.uint64))
         return self._weighted(plain(name, head, texts, split.labels[examples]))
 
-    def _texts_of(self, data: str) -> Ragged:
+    def _texts_of(self, data: str) -> tuple[Ragged, Int64 | None]:
+        """The texts of a kind of data, and their classes if they have any."""
         if data == "end-task":
-            return self.task.train.tokens
+            return self.task.train.tokens, self.task.train.labels
         if data.startswith(EXTERNAL):
-            return self.task.external[data.removeprefix(EXTERNAL)].train.tokens
-        return {kind.replace("_", "-"): texts for kind, texts in self.task.corpora.items()}[data]
+            train = self.task.external[data.removeprefix(EXTERNAL)].train
+            return train.tokens, train.labels
+        return {kind.replace("_", "-"): texts for kind, texts in self.task.corpora.items()}[data], None
 
-    def _classes_of(self, data: str) -> Int64 | None:
-        if data == "end-task":
-            return self.task.train.labels
-        if data.startswith(EXTERNAL):
-            return self.task.external[data.removeprefix(EXTERNAL)].train.labels
-        return None
-
-    def _objective(self, index: int, examples: Int64, keys: randomness.U64) -> Segment:
+    def _objective(self, share: Share) -> Segment:
         if self.space is None:
             raise ValueError("no space")
-        objective = self.space.objectives[index]
-        tokens, classes = self._texts_of(objective.data), self._classes_of(objective.data)
+        objective, examples = self.space.objectives[share.objective], share.examples
+        tokens, classes = self._texts_of(objective.data)
         ids, lengths = tokens.take(examples)
-        keys_E = np.broadcast_to(keys, (len(examples),)).copy()
+        keys_E = np.broadcast_to(share.keys, (len(examples),)).copy()
         texts = Texts(ids, lengths, keys_E, tokens.take_capitals(examples))
         head = head_name(objective, self.settings.per_objective_heads)
         segment = build(
@@ -302,15 +306,15 @@ class BatchSource(StepSource[Segment]):
         return self._weighted(segment)
 
     def _weighted(self, segment: Segment) -> Segment:
-        """With class weights the mean's denominator is the sum of the weights."""
+        """With class weights, the denominator of the mean loss is the sum of the weights."""
         weights = self.task.class_weights
         if weights is None or segment.classes_E is None or not segment.weighted:
             return segment
-        return replace(segment, normaliser=float(weights[segment.classes_E].sum()))
+        return replace(segment, normaliser=label_weight(segment, weights))
 
 
 def head_name(objective: Objective, per_objective: bool) -> str:
-    """The head that answers for an objective: its output's, or its own; labels of other data sets have one a set."""
+    """Name the head of an objective: its output's; or its own. Labels of other data sets have a head for each set."""
     if per_objective:
         return objective.key
     if objective.output == "end-task":
@@ -319,17 +323,15 @@ def head_name(objective: Objective, per_objective: bool) -> str:
 
 
 def space_heads(space: Space | None, task: EndTask, per_objective: bool) -> dict[str, Head]:
-    """The heads that a space needs, vocabulary heads first, with their sizes."""
+    """Return the heads that a space needs, by name, with their sizes; vocabulary heads come first."""
     heads: dict[str, Head] = {}
     if space is None:
         return heads
     for objective in space.objectives:
         head = space.primitives.outputs[objective.output].head
         if head.kind != "vocabulary" and head.size is None:
-            head = replace(head, size=len(_label_names(task, objective.data)))
+            external = objective.data.startswith(EXTERNAL)
+            labelled = task.external[objective.data.removeprefix(EXTERNAL)] if external else task
+            head = replace(head, size=len(labelled.label_names))
         heads[head_name(objective, per_objective)] = head
     return dict(sorted(heads.items(), key=lambda item: item[1].kind != "vocabulary"))
-
-
-def _label_names(task: EndTask, data: str) -> tuple[str, ...]:
-    return task.external[data.removeprefix(EXTERNAL)].label_names if data.startswith(EXTERNAL) else task.label_names

@@ -1,19 +1,24 @@
-"""A search space: the union of blocks of choices per stage, less what is illegal."""
+"""Search spaces: the file, the legal objectives that it stands for, and how a person is shown them.
+
+A space file lists blocks of choices for each stage. The space is the union of the blocks' products, less what is
+illegal (docs/semantics.md, section 1).
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import itertools
 import json
 import sysconfig
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -21,13 +26,35 @@ from rich.table import Table
 from aang_ray.config.load import describe_error, read_yaml
 from aang_ray.config.sections import Semantics
 from aang_ray.errors import UserError
-from aang_ray.objectives.images.taxonomy import IMAGE_PRIMITIVES, IMAGE_RULES
-from aang_ray.objectives.objective import EXTERNAL, STAGES, Capabilities, Objective, Rule, ruled_out, unavailable
-from aang_ray.objectives.outputs import ORDERED
+from aang_ray.objectives import DOMAINS
+from aang_ray.objectives.objective import EXTERNAL, STAGES, Objective, Rule, ruled_out
 from aang_ray.objectives.primitives import BUILT_IN, Primitives, digest
+from aang_ray.objectives.visibility import PUBLISHED
 
-INSTALLED = "share/aang_ray/search_spaces"
+TEXT: Final = "text"
+"""The domain of a space file that names none."""
+INSTALLED: Final = "share/aang_ray/search_spaces"
 """Where an installation puts the files of `search_spaces/`, below its data path."""
+
+
+class Taxonomy(Protocol):
+    """What a domain offers at the four stages, and which combinations are objectives.
+
+    `Primitives` is the taxonomy of text. Other domains register theirs in `aang_ray.objectives.DOMAINS`.
+    """
+
+    def names(self, stage: str) -> tuple[str, ...]:
+        """The names that can be chosen at a stage."""
+        ...
+
+    def rules(self, objective: Objective) -> Sequence[Rule]:
+        """The rules that can forbid the objective."""
+        ...
+
+    def conflicts(self, objectives: Collection[Objective], labels: Semantics) -> dict[Objective, str]:
+        """The objectives that must go because of the others of the space, with the reasons."""
+        ...
+
 
 Choices = Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -50,88 +77,88 @@ class SpaceFile(BaseModel):
 
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
     primitives: tuple[str, ...] = ()
-    """Python files that add primitives, relative to the space's own place."""
+    """Python files that add primitives, relative to the space file."""
+    domain: str = TEXT
+    """What the objectives are about: text, or a domain of `aang_ray.objectives.DOMAINS`."""
 
     @cached_property
     def known(self) -> Primitives:
-        """What is built in, and what the files add."""
+        """The built-in primitives of text and those of the files."""
         return BUILT_IN.plus(self.primitives)
 
-    def allowed(self, stage: str) -> tuple[str, ...]:
-        """Names that can be chosen at a stage."""
-        return self.known.names(stage)
+    @cached_property
+    def taxonomy(self) -> Taxonomy:
+        """The taxonomy of the file's domain."""
+        if self.domain == TEXT:
+            return self.known
+        taxonomy: Taxonomy = importlib.import_module(DOMAINS[self.domain]).TAXONOMY
+        return taxonomy
 
-    def rules(self, objective: Objective) -> Sequence[Rule]:
-        """The rules of the objective's primitives."""
-        return self.known.rules(objective)
+    @model_validator(mode="after")
+    def _domain_is_known(self) -> Self:
+        if self.domain != TEXT and self.domain not in DOMAINS:
+            raise ValueError(f"{self.domain!r} is no domain; allowed: {', '.join((TEXT, *DOMAINS))}")
+        if self.domain != TEXT and self.primitives:
+            raise ValueError(f"primitives: files that add primitives are for spaces on text, not on {self.domain}")
+        return self
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        for block in self.blocks:
-            for stage in STAGES:
-                allowed = self.allowed(stage)
-                for name in getattr(block, stage):
-                    external = stage == "data" and name.startswith(EXTERNAL) and f"{EXTERNAL}NAME" in allowed
-                    if name not in allowed and not external:
-                        raise ValueError(f"{name!r} is no {stage}; allowed: {', '.join(allowed)}")
+        for block, stage in itertools.product(self.blocks, STAGES):
+            allowed = self.taxonomy.names(stage)
+            for name in getattr(block, stage):
+                external = stage == "data" and name.startswith(EXTERNAL) and f"{EXTERNAL}NAME" in allowed
+                if name not in allowed and not external:
+                    raise ValueError(f"{name!r} is no {stage}; allowed: {', '.join(allowed)}")
         return self
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the blocks and of the content of the files: two that say the same are the same space."""
-        value = self.model_dump(mode="json", exclude={"primitives"})
+        """Hash of the blocks and of the content of the files, wherever they lie. Stored results refer to it."""
+        # A space on text has no `domain` in its hash: it had none before there were other domains.
+        value = self.model_dump(mode="json", exclude={"primitives"} | ({"domain"} if self.domain == TEXT else set()))
         if self.primitives:
             value["primitives"] = [digest(file) for file in self.primitives]
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class ImageSpaceFile(SpaceFile):
-    """A space of objectives on images; the file says `domain: images`."""
-
-    domain: Literal["images"]
-
-    @field_validator("primitives")
-    @classmethod
-    def _built_in_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if value:
-            raise ValueError("files that add primitives are for spaces on text; those on images have what is built in")
-        return value
-
-    def allowed(self, stage: str) -> tuple[str, ...]:
-        """Names that can be chosen at a stage."""
-        return IMAGE_PRIMITIVES[stage]
-
-    def rules(self, objective: Objective) -> Sequence[Rule]:
-        """All rules about images: each names the primitives that it is about."""
-        return IMAGE_RULES
-
-
 @dataclass(frozen=True)
 class Space:
-    """A: every legal objective, in the order of the blocks' products, and what was ruled out."""
+    """The search space A: every legal objective, in the order of the blocks' products, and what was ruled out."""
 
     name: str
     objectives: tuple[Objective, ...]
     ruled_out: Mapping[Objective, str]
-    """Reason by objective."""
+    """The reason for each objective that is not in the space."""
     left_out: frozenset[Objective] = frozenset()
-    """Those ruled out that are legal by themselves: the end task, the encoder or the rest of the space is why."""
+    """Those that are legal by themselves, but not with this end task, this encoder or the rest of the space."""
     primitives: Primitives = BUILT_IN
-    """What the names of objectives on text stand for."""
+    """For a space on text, the primitives behind the names."""
 
     def __len__(self) -> int:
         return len(self.objectives)
 
     def factors(self) -> dict[str, tuple[str, ...]]:
-        """Names of the factor tensors' entries: `A` by objective key, D, T, R, O by primitive."""
+        """Name the entries of the factor tensors: `A` by objective key; `D`, `T`, `R` and `O` by primitive."""
         named = {"A": tuple(k.key for k in self.objectives)}
         for letter, stage in zip("DTRO", STAGES, strict=True):
             named[letter] = tuple(dict.fromkeys(str(getattr(k, stage)) for k in self.objectives))
         return named
 
 
+# Files
+
+
 def space_path(name: str) -> Path:
-    """Where a space lies: a path as given, or a file of `search_spaces/` here, beside the package or installed."""
+    """Find a space file.
+
+    Args:
+        name: a path to a `.yaml` file; or the name of a file of `search_spaces/`, which is looked for in the working
+            directory, then next to the package, then where an installation puts data files.
+
+    Raises:
+        UserError: if there is no such file.
+    """
     given = Path(name)
     if given.suffix in {".yaml", ".yml"}:
         if given.is_file():
@@ -148,27 +175,43 @@ def space_path(name: str) -> Path:
 
 
 def read_space(name: str) -> SpaceFile:
-    """Read and validate a space by name or path.
+    """Read and check a space file, given its name or path.
 
     Raises:
-        UserError: with one line that names the file, the key and what is allowed.
+        UserError: in one line that names the file, the key and what is allowed.
     """
     path = space_path(name)
     mapping: dict[str, Any] = read_yaml(path)
-    model = ImageSpaceFile if "domain" in mapping else SpaceFile
     files = mapping.get("primitives")
     if isinstance(files, list):
         mapping["primitives"] = [str(path.parent / str(file)) for file in files]
     try:
-        return model.model_validate(mapping)
+        return SpaceFile.model_validate(mapping)
     except ValidationError as error:
-        raise UserError(f"{path.name}: {describe_error(error, model)}") from None
+        raise UserError(f"{path.name}: {describe_error(error, SpaceFile)}") from None
 
 
 def masked_lm(data: Sequence[str]) -> SpaceFile:
-    """The masked-LM objective on each kind of data, as BERT, TAPT and DAPT have it."""
+    """Return the space of masked language modelling (as in BERT, TAPT and DAPT) on each kind of data."""
     choice = Block(data=tuple(data), transform=("bert-op",), representation=("bidirectional",), output=("denoise",))
     return SpaceFile(blocks=(choice,))
+
+
+# Legality
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an end task, an encoder and the settings allow objectives to do."""
+
+    positions_given: bool = True
+    """The encoder accepts position ids."""
+    data: frozenset[str] = frozenset({"end-task", "in-domain", "out-of-domain"})
+    """The kinds of data that are there."""
+    sound_visibility: bool = True
+    """`objectives.visibility` is `sound`. Appended queries need it: they see by rank."""
+    shared_heads: bool = True
+    """Objectives with the same output share a head."""
 
 
 def enumerate_space(
@@ -178,21 +221,27 @@ def enumerate_space(
     labels: Semantics = "sound",
     capabilities: Capabilities | None = None,
 ) -> Space:
-    """All objectives of a space: the union of its blocks' products, less what is illegal.
+    """List all objectives of a space: the union of its blocks' products, less what is illegal.
 
-    With `capabilities`, also less what this end task and encoder cannot compute.
     Sizes in `published` semantics: TD 24, TD+ED 40, X+Y+Z 3 (Dery et al. 2023, Table 2).
 
+    Args:
+        name: of the space, for messages.
+        file: the choices.
+        legality: the setting `objectives.legality`.
+        labels: the setting `objectives.labels`.
+        capabilities: leave out, too, what this end task and encoder cannot compute; None: nothing.
+
     Raises:
-        UserError: if nothing is left.
+        UserError: if no objective is left.
     """
-    legal: dict[Objective, None] = {}
+    legal: dict[Objective, None] = {}  # a set that keeps its order
     illegal: dict[Objective, str] = {}
     left_out: set[Objective] = set()
     for block in file.blocks:
         for choice in itertools.product(block.data, block.transform, block.representation, block.output):
             objective = Objective(*choice)
-            reason = ruled_out(objective, legality, file.rules(objective))
+            reason = ruled_out(objective, legality, file.taxonomy.rules(objective))
             if reason is None and capabilities is not None:
                 reason = unavailable(objective, capabilities, labels)
                 left_out.update([objective] if reason is not None else [])
@@ -200,60 +249,75 @@ def enumerate_space(
                 legal[objective] = None
             else:
                 illegal[objective] = reason
-    for objective, reason in _beside_others(legal, file.known, labels).items():
-        del legal[objective]
-        illegal[objective] = reason
-        left_out.add(objective)
-    if not legal:
+    conflicts = file.taxonomy.conflicts(legal, labels)
+    illegal |= conflicts
+    left_out |= conflicts.keys()
+    objectives = tuple(objective for objective in legal if objective not in conflicts)
+    if not objectives:
         reasons = "; ".join(dict.fromkeys(illegal.values()))
         raise UserError(f"space {name}: no objective is left: {reasons}")
-    return Space(name, tuple(legal), illegal, frozenset(left_out), file.known)
+    return Space(name, objectives, illegal, frozenset(left_out), file.known)
 
 
-def _beside_others(legal: Mapping[Objective, None], known: Primitives, labels: Semantics) -> dict[Objective, str]:
-    """Objectives that are none beside, or without, others of the space, with the reasons."""
-    reasons: dict[Objective, str] = {}
-    for objective in legal:
-        intact = (objective.transform, objective.output) == ("no-op", "denoise") and objective.representation in ORDERED
-        if labels == "sound" and intact and replace(objective, output="next-token") in legal:
-            reasons[objective] = "denoising an input that nothing corrupted is next-token, which the space has, too"
-    while True:  # what goes may be what others need
-        stay = [objective for objective in legal if objective not in reasons]
-        outputs = {objective.output for objective in stay}
-        found = {}
-        for objective in stay:
-            output = known.outputs.get(objective.output)
-            if output is not None and (lacking := output.needs - outputs):
-                found[objective] = f"{output.name} needs {', '.join(sorted(lacking))} in the space, too"
-        if not found:
-            return reasons
-        reasons |= found
+def unavailable(objective: Objective, capabilities: Capabilities, labels: Semantics) -> str | None:
+    """Return why a legal objective on text cannot be computed for this end task and encoder, or None if it can."""
+    if objective.data not in capabilities.data:
+        return f"no {objective.data} text is given; {how_to_give(objective.data)}"
+    if _uses_queries(objective, labels):
+        if not capabilities.positions_given:
+            return "its queries need an encoder whose position ids can be given"
+        if not capabilities.sound_visibility:
+            return "its queries need sound visibility (objectives.visibility), or objectives.labels: published"
+    if objective.representation not in PUBLISHED and not capabilities.sound_visibility:
+        return "the released code has no such visibility (objectives.visibility: sound)"
+    if objective.output == "real-synthetic" and not capabilities.shared_heads:
+        return "its replacements come from one denoise head (objectives.heads: shared)"
+    return None
 
 
-# --- objectives.describe: What a person sees of a space: its grid, and what was ruled out and why.
+def how_to_give(data: str) -> str:
+    """Name the setting that supplies a kind of data."""
+    if data.startswith(EXTERNAL):
+        return f"list {data.removeprefix(EXTERNAL)} in data.external"
+    return f"set data.{data.replace('-', '_')}"
+
+
+def _uses_queries(objective: Objective, labels: Semantics) -> bool:
+    """Whether tokens are predicted at queries that are appended to the text (`Labels.by_queries`)."""
+    if (objective.transform, objective.representation) != ("no-op", "random-factorized"):
+        return False
+    return objective.output == "next-token" or (objective.output == "denoise" and labels == "sound")
+
+
+# Display
 
 
 def render_space(name: str, legality: Semantics, console: Console) -> None:
     """Print a space: for its kinds of data a grid, outputs and transforms down, representations across.
 
     Kinds of data with the same grid share it.
+
+    Args:
+        name: name or path of the space.
+        legality: the semantics that decide what is ruled out.
+        console: where to print.
     """
     space = enumerate_space(name, read_space(name), legality)
     everything = (*space.objectives, *space.ruled_out)
     console.print(f"{escape(name)}: {len(space)} objectives ({legality} semantics)", highlight=False)
-    representations = _distinct(k.representation for k in everything)
-    grids: dict[Grid, list[str]] = {}
-    for data in _distinct(k.data for k in everything):
+    representations = tuple(dict.fromkeys(k.representation for k in everything))
+    grids: dict[_Grid, list[str]] = {}
+    for data in dict.fromkeys(k.data for k in everything):
         grids.setdefault(_grid(space, data, representations), []).append(data)
     for grid, data_names in grids.items():
         table = Table(title=escape(", ".join(data_names)), title_justify="left")
         for column in ("output, transform", *representations):
-            # Broken in two, so that the table fits into a terminal of 80 columns.
+            # A line break after the first hyphen keeps the table within a terminal of 80 columns.
             table.add_column(escape(column.replace("-", "-\n", 1)))
-        for output, rows in grid:
+        for output, rows in itertools.groupby(grid, key=lambda row: row[0]):
             table.add_section()
             table.add_row(f"[bold]{escape(output)}[/bold]")
-            for transform, marks in rows:
+            for _, transform, marks in rows:
                 table.add_row(f"  {escape(transform)}", *marks)
         console.print(table)
     if space.ruled_out:
@@ -262,24 +326,14 @@ def render_space(name: str, legality: Semantics, console: Console) -> None:
             console.print(f"  {count:3d}  {reason}", highlight=False)
 
 
-Rows = tuple[tuple[str, tuple[str, ...]], ...]
-Grid = tuple[tuple[str, Rows], ...]
-"""By output and transform a mark for each representation."""
+_Grid = tuple[tuple[str, str, tuple[str, ...]], ...]
+"""Rows of output, transform, and a mark for each representation."""
 
 
-def _grid(space: Space, data: str, representations: tuple[str, ...]) -> Grid:
-    legal = frozenset(space.objectives)
-    named = [k for k in (*space.objectives, *space.ruled_out) if k.data == data]
-
-    def mark(objective: Objective) -> str:
-        return "yes" if objective in legal else "–" if objective in space.ruled_out else ""
-
-    def rows(output: str) -> Rows:
-        transforms = sorted({k.transform for k in named if k.output == output})
-        return tuple((t, tuple(mark(Objective(data, t, r, output)) for r in representations)) for t in transforms)
-
-    return tuple((output, rows(output)) for output in sorted({k.output for k in named}))
-
-
-def _distinct(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))
+def _grid(space: Space, data: str, representations: tuple[str, ...]) -> _Grid:
+    mark = {**dict.fromkeys(space.ruled_out, "–"), **dict.fromkeys(space.objectives, "yes")}
+    pairs = sorted({(k.output, k.transform) for k in mark if k.data == data})
+    return tuple(
+        (output, transform, tuple(mark.get(Objective(data, transform, r, output), "") for r in representations))
+        for output, transform in pairs
+    )

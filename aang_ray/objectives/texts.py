@@ -1,4 +1,7 @@
-"""Texts end to end, with their keys of randomness, and what is to be known of the vocabulary."""
+"""What primitives work on: tokens of many texts in one array, and the vocabulary that they are from.
+
+Texts are concatenated ("end to end"); shape suffixes: T tokens, E texts.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,16 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts end to end. Suffixes: T tokens, E texts."""
+    """E texts, concatenated."""
 
     ids_T: Int32
+    """Token ids."""
     lengths_E: Int64
+    """Tokens in each text, special tokens included."""
     keys_E: randomness.U64
-    """A key of randomness for each text: a function of (seed, step, objective, example)."""
+    """The random key of each text: a function of (seed, step, objective, example)."""
     capitals_T: Bool | None = None
-    """Tokens that begin with an upper-case letter in the raw text, where that is known."""
+    """Whether the token begins with an upper-case letter in the raw text; None if unknown."""
 
     @cached_property
     def text_T(self) -> Int64:
@@ -35,6 +40,7 @@ class Texts:
 
     @cached_property
     def starts_E(self) -> Int64:
+        """Index of each text's first token."""
         return np.cumsum(self.lengths_E) - self.lengths_E
 
     @cached_property
@@ -43,15 +49,29 @@ class Texts:
         return np.arange(len(self.ids_T)) - np.repeat(self.starts_E, self.lengths_E)
 
     def uniform_T(self, purpose: int) -> Float64:
-        """One number in [0, 1) for each token; purposes from `randomness.FREE` on are the user's own."""
+        """One uniform number in [0, 1) for each token.
+
+        Args:
+            purpose: a number that tells draws apart. Your own primitives use 1000 and up (`randomness.FREE`).
+        """
         return randomness.uniform(self.keys_E[self.text_T].view(np.int64), purpose, self.positions_T)
 
     def uniform_E(self, purpose: int) -> Float64:
-        """One number in [0, 1) for each text."""
+        """One uniform number in [0, 1) for each text."""
         return randomness.uniform(self.keys_E.view(np.int64), purpose, -1)
 
     def budget(self, real_T: Bool, rate: float) -> Int64:
-        """How many of each text's m real tokens are to be selected: floor(rate * m + u), at least one, [E]."""
+        """How many of each text's m real tokens to select: floor(rate * m + u), u uniform in [0, 1), at least one.
+
+        The expected number is rate * m wherever that exceeds one.
+
+        Args:
+            real_T: which tokens are not special.
+            rate: the share to select, `objectives.mask_rate`.
+
+        Returns:
+            Counts, [E]; 0 for a text of special tokens alone.
+        """
         real_E = np.bincount(self.text_T, weights=real_T, minlength=len(self.lengths_E))
         wanted_E = np.floor(rate * real_E + self.uniform_E(randomness.COUNT))
         return np.minimum(np.maximum(wanted_E, 1), real_E).astype(np.int64)
@@ -59,7 +79,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the transforms and labels need to know of the tokenizer."""
+    """The token ids of a tokenizer."""
 
     size: int
     mask_id: int
@@ -73,10 +93,10 @@ class Vocabulary:
 
     @cached_property
     def ordinary_ids(self) -> Int32:
-        """Every id that is not special: what replacements are drawn from."""
+        """All ids that are not special. Replacements are drawn from them."""
         return np.flatnonzero(self._ordinary).astype(np.int32)
 
     def real(self, ids_T: Int32) -> Bool:
-        """Tokens that are text: only they are selected, and only they are labels."""
+        """Whether each token is not special. Only real tokens are selected, and only they are labels."""
         real: Bool = self._ordinary[ids_T]
         return real

@@ -1,18 +1,22 @@
-"""R: who sees whom, as ranks.
+"""Stage R: which tokens a token may attend to, expressed as ranks. (docs/semantics.md, section 2.5)
 
-Row i sees key j iff key_rank(j) <= rank(i), or i = j, for every row, labelled or not, in every layer
-(semantics section 2.5). Ranks order the tokens of a text, and an order is transitive: what a row may
-not see, it cannot learn through a third row in a later layer either.
+Row i sees key j iff key_rank(j) <= rank(i) or i = j, for every row, labelled or not, in every layer. Ranks order the
+tokens of a text, and an order is transitive: what a row may not see does not reach it through a third row in a later
+layer either.
 
-| representation | token outputs | label of the text |
+| representation | rank of a token, for outputs at tokens | for an output about the whole text |
 |---|---|---|
-| bidirectional | all 0 | all 0 |
-| left-to-right | position; first token lowest | illegal |
-| right-to-left | reversed position; first token lowest | illegal |
-| random-factorized | random order; first token lowest | random order; first token highest if it is pooled |
+| bidirectional | 0 for all | 0 for all |
+| left-to-right | its position; the first token ranks lowest | illegal |
+| right-to-left | its reversed position; the first token ranks lowest | illegal |
+| random-factorized | a random order; the first token ranks lowest | a random order; a pooled first token ranks highest |
 
-The lowest first token is seen by every row and itself sees only itself: a first token that saw the
-text and was seen by all would carry each label through layer 2.
+A first token that ranks lowest is seen by every row and sees only itself. If it saw the text and was seen by all, it
+would carry each label to its row through layer 2.
+
+To add one, write its function and its entry in `REPRESENTATIONS`, and a row in docs/taxonomy.md.
+
+Shape suffixes: T tokens.
 """
 
 from __future__ import annotations
@@ -24,26 +28,29 @@ from typing import ClassVar
 import numpy as np
 
 from aang_ray.objectives import randomness
-from aang_ray.objectives.contracts import check_order
 from aang_ray.objectives.objective import Rule
-from aang_ray.objectives.texts import Int32, Texts
+from aang_ray.objectives.texts import Bool, Int32, Texts
 
 LOWEST = 0
 HIGHEST = np.iinfo(np.int32).max
-"""As a key rank: nobody but the token itself sees it. As a rank: sees everything that anybody may see."""
+"""As a key rank: no other token sees it. As a rank: it sees every token that any token may see."""
+
+PUBLISHED = frozenset({"bidirectional", "left-to-right", "right-to-left", "random-factorized"})
+"""Representations that `objectives.visibility: published` defines."""
 
 
 @dataclass(frozen=True)
 class Representation:
-    """A primitive of the stage R."""
+    """A primitive of stage R."""
 
     stage: ClassVar[str] = "representation"
 
     name: str
     order: Callable[[Texts], Int32] | None
-    """Rank of every token among its text's, from 1, [T]: a token sees what has its rank or a lower one.
-    None: all see all."""
+    """texts -> the rank of every token in its text, from 1, [T]: a token sees tokens of its own or a lower rank.
+    None: every token sees all of its text."""
     rules: tuple[Rule, ...] = ()
+    """Which objectives with this representation are illegal."""
 
 
 def _left_to_right(texts: Texts) -> Int32:
@@ -55,7 +62,6 @@ def _right_to_left(texts: Texts) -> Int32:
 
 
 def _random_order(texts: Texts) -> Int32:
-    """A uniformly random order of each text's tokens."""
     order = np.empty(len(texts.ids_T), dtype=np.int64)
     order[np.lexsort((texts.uniform_T(randomness.ORDER), texts.text_T))] = texts.positions_T
     return (order + 1).astype(np.int32)
@@ -67,33 +73,23 @@ REPRESENTATIONS = (
     Representation("right-to-left", _right_to_left),
     Representation("random-factorized", _random_order),
 )
+"""All built-in representations."""
 
 
-def ranks(representation: Representation, texts: Texts, first_token: int | None) -> Int32:
-    """Rank of every token, even numbers so that a query fits below any token.
+def published_matrix(representation: str, width: int, seed: int, step: int) -> Bool:
+    """Return the visibility of the released code: one matrix for all texts of a segment, rows are queries.
 
-    `first_token`: the rank of each text's first token, or None to leave it in the order.
+    Bidirectional sees padding, too; random-factorized is one Bernoulli(0.6) matrix with a diagonal of zeros; the two
+    others are triangular.
 
-    Raises:
-        UserError: for an order that is none.
-    """
-    if representation.order is None:
-        return np.zeros(len(texts.ids_T), dtype=np.int32)
-    order_T = np.asarray(representation.order(texts))
-    check_order(representation.name, order_T, len(texts.ids_T), HIGHEST // 2)
-    result = order_T.astype(np.int32) * 2
-    if first_token is not None:
-        result[texts.starts_E] = first_token
-    return result
+    Args:
+        representation: one of `PUBLISHED`.
+        width: tokens in a row, padding included.
+        seed: of the run.
+        step: optimiser step.
 
-
-def published_matrix(
-    representation: str, width: int, seed: int, step: int
-) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-    """Who sees whom in the released code, one [width, width] matrix for a whole segment.
-
-    Bidirectional sees padding, too; random-factorized is one Bernoulli(0.6) matrix without its
-    diagonal; the causal ones are triangular with it.
+    Returns:
+        Who sees whom, [width, width].
     """
     match representation:
         case "bidirectional":
@@ -103,7 +99,7 @@ def published_matrix(
         case "right-to-left":
             return np.tri(width, dtype=np.bool_).T
         case "random-factorized":
-            matrix = randomness.generator(seed, step, randomness.PUBLISHED).random((width, width)) < 0.6
+            matrix: Bool = randomness.generator(seed, step, randomness.PUBLISHED).random((width, width)) < 0.6
             np.fill_diagonal(matrix, False)
             return matrix
         case _:

@@ -139,7 +139,7 @@ class Domain(Protocol):
         ...
 
     def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> DomainBatch:
-        """Batch number so-and-so of objectives (indices into the space) that are read in turn: see `Readings.chosen`.
+        """Batch number so-and-so of objectives (indices into the space) that are read in turn: see `ExampleSchedule.chosen`.
 
         Without the end task its segment is empty; the dev segment always is.
         """

@@ -16,13 +16,19 @@ from aang_ray.errors import UserError
 from aang_ray.model.heads import ClassificationHead
 from aang_ray.model.lenet import LeNet
 from aang_ray.objectives.batch import cut
-from aang_ray.objectives.images.batch import ImagePiece, collate_images, image_losses
-from aang_ray.objectives.images.outputs import TURNS
-from aang_ray.objectives.images.segment import ImageSegment, Int64
-from aang_ray.objectives.images.source import ImageBatch, ImageSource
-from aang_ray.objectives.sampling import NOTHING
+from aang_ray.objectives.images import (
+    TURNS,
+    ImageBatch,
+    ImagePiece,
+    ImageSegment,
+    ImageSource,
+    collate_images,
+    image_losses,
+)
+from aang_ray.objectives.sampling import NO_EXAMPLES
 from aang_ray.objectives.source import END_TASK_HEAD, head_name
-from aang_ray.objectives.space import ImageSpaceFile, Space, enumerate_space, read_space
+from aang_ray.objectives.space import Space, enumerate_space, read_space
+from aang_ray.objectives.texts import Int64
 from aang_ray.train.device import Compute
 from aang_ray.train.domain import DomainParts
 from aang_ray.train.evaluate import Predictions
@@ -47,7 +53,7 @@ class ImageDomain:
         return self.source.chosen(number, end_task, objectives)
 
     def size(self, objective: int) -> int:
-        return self.source.readings.size(objective)
+        return self.source.schedule.size(objective)
 
     def costs(self, batch: ImageBatch) -> tuple[Int64, ...]:
         return tuple(segment.lengths_E for segment in batch.segments)
@@ -59,7 +65,7 @@ class ImageDomain:
         return tuple(collate_images(part) for part in cut(segments, micro, per_segment))
 
     def entries_read(self, batch: ImageBatch, ranges: Sequence[Range]) -> Int64:
-        return NOTHING  # no table is used as a decoder
+        return NO_EXAMPLES  # no table is used as a decoder
 
     def label_weights(self, segments: Sequence[ImageSegment]) -> tuple[float, ...]:
         return tuple(float(segment.weights_E.sum()) for segment in segments)
@@ -85,7 +91,7 @@ class ImageDomain:
     def reader(self, split: str, first: int = 0, every: int = 1) -> ImageReader:
         source = self.source
         if split == "dev":
-            return ImageReader(source.dev.take(source.readings.score_dev[first::every]))
+            return ImageReader(source.dev.take(source.schedule.score_dev[first::every]))
         return ImageReader(source.test.take(np.arange(first, len(source.test), every)))
 
 
@@ -142,7 +148,7 @@ def make_image_space(config: RunConfig) -> Space:
         UserError: for a space of objectives on text.
     """
     file = read_space(config.space)
-    if not isinstance(file, ImageSpaceFile):
+    if file.domain != "images":
         raise UserError(f"space: {config.space} holds objectives on text; for {config.data.task} use digits")
     return enumerate_space(config.space, file, config.objectives.legality)
 

@@ -21,10 +21,10 @@ from aang_ray.model.heads import ClassificationHead, TokenHead
 from aang_ray.model.loading import LoadedEncoder, load_encoder
 from aang_ray.objectives.batch import BatchPiece, PublishedVisibility, collate, cut
 from aang_ray.objectives.losses import segment_losses
-from aang_ray.objectives.objective import EXTERNAL, Capabilities, how_to_give
+from aang_ray.objectives.objective import EXTERNAL
 from aang_ray.objectives.packing import Segment, label_weight
 from aang_ray.objectives.source import END_TASK_HEAD, BatchSource, OutputSettings, StepBatch, plain, space_heads
-from aang_ray.objectives.space import ImageSpaceFile, Space, enumerate_space, masked_lm, read_space
+from aang_ray.objectives.space import TEXT, Capabilities, Space, enumerate_space, how_to_give, masked_lm, read_space
 from aang_ray.objectives.texts import Int64, Texts, Vocabulary
 from aang_ray.objectives.transforms import Noise
 from aang_ray.train.domain import DomainParts
@@ -62,7 +62,7 @@ class TextDomain:
         return self.source.chosen(number, end_task, objectives)
 
     def size(self, objective: int) -> int:
-        return self.source.readings.size(objective)
+        return self.source.schedule.size(objective)
 
     def pieces(
         self, batch: StepBatch, micro: int, per_segment: bool, ranges: Sequence[Range] | None = None
@@ -102,7 +102,7 @@ class TextDomain:
 
     def reader(self, split: str, first: int = 0, every: int = 1) -> SplitReader:
         if split == "dev":
-            return SplitReader(self._task.dev, self.source.readings.score_dev[first::every], self._pad)
+            return SplitReader(self._task.dev, self.source.schedule.score_dev[first::every], self._pad)
         return SplitReader(self._task.test, np.arange(first, len(self._task.test), every), self._pad)
 
 
@@ -165,8 +165,10 @@ def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space | No
         file = masked_lm(config.method.texts)
     elif config.method.auxiliary:
         file = read_space(config.space)
-        if isinstance(file, ImageSpaceFile):
-            raise UserError(f"space: {config.space} holds objectives on images; {config.data.task} is a task of text")
+        if file.domain != TEXT:
+            raise UserError(
+                f"space: {config.space} holds objectives on {file.domain}; {config.data.task} is a task of text"
+            )
     else:
         return None
     missing = {data for block in file.blocks for data in block.data} - capabilities.data

@@ -39,8 +39,11 @@ def test_row_names(method: str, row: str) -> None:
         (["method={name: upgrad, preference: equal}"], "method.preference: 'equal' is not allowed, use 'uniform' or"),
         (["method={name: graddrop, end_task_leak: 2}"], "method.end_task_leak"),
         (["method=upgrd"], "did you mean upgrad?"),
-        (["method=upgrad", "optim.clipping=published"], "optim.clipping: published clips the terms of a weighted sum"),
-        (["method=cosine_gating", "optim.clipping=published"], "the update of cosine_gating is none; use sound"),
+        (["method=upgrad", "optim.clipping=published"], "optim.clipping: published clips each term of a weighted sum"),
+        (
+            ["method=cosine_gating", "optim.clipping=published"],
+            "the update of cosine_gating is not a weighted sum; use sound",
+        ),
     ],
 )
 def test_what_is_refused(settings: list[str], message: str) -> None:

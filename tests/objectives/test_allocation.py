@@ -58,15 +58,15 @@ def shares(step: int = 0, seed: int = 0, size: int = HUGE) -> list[Share]:
 
 
 def examples(found: list[Share]) -> list[list[int]]:
-    return [chosen.tolist() for _, chosen, _, _ in found]
+    return [share.examples.tolist() for share in found]
 
 
 def test_the_split_follows_the_factors_of_what_was_sampled_together() -> None:
     found = shares()
-    assert [index for index, *_ in found] == list(SAMPLED)
+    assert [share.objective for share in found] == list(SAMPLED)
     assert [len(chosen) for chosen in examples(found)] == COUNTS
-    assert [len(keys) for _, _, keys, _ in found] == COUNTS
-    assert [share for *_, share in found] == pytest.approx([count / BATCH for count in COUNTS])
+    assert [len(share.keys) for share in found] == COUNTS
+    assert [share.fraction for share in found] == pytest.approx([count / BATCH for count in COUNTS])
 
 
 def test_an_exact_part_is_not_rounded_up() -> None:
@@ -84,8 +84,8 @@ def test_the_sampled_objectives_decide_what_a_softmax_runs_over() -> None:
 
 def test_outputs_share_the_batch() -> None:
     one, other = shares()[:2]
-    assert (one[1] == other[1]).all()
-    assert (one[2] == other[2]).all(), "and its corruption"
+    assert (one.examples == other.examples).all()
+    assert (one.keys == other.keys).all(), "and its corruption"
 
 
 def test_transforms_read_random_subsets_of_the_same_examples() -> None:
@@ -117,7 +117,7 @@ def test_examples_are_drawn_with_replacement() -> None:
     # Every text has 1/11 of all the draws.
     counts = np.bincount(drawn.ravel(), minlength=11)
     assert abs(counts - steps).max() < 5 * math.sqrt(steps * 10 / 11)
-    keys = shares(size=11)[3][2]
+    keys = shares(size=11)[3].keys
     assert len(set(keys.tolist())) == 11, "a text that is read twice is corrupted twice"
 
 

@@ -16,10 +16,7 @@ from tests.objectives.source import step_of
 
 FILE = """\
 import numpy as np
-from aang_ray.objectives.legality import Rule
-from aang_ray.objectives.outputs import Head, Labels, Output
-from aang_ray.objectives.transforms import Corrupted, Transform
-from aang_ray.objectives.visibility import Representation
+from aang_ray.objectives.primitives import Corrupted, Head, Labels, Output, Representation, Rule, Transform
 
 PRIMITIVES = ({0},)
 """
@@ -52,13 +49,13 @@ def complaint(where: tuple[str, str, str], primitives: Primitives, vocabulary: V
 @pytest.mark.parametrize(
     ("corrupt", "message"),
     [
-        ("x", "returns no Corrupted with an id for each of the texts' tokens"),
-        ("Corrupted(x.ids_T[:-1])", "returns no Corrupted with an id for each of the texts' tokens"),
-        ("Corrupted(x.ids_T + 50)", "returns an id that is none of the vocabulary, 0 to 49"),
-        ("Corrupted(x.ids_T / 2)", "returns an id that is none of the vocabulary, 0 to 49"),
+        ("x", "must return Corrupted(ids_T) with an id for each token of the texts, [T]"),
+        ("Corrupted(x.ids_T[:-1])", "must return Corrupted(ids_T) with an id for each token of the texts, [T]"),
+        ("Corrupted(x.ids_T + 50)", "returned an id outside of the vocabulary, 0 to 49"),
+        ("Corrupted(x.ids_T / 2)", "returned an id outside of the vocabulary, 0 to 49"),
         ("Corrupted(x.ids_T, kept_T=x.ids_T < 0)", "deletes special tokens"),
-        ("Corrupted(x.ids_T, kept_T=x.ids_T)", "kept_T has no truth value for each of the texts' tokens"),
-        ("Corrupted(x.ids_T, noised_T=s[1:])", "noised_T has no truth value for each of the texts' tokens"),
+        ("Corrupted(x.ids_T, kept_T=x.ids_T)", "kept_T must have a truth value for each token of the texts, [T]"),
+        ("Corrupted(x.ids_T, noised_T=s[1:])", "noised_T must have a truth value for each token of the texts, [T]"),
         ("Corrupted(x.nothing)", "AttributeError: 'Texts' object has no attribute 'nothing'"),
     ],
 )
@@ -69,18 +66,18 @@ def test_a_transform(tmp_path: Path, vocabulary: Vocabulary, corrupt: str, messa
 
 def test_what_a_transform_selects(tmp_path: Path, vocabulary: Vocabulary) -> None:
     own = known(tmp_path, 'Transform("mine", lambda x, s, v: Corrupted(x.ids_T), select=lambda x, r, rate: r[1:])')
-    message = "transform mine: select returns no truth value for each of the texts' tokens"
+    message = "transform mine: select must return a truth value for each token of the texts, [T]"
     assert complaint(("mine", "bidirectional", "denoise"), own, vocabulary) == message
 
 
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        ("np.ones(3, dtype=np.int32)", "order returns no integer for each of the texts' tokens"),
-        ("[1] * 3", "order returns no integer for each of the texts' tokens"),
-        ("x.positions_T + 1.5", "order returns no integer for each of the texts' tokens"),
-        ("x.positions_T", "order returns ranks 0 to 8; allowed: 1 to 1073741823"),
-        ("x.positions_T + 2**30", "order returns ranks 1073741824 to 1073741832; allowed: 1 to 1073741823"),
+        ("np.ones(3, dtype=np.int32)", "order must return an integer for each token of the texts, [T]"),
+        ("[1] * 3", "order must return an integer for each token of the texts, [T]"),
+        ("x.positions_T + 1.5", "order must return an integer for each token of the texts, [T]"),
+        ("x.positions_T", "order returned ranks 0 to 8; allowed: 1 to 1073741823"),
+        ("x.positions_T + 2**30", "order returned ranks 1073741824 to 1073741832; allowed: 1 to 1073741823"),
         ("{}[1]", "KeyError: 1"),
     ],
 )
@@ -92,13 +89,29 @@ def test_a_representation(tmp_path: Path, vocabulary: Vocabulary, order: str, me
 @pytest.mark.parametrize(
     ("kind", "label", "message"),
     [
-        ("text", "None", "returns no Labels with one target for each text, and no at_M"),
-        ("text", "Labels(v.original.ids_T)", "returns no Labels with one target for each text, and no at_M"),
-        ("text", "Labels(v.classes_E, v.row_T[:2])", "returns no Labels with one target for each text, and no at_M"),
-        ("token", "Labels(v.classes_E)", "returns no Labels with one target for each row of at_M"),
-        ("token", "Labels(v.classes_E, v.row_T)", "returns no Labels with one target for each row of at_M"),
-        ("token", "Labels(v.classes_E, np.array([3, 14]))", "at_M does not name rows of the texts as they are read"),
-        ("token", "Labels(v.classes_E, np.array([3, 1]))", "at_M does not name rows of the texts as they are read"),
+        ("text", "None", "must return Labels(targets) with one target for each text, and no at_M"),
+        ("text", "Labels(v.original.ids_T)", "must return Labels(targets) with one target for each text, and no at_M"),
+        (
+            "text",
+            "Labels(v.classes_E, v.row_T[:2])",
+            "must return Labels(targets) with one target for each text, and no at_M",
+        ),
+        ("token", "Labels(v.classes_E)", "must return Labels(targets, at_M) with one target for each entry of at_M"),
+        (
+            "token",
+            "Labels(v.classes_E, v.row_T)",
+            "must return Labels(targets, at_M) with one target for each entry of at_M",
+        ),
+        (
+            "token",
+            "Labels(v.classes_E, np.array([3, 14]))",
+            "at_M must be indices of tokens that are read, in ascending order",
+        ),
+        (
+            "token",
+            "Labels(v.classes_E, np.array([3, 1]))",
+            "at_M must be indices of tokens that are read, in ascending order",
+        ),
         ("text", "{}['nothing']", "KeyError: 'nothing'"),
     ],
 )
@@ -110,16 +123,16 @@ def test_an_output(tmp_path: Path, vocabulary: Vocabulary, kind: str, label: str
 @pytest.mark.parametrize(
     ("head", "label", "message"),
     [
-        ('"text", 2', "Labels(v.classes_E + 1)", "returns a label that is none of its head's classes, 0 to 1"),
-        ('"text"', "Labels(v.classes_E + 1)", "returns a label that is none of its head's classes, 0 to 1"),
-        ('"token", 3', "Labels(v.row_T - 1, v.row_T)", "returns a label that is none of its head's classes, 0 to 2"),
+        ('"text", 2', "Labels(v.classes_E + 1)", "returned a label outside of its head's classes, 0 to 1"),
+        ('"text"', "Labels(v.classes_E + 1)", "returned a label outside of its head's classes, 0 to 1"),
+        ('"token", 3', "Labels(v.row_T - 1, v.row_T)", "returned a label outside of its head's classes, 0 to 2"),
         (
             '"vocabulary"',
             "Labels(v.row_T + 50, v.row_T)",
-            "returns a label that is none of its head's classes, 0 to 49",
+            "returned a label outside of its head's classes, 0 to 49",
         ),
-        ('"text", 2', "Labels(v.classes_E / 2)", "its head has 2 numbers, and targets are of shape (4,)"),
-        ('"text", 2', "Labels(v.classes_E[:, None] / 2)", "its head has 2 numbers, and targets are of shape (4, 1)"),
+        ('"text", 2', "Labels(v.classes_E / 2)", "its head predicts 2 numbers, its targets have shape (4,)"),
+        ('"text", 2', "Labels(v.classes_E[:, None] / 2)", "its head predicts 2 numbers, its targets have shape (4, 1)"),
     ],
 )
 def test_targets_that_a_head_does_not_have(

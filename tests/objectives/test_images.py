@@ -16,11 +16,19 @@ from aang_ray.data.digits import ImageTask, LabelledImages
 from aang_ray.errors import UserError
 from aang_ray.objectives import randomness
 from aang_ray.objectives.batch import cut
-from aang_ray.objectives.images.batch import collate_images, image_losses
-from aang_ray.objectives.images.outputs import NOISE, add_noise, build, rotate, segment
-from aang_ray.objectives.images.segment import ImageSegment
-from aang_ray.objectives.images.source import ImageSource
-from aang_ray.objectives.images.taxonomy import IMAGE_PRIMITIVES, IMAGE_RULES
+from aang_ray.objectives.images import (
+    NOISE,
+    PRIMITIVES,
+    RULES,
+    ImageSegment,
+    ImageSource,
+    add_noise,
+    build,
+    collate_images,
+    image_losses,
+    rotate,
+    segment,
+)
 from aang_ray.objectives.objective import Objective, ruled_out
 from aang_ray.objectives.sampling import SourceSettings
 from aang_ray.objectives.space import enumerate_space, read_space
@@ -48,7 +56,7 @@ def test_sizes_of_the_spaces(name: str, sound: int, published: int) -> None:
 
 
 # (reason, in published semantics too, forbidden cells (transform, output), neighbours that pass).
-RULES = [
+EXPECTED = [
     (
         "how far an image was turned can be asked of one that was turned only",
         True,
@@ -66,21 +74,23 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize(("reason", "published", "forbidden", "allowed"), RULES, ids=[rule[0][:40] for rule in RULES])
+@pytest.mark.parametrize(
+    ("reason", "published", "forbidden", "allowed"), EXPECTED, ids=[rule[0][:40] for rule in EXPECTED]
+)
 def test_a_rule_forbids_what_it_says_and_no_more(
     reason: str, published: bool, forbidden: list[tuple[str, str]], allowed: list[tuple[str, str]]
 ) -> None:
     for cell in forbidden:
-        assert ruled_out(objective(*cell), "sound", IMAGE_RULES) == reason
-        assert ruled_out(objective(*cell), "published", IMAGE_RULES) == (reason if published else None)
+        assert ruled_out(objective(*cell), "sound", RULES) == reason
+        assert ruled_out(objective(*cell), "published", RULES) == (reason if published else None)
     for cell in allowed:
-        assert ruled_out(objective(*cell), "sound", IMAGE_RULES) is None
+        assert ruled_out(objective(*cell), "sound", RULES) is None
 
 
 def test_no_cell_and_no_rule_is_untested() -> None:
-    cells = {cell for _, _, forbidden, allowed in RULES for cell in (*forbidden, *allowed)}
-    assert cells == set(product(IMAGE_PRIMITIVES["transform"], IMAGE_PRIMITIVES["output"]))
-    assert {(rule.reason, rule.published) for rule in IMAGE_RULES} == {(rule[0], rule[1]) for rule in RULES}
+    cells = {cell for _, _, forbidden, allowed in EXPECTED for cell in (*forbidden, *allowed)}
+    assert cells == set(product(PRIMITIVES["transform"], PRIMITIVES["output"]))
+    assert {(rule.reason, rule.published) for rule in RULES} == {(rule[0], rule[1]) for rule in EXPECTED}
 
 
 def test_a_name_of_another_domain_is_refused(tmp_path: pytest.TempPathFactory) -> None:

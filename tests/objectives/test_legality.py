@@ -10,9 +10,9 @@ import yaml
 
 from aang_ray.config.sections import Semantics
 from aang_ray.errors import UserError
-from aang_ray.objectives.objective import Capabilities, Objective, ruled_out, unavailable
+from aang_ray.objectives.objective import Objective, ruled_out
 from aang_ray.objectives.primitives import BUILT_IN
-from aang_ray.objectives.space import Space, SpaceFile, enumerate_space, read_space
+from aang_ray.objectives.space import Capabilities, Space, SpaceFile, enumerate_space, read_space, unavailable
 
 TRANSFORMS, REPRESENTATIONS = tuple(BUILT_IN.transforms), tuple(BUILT_IN.representations)
 ANY = "*"

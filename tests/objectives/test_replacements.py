@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.model.heads import TokenHead
-from aang_ray.objectives.batch import BatchPiece, Replacements, collate, draw
-from aang_ray.objectives.losses import segment_losses, with_replacements
+from aang_ray.objectives.batch import BatchPiece, Replacements, collate
+from aang_ray.objectives.losses import draw, segment_losses, with_replacements
 from aang_ray.objectives.texts import Vocabulary
 from tests.model.families import small_encoder
 from tests.objectives.cells import cell

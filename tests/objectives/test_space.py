@@ -9,9 +9,9 @@ from rich.console import Console
 
 from aang_ray.config.sections import Semantics
 from aang_ray.errors import UserError
-from aang_ray.objectives.objective import Capabilities, Objective, ruled_out
+from aang_ray.objectives.objective import Objective, ruled_out
 from aang_ray.objectives.primitives import BUILT_IN
-from aang_ray.objectives.space import Space, enumerate_space, read_space, render_space
+from aang_ray.objectives.space import Capabilities, Space, enumerate_space, read_space, render_space
 
 
 def space(name: str, semantics: Semantics = "sound", capabilities: Capabilities | None = None) -> Space:

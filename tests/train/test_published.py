@@ -207,7 +207,7 @@ def test_the_dev_head_is_fitted_on_train_or_on_dev(
         return fit(features_EH, labels_E, *more)
 
     monkeypatch.setattr(step_module, "fit_dev_head", watched)
-    domain, readings = made.setup.domain, source_of(made).readings
+    domain, readings = made.setup.domain, source_of(made).schedule
     prepared = made.prepare(2)
     made.setup.encoder.eval()
     (piece,) = domain.end_task_pieces("train" if dev_sample == "published" else "dev", readings.dev_head(2), 1000)

@@ -92,8 +92,8 @@ def test_the_dev_batch_and_the_dev_heads_examples_are_disjoint(tiny: dict[str, A
         domain = stepper(tiny_config(tiny, *settings)).setup.domain
         assert isinstance(domain, TextDomain)
         for step in range(9):
-            head = set(domain.source.readings.dev_head(step).tolist())
-            dev = set(domain.source.readings.dev_batch(step).tolist())
+            head = set(domain.source.schedule.dev_head(step).tolist())
+            dev = set(domain.source.schedule.dev_batch(step).tolist())
             assert not head & dev
             assert dev
 

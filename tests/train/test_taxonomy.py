@@ -34,8 +34,7 @@ blocks:
 """
 OWN = """\
 import numpy as np
-from aang_ray.objectives.outputs import Head, Labels, Output
-from aang_ray.objectives.visibility import Representation
+from aang_ray.objectives.primitives import Head, Labels, Output, Representation
 
 def length(view):  # of each text, as a multiple of ten tokens
     return Labels((view.original.lengths_E[:, None] / 10).astype(np.float32))

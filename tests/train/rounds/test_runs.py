@@ -77,7 +77,7 @@ def test_a_round_is_an_epoch_of_every_task(tiny: dict[str, Any]) -> None:
 def test_a_task_alone_reads_every_text_once_an_epoch(tiny: dict[str, Any]) -> None:
     """80 texts: five batches of 16 of the end task; of an objective ten batches of 24 are three epochs."""
     made = rounds(config_of(tiny, "alphavil"))
-    readings = made.setup.domain.source.readings  # type: ignore[attr-defined]
+    readings = made.setup.domain.source.schedule  # type: ignore[attr-defined]
     end_task = [int(i) for number in range(10) for i in readings.end_task(number)]
     assert sorted(end_task[:80]) == sorted(end_task[80:]) == [*range(80)]
     assert end_task[:80] != end_task[80:]

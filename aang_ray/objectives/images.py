@@ -1,0 +1,349 @@
+"""The domain of images: taxonomy, corruptions, labels, batches and losses.
+
+| stage | primitives |
+|---|---|
+| data | end-task: the train images |
+| transform | no-op · rotate: by 0, 90, 180 or 270 degrees, each as likely · noise: `NOISE` * N(0, 1) on every pixel |
+| representation | whole: the body sees all of the image |
+| output | other-digit: class of the digit that is not the target · rotation: how often the image was turned · |
+| | denoise: the pixels before the noise · end-task: class of the target |
+
+An image is one row of the body. Pixels are standardised, so that the noise and the loss of denoising have the scale of
+the train images' own spread.
+
+Shape suffixes: E images, H height, W width, P = H * W pixels, K images that a head reads, S segments, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, Self
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from torch import Tensor, nn
+
+from aang_ray.config.sections import Semantics
+from aang_ray.data.digits import ImageTask, LabelledImages
+from aang_ray.model.segments import SegmentRows
+from aang_ray.objectives import randomness
+from aang_ray.objectives.batch import Targets, moved, pinned
+from aang_ray.objectives.losses import shares
+from aang_ray.objectives.objective import Objective, Rule
+from aang_ray.objectives.sampling import ExampleSchedule, Share, SourceSettings
+from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD, SegmentBatch, StepSource, head_name
+from aang_ray.objectives.space import Space
+from aang_ray.objectives.texts import Float32, Int64
+
+NOISE: Final = 1.0
+"""Standard deviation of the noise, in units of the standard deviation of the train images' pixels."""
+TURNS: Final = 4
+"""Quarter turns that an image can have made."""
+
+PRIMITIVES: Final[dict[str, tuple[str, ...]]] = {
+    "data": ("end-task",),
+    "transform": ("no-op", "rotate", "noise"),
+    "representation": ("whole",),
+    "output": ("other-digit", "rotation", "denoise", "end-task"),
+}
+RULES: Final = (
+    Rule(
+        "how far an image was turned can be asked of one that was turned only",
+        lambda k: k.output == "rotation" and k.transform != "rotate",
+    ),
+    Rule(
+        "a turned image has its digits in other corners, so that their labels no longer fit",
+        lambda k: k.transform == "rotate" and k.output in {"other-digit", "end-task"},
+    ),
+    Rule(
+        "a turned image has lost nothing that denoising could restore",
+        lambda k: (k.transform, k.output) == ("rotate", "denoise"),
+    ),
+    Rule(
+        "denoising an image that nothing corrupted is copying",
+        lambda k: (k.transform, k.output) == ("no-op", "denoise"),
+        published=False,
+    ),
+)
+
+
+class ImageTaxonomy:
+    """The names and rules above, as spaces ask for them (`space.Taxonomy`)."""
+
+    def names(self, stage: str) -> tuple[str, ...]:
+        """The names that can be chosen at a stage."""
+        return PRIMITIVES[stage]
+
+    def rules(self, objective: Objective) -> Sequence[Rule]:
+        """All rules."""
+        return RULES
+
+    def conflicts(self, objectives: Collection[Objective], labels: Semantics) -> dict[Objective, str]:
+        """None: every objective stands by itself."""
+        return {}
+
+
+TAXONOMY: Final = ImageTaxonomy()
+
+
+# Segments
+
+
+@dataclass(frozen=True)
+class ImageSegment:
+    """The images of one segment of a step, corrupted and labelled: host arrays.
+
+    Exactly one of `classes_E` (one class for each image) and `clean_EHW` (its pixels) holds the labels.
+    """
+
+    name: str
+    head: str
+    """The head that predicts the labels."""
+    pixels_EHW: Float32
+    """What the body sees."""
+    classes_E: Int64 | None
+    weights_E: Float32
+    """Weight of each image in the mean loss of the segment."""
+    clean_EHW: Float32 | None = None
+    """The pixels before they were corrupted."""
+    normaliser: float = 0.0
+    """Sum of `weights_E` over the whole segment at this step: the denominator of its mean loss."""
+
+    @property
+    def texts(self) -> int:
+        """Number of images. The name is that of text segments, which all domains share."""
+        return len(self.pixels_EHW)
+
+    @property
+    def lengths_E(self) -> Int64:
+        """Rows of the body for each image: one."""
+        return np.ones(self.texts, dtype=np.int64)
+
+    def part(self, start: int, stop: int) -> Self:
+        """Images `start` to `stop`, with the normaliser of the whole segment."""
+        return replace(
+            self,
+            pixels_EHW=self.pixels_EHW[start:stop],
+            classes_E=None if self.classes_E is None else self.classes_E[start:stop],
+            weights_E=self.weights_E[start:stop],
+            clean_EHW=None if self.clean_EHW is None else self.clean_EHW[start:stop],
+        )
+
+
+def segment(
+    name: str, head: str, pixels_EHW: Float32, classes_E: Int64 | None, clean_EHW: Float32 | None = None
+) -> ImageSegment:
+    """Return a whole segment in which every image weighs 1."""
+    ones_E = np.ones(len(pixels_EHW), dtype=np.float32)
+    return ImageSegment(name, head, pixels_EHW, classes_E, ones_E, clean_EHW, float(len(pixels_EHW)))
+
+
+def build(objective: Objective, head: str, images: LabelledImages, keys_E: randomness.U64) -> ImageSegment:
+    """Return the segment of an objective.
+
+    Args:
+        objective: the names of the primitives.
+        head: name of the head that predicts the labels.
+        images: the images before the transform.
+        keys_E: a random key for each image.
+    """
+    pixels_EHW, turns_E = images.pixels_NHW, np.zeros(len(images), dtype=np.int64)
+    match objective.transform:
+        case "rotate":
+            pixels_EHW, turns_E = rotate(pixels_EHW, keys_E)
+        case "noise":
+            pixels_EHW = add_noise(pixels_EHW, keys_E)
+    if objective.output == "denoise":
+        return segment(objective.key, head, pixels_EHW, None, clean_EHW=images.pixels_NHW)
+    classes = {"other-digit": images.others, "rotation": turns_E, "end-task": images.labels}
+    return segment(objective.key, head, pixels_EHW, classes[objective.output])
+
+
+def rotate(pixels_EHW: Float32, keys_E: randomness.U64) -> tuple[Float32, Int64]:
+    """Turn each image counterclockwise by 0 to 3 quarters, as its key determines.
+
+    Returns:
+        The turned images, [E, H, W], and the quarter turns of each, [E].
+
+    Raises:
+        ValueError: for images that are not square: they would not fit when turned.
+    """
+    if pixels_EHW.shape[1] != pixels_EHW.shape[2]:
+        raise ValueError(f"images of {pixels_EHW.shape[1]} x {pixels_EHW.shape[2]} pixels cannot be turned")
+    turns_E = (TURNS * randomness.uniform(keys_E.view(np.int64), randomness.OPERATION)).astype(np.int64)
+    turned_EHW = np.empty_like(pixels_EHW)
+    for turns in range(TURNS):
+        chosen = turns_E == turns
+        turned_EHW[chosen] = np.rot90(pixels_EHW[chosen], turns, axes=(1, 2))
+    return turned_EHW, turns_E
+
+
+def add_noise(pixels_EHW: Float32, keys_E: randomness.U64) -> Float32:
+    """Add independent normal noise to every pixel, drawn by inversion of the normal distribution function."""
+    pixels = np.arange(pixels_EHW[0].size if len(pixels_EHW) else 0)
+    uniform_EP = randomness.uniform(keys_E.view(np.int64)[:, None], randomness.REPLACEMENT, pixels)
+    # The first of the 2^53 possible numbers is 0, whose normal quantile is infinite: take the middle of each interval.
+    noise_EP = ndtri(uniform_EP + 2.0**-54)
+    noisy_EHW: Float32 = (pixels_EHW + NOISE * noise_EP.reshape(pixels_EHW.shape)).astype(np.float32)
+    return noisy_EHW
+
+
+# Steps
+
+ImageBatch = SegmentBatch[ImageSegment]
+
+
+class ImageSource(StepSource[ImageSegment]):
+    """Batches of images, with pixels standardised by their mean and deviation over all train images.
+
+    Args:
+        task: the end task.
+        space: the auxiliary objectives; None: there are none.
+        n: objectives in a step.
+        settings: settings that decide which examples are read.
+    """
+
+    def __init__(self, task: ImageTask, space: Space | None, n: int, settings: SourceSettings) -> None:
+        self.space, self.settings = space, settings
+        self._weights_C = task.class_weights
+        pixels = task.train.pixels_NHW
+        mean, deviation = pixels.mean(dtype=np.float64), pixels.std(dtype=np.float64)
+
+        def standardised(split: LabelledImages) -> LabelledImages:
+            return replace(split, pixels_NHW=((split.pixels_NHW - mean) / deviation).astype(np.float32))
+
+        self.train, self.dev, self.test = (standardised(split) for split in (task.train, task.dev, task.test))
+        self.schedule = ExampleSchedule(len(task.train), len(task.dev), lambda _: len(task.train), space, n, settings)
+
+    def _dev(self, examples: Int64) -> ImageSegment:
+        return self._labelled("dev", DEV_HEAD, self.dev, examples)
+
+    def _end_task(self, examples: Int64) -> ImageSegment:
+        return self._labelled("end-task", END_TASK_HEAD, self.train, examples)
+
+    def dev_head_examples(self, step: int) -> ImageSegment:
+        """The examples that phi* is fitted on at this step, disjoint from the step's dev batch."""
+        split = self.train if self.settings.head_from_train else self.dev
+        return self._labelled("dev-head", DEV_HEAD, split, self.schedule.dev_head(step))
+
+    def labelled(self, split: Literal["train", "dev"], examples: Int64) -> ImageSegment:
+        """Examples of a split with their labels, for the end task's head."""
+        return self._labelled(split, END_TASK_HEAD, self.train if split == "train" else self.dev, examples)
+
+    def _labelled(self, name: str, head: str, split: LabelledImages, examples: Int64) -> ImageSegment:
+        images = split.take(examples)
+        return self._weighted(segment(name, head, images.pixels_NHW, images.labels))
+
+    def _objective(self, share: Share) -> ImageSegment:
+        if self.space is None:
+            raise ValueError("no space")
+        objective, examples = self.space.objectives[share.objective], share.examples
+        head = head_name(objective, self.settings.per_objective_heads)
+        keys_E = np.broadcast_to(share.keys, (len(examples),)).copy()
+        made = build(objective, head, self.train.take(examples), keys_E)
+        return self._weighted(made) if objective.output == "end-task" else made
+
+    def _weighted(self, plain: ImageSegment) -> ImageSegment:
+        """The same segment with the weights of the end task's classes, if there are any."""
+        if self._weights_C is None or plain.classes_E is None:
+            return plain
+        weights_E = self._weights_C[plain.classes_E]
+        return replace(plain, weights_E=weights_E, normaliser=float(weights_E.sum()))
+
+
+# Batches and losses
+
+
+@dataclass(frozen=True)
+class ImagePiece:
+    """What goes through the model in one forward pass."""
+
+    pixels_E1HW: Tensor
+    tokens: SegmentRows
+    """The segment of every image."""
+    targets: tuple[Targets, ...]
+    """Targets of each head. Labels that are pixels have shape [K, P]."""
+
+    @property
+    def segments(self) -> int:
+        """Number of segments."""
+        return self.tokens.count
+
+    @property
+    def real_tokens(self) -> int:
+        """Number of images; none is padding."""
+        return self.tokens.rows
+
+    def to(self, device: torch.device) -> ImagePiece:
+        """The same piece on a device."""
+        pixels_E1HW = self.pixels_E1HW.to(device, non_blocking=True)
+        return replace(self, pixels_E1HW=pixels_E1HW, targets=tuple(moved(targets, device) for targets in self.targets))
+
+    def pin(self) -> ImagePiece:
+        """The same piece in page-locked memory, from which copies to a GPU do not block."""
+        return replace(pinned(self), targets=tuple(pinned(targets) for targets in self.targets))
+
+
+def collate_images(segments: Sequence[ImageSegment]) -> ImagePiece:
+    """Turn one piece of a batch into tensors in host memory.
+
+    Args:
+        segments: all segments of the step, each with the images of this piece.
+    """
+    pixels_EHW = np.concatenate([one.pixels_EHW for one in segments])
+    rows = SegmentRows(_bounds(one.texts for one in segments))
+    heads = dict.fromkeys(one.head for one in segments if one.texts)
+    return ImagePiece(
+        torch.from_numpy(np.ascontiguousarray(pixels_EHW)).unsqueeze(1),
+        rows,
+        tuple(_targets(head, segments, rows.bounds) for head in heads),
+    )
+
+
+def image_losses(body: nn.Module, heads: Mapping[str, nn.Module], piece: ImagePiece) -> Tensor:
+    """Run the model on a piece.
+
+    Args:
+        body: maps images, [E, 1, H, W], to feature vectors.
+        heads: modules by the head names of the piece's targets.
+        piece: on the model's device.
+
+    Returns:
+        The piece's share of every segment's unweighted mean loss, [S], differentiable: cross-entropy for classes; for
+        pixels the squared error, averaged over them.
+    """
+    features_EF = body(piece.pixels_E1HW)
+    dtype = torch.promote_types(features_EF.dtype, torch.float32)
+    losses_S = torch.zeros(piece.segments, device=features_EF.device, dtype=dtype)
+    for targets in piece.targets:
+        losses_S = losses_S + shares(heads[targets.head], features_EF, targets, piece.segments)
+    return losses_S
+
+
+def _targets(head: str, segments: Sequence[ImageSegment], starts: Sequence[int]) -> Targets:
+    """What one head predicts, segment after segment."""
+    read = [(number, one) for number, one in enumerate(segments) if one.head == head and one.texts]
+    counts = [one.texts if one.head == head else 0 for one in segments]
+    weights = np.concatenate([one.weights_E / np.float32(one.normaliser) for _, one in read])
+    index = np.concatenate([np.arange(starts[number], starts[number + 1]) for number, _ in read])
+    return Targets(
+        head=head,
+        index_K=torch.from_numpy(index),
+        label_K=torch.from_numpy(np.concatenate([_labels(one) for _, one in read])),
+        weight_K=torch.from_numpy(weights),
+        segment_K=torch.from_numpy(np.repeat(np.arange(len(segments)), counts)),
+        rows=SegmentRows(_bounds(counts)),
+    )
+
+
+def _labels(one: ImageSegment) -> np.ndarray:
+    if one.classes_E is not None:
+        return one.classes_E
+    assert one.clean_EHW is not None
+    return one.clean_EHW.reshape(one.texts, -1)
+
+
+def _bounds(counts: Iterable[int]) -> tuple[int, ...]:
+    return tuple(int(bound) for bound in np.cumsum([0, *counts]))
