@@ -1,15 +1,15 @@
-"""The two ways in which things go wrong that a person should read about in one line."""
+"""The two errors that a person reads as one line, without a traceback."""
 
 
 class UserError(Exception):
-    """Something the user gave is wrong: the message says what, where, and what is allowed.
+    """Something that the user gave is wrong. The message says what, where, and what is allowed.
 
-    Entry points print the message alone, without a traceback, and exit with code 2.
+    The command line prints the message and exits with code 2.
     """
 
 
 class RunFailure(Exception):
-    """A run cannot go on (non-finite loss, out of memory): the message says where and what to change.
+    """A run cannot go on: its loss is not finite, or memory ran out. The message says where, and what to change.
 
-    It becomes a failed row in the store. Entry points print it and exit with code 1.
+    A sweep stores it as a failed row. The command line prints the message and exits with code 1.
     """

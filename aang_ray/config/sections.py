@@ -10,7 +10,7 @@ is added after release 0.1 needs one of them: then runs that were stored before 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -77,6 +77,36 @@ class Section(BaseModel):
 def _leaves_out(mark: object, value: object) -> bool:
     """Return whether a mark of a field keeps this value of the field out of the run's name."""
     return isinstance(mark, NotInName) or (isinstance(mark, Neutral) and bool(mark.value == value))
+
+
+class MethodSection(Section):
+    """The settings of one method. The class attributes are properties of the method, not settings."""
+
+    implementation: ClassVar[str]
+    """`module:Class` of the method in `aang_ray.methods`; the module is imported when a run needs it."""
+    auxiliary: ClassVar[bool] = True
+    """Whether the method trains on a space of auxiliary objectives."""
+    samples_dev: ClassVar[bool] = False
+    """Whether `batch.dev` and `batch.dev_head` can change the result."""
+    own_direction: ClassVar[bool] = False
+    """Whether the method makes the body's update itself, from the separate gradients."""
+    logs_weights: ClassVar[bool] = True
+    """Whether every sampled objective has one weight (methods without a space have none in any case)."""
+
+    @property
+    def uses_dev(self) -> bool:
+        """Whether a step computes the dev head and the dev gradient."""
+        return False
+
+    @property
+    def pretraining_steps(self) -> int:
+        """Optimiser steps of the stages before the one that learns the end task."""
+        return 0
+
+    @property
+    def pretraining_texts(self) -> int:
+        """Number of texts that those steps put through the body."""
+        return 0
 
 
 class DataConfig(Section):

@@ -1,7 +1,8 @@
-"""ATTITTUD: auxiliary task update decomposition. (semantics section 6)
+"""ATTITTUD: auxiliary task update decomposition. (Dery et al. 2021; docs/semantics.md, section 6)
 
-The auxiliary gradient is split, in the subspace of the end task's per-example gradients, into what lowers the end
-task's loss, what raises it, and what does neither to first order; each part gets a weight of its own.
+In the subspace of the end task's per-example gradients, the auxiliary gradient is split into the part that lowers the
+end task's loss and the part that raises it. The rest, outside the subspace, does neither to first order. Each of the
+three parts has a weight of its own.
 """
 
 from __future__ import annotations
@@ -9,56 +10,56 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from aang_ray.config.methods import AttittudConfig
 from aang_ray.gradients.engine import Request, StepGradients, check_memory
 from aang_ray.gradients.statistics import ExampleJacobian, reweighted, span
-from aang_ray.methods.base import PrimaryExamples, Sampled, Weighting, beside
+from aang_ray.methods.aang import Weighting
+from aang_ray.methods.base import PrimaryExamples, PrimaryMethod, Sampled, like_device
+from aang_ray.methods.plain import Static
 from aang_ray.objectives import randomness
 from aang_ray.objectives.source import END_TASK
 from aang_ray.store.schema import WeightRow
 
 SHARES = ("aux_neutral", "aux_helps", "aux_harms")
-"""Parts of the auxiliary gradient, by their shares of its squared norm."""
+"""The three parts' shares of the auxiliary gradient's squared norm, as they are called in the store."""
 
 
-class Attittud:
+class Attittud(Static, PrimaryMethod):
     """d = lambda g_E + eta_perp g_perp + eta_plus g_plus + eta_minus g_minus of g = (1 - lambda) sum w_k g_k.
 
     lambda = 1/2 and w = 1/n as in static multitask; heads get those weights. g_E is kept, one vector of the body's
-    size, and g is the rest of the update. On several workers all estimate V and p from the same examples, and take the
-    first one's: every worker pays for them.
+    size, and g is the update less lambda g_E. Of several workers, each estimates V and p from the same examples, and
+    all take the first one's. `whole_gradients` is not needed: g_E does not pass through a decoder, and the update
+    always includes the decoder's part.
     """
 
-    uses_dev = False
-    whole_gradients = False  # g_E does not pass through a decoder, and the update is always whole
+    config: AttittudConfig
 
     def __init__(self, weighting: Weighting, config: AttittudConfig, seed: int) -> None:
-        self.weighting, self.config, self._seed = weighting, config, seed
+        super().__init__(weighting, config, seed)
         self._basis_PK: Tensor | None = None
         self._primary_K: Tensor | None = None
         self._shares: list[Tensor] = []
-        """Of every step since the last description, on the device."""
+        """Shares at every step since the last description, on the device."""
 
     def primary_examples(self, step: int) -> PrimaryExamples:
         refresh = step % self.config.refresh_every == 0
         return PrimaryExamples(self.config.subspace_examples if refresh else 0, self.config.primary_examples)
 
-    def look(self, step: int, subspace: ExampleJacobian | None, primary: ExampleJacobian) -> tuple[Tensor, ...]:
-        """Renew V where the step asks for it, and p = V^T (mean gradient); waits for the device where it renews."""
+    def measure(self, step: int, subspace: ExampleJacobian | None, primary: ExampleJacobian) -> tuple[Tensor, ...]:
+        """Renew V if there is a `subspace`, which waits for the device, and compute p = V^T (mean gradient)."""
         if subspace is not None:
-            self._basis_PK = None  # its memory first
+            self._basis_PK = None  # frees its memory before the new one is made
             check_memory(subspace.parameters, 3 * self.config.rank, "method.rank or encoder.layers")
             rows, columns = min(self.config.rank, subspace.examples), subspace.examples
-            draw = randomness.generator(self._seed, step, randomness.METHOD, 1).standard_normal((rows, columns))
-            omega_KM = beside(draw.tolist(), self.weighting.flat_F)
+            draw = randomness.generator(self.seed, step, randomness.METHOD, 1).standard_normal((rows, columns))
+            omega_KM = like_device(draw.tolist(), self.weighting.flat_F)
             self._basis_PK = span(subspace, omega_KM, rotate=self.config.basis == "sound")
         if self._basis_PK is None:
-            raise ValueError("the subspace is estimated before it is used")
+            raise ValueError("the subspace must be estimated before it is used")
         self._primary_K = self._basis_PK.t() @ primary.mean_gradient()
         return (self._primary_K,) if subspace is None else (self._basis_PK, self._primary_K)
 
@@ -68,7 +69,9 @@ class Attittud:
     def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
         update_P = gradients.update_P
         if update_P is None or self._basis_PK is None or self._primary_K is None:
-            raise ValueError("ATTITTUD needs the update and the end task's part of it, and a look at the end task")
+            raise ValueError(
+                "ATTITTUD needs the update, the end task's part of it, and its measurement of the end task"
+            )
         config = self.config
         weight = self.weighting.coefficients(sampled)[END_TASK].to(update_P.dtype)
         end_task_P = weight * gradients.kept[END_TASK].to(update_P.dtype)
@@ -82,12 +85,6 @@ class Attittud:
         )
         self._shares.append(shares_3)
         return end_task_P + joint_P
-
-    def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
-        """Nothing is learned about weights."""
-
-    def factors(self) -> Mapping[str, npt.NDArray[np.float64]]:
-        return self.weighting.factors()
 
     def describe(self, sampled: Sampled) -> WeightRow:
         health: dict[str, float] = {}

@@ -2,86 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from aang_ray.config.methods import GradnormConfig
 from aang_ray.gradients.engine import Request, StepGradients
-from aang_ray.methods.base import Sampled, Unlearned, Weighting, labelled, positions, weight_row
+from aang_ray.methods.base import Sampled, labelled, positions, weight_row
+from aang_ray.methods.plain import Static
 from aang_ray.store.schema import WeightRow
 
 SMALLEST = 1e-6
 """Weights stay positive."""
 
 
-class GradNorm(Unlearned):
+class GradNorm(Static):
     """Coefficients c_i = w_i / sum w over the end task and the sampled objectives, w learned from gradient norms.
 
-    With v_i the step's w_i over their mean (the source's weights, whose sum is the number of tasks), G_i = v_i ||g_i||,
+    With v_i the step's w_i over their mean (the paper's weights, whose sum is the number of tasks), G_i = v_i ||g_i||,
     r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)) and the target t_i = mean(G) r_i^alpha, held fixed, a step minimises
     sum_i |G_i - t_i|:
 
         v_i <- v_i - lr sign(G_i - t_i) ||g_i|| / mean(G),
 
-    and then scales the step's w back to the sum that they had. The source leaves mean(G) to its optimiser, Adam, whose
+    and then scales the step's w back to the sum that they had. The paper leaves the division by mean(G) to Adam, whose
     moments would move objectives that are not sampled. g_i is the gradient of the whole body, not of its last layer:
-    the single pass has the norms at hand. L_i(0) is the first loss seen. What is not sampled, or has no labels,
-    keeps its w.
+    the single pass computes its norm anyway. L_i(0) is the first loss seen. Losses that are not sampled, or have no
+    labels, keep their w.
     """
 
-    def __init__(self, static: Weighting, config: GradnormConfig) -> None:
-        super().__init__(static)
-        self._config = config
-        self._weights_K = static.flat_F.new_ones(1 + len(self.names))
-        """w of the end task, then of every objective of the space."""
-        self._first_K = static.flat_F.new_zeros(1 + len(self.names))
-        """L(0); 0 until there is one."""
+    config: GradnormConfig
+
+    def initial_state(self) -> dict[str, Tensor]:
+        # w, and L(0), which is 0 until the loss has been seen.
+        like = self.weighting.flat_F
+        return {"weights": like.new_ones(self.losses), "first_losses": like.new_zeros(self.losses)}
 
     def request(self, sampled: Sampled) -> Request:
         weights_m = self._coefficients(sampled)
-        return Request(torch.cat((weights_m.new_zeros(1), weights_m)), scores=self._config.lr > 0)
+        return Request(torch.cat((weights_m.new_zeros(1), weights_m)), scores=self.config.lr > 0)
 
     def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
-        if self._config.lr == 0:
+        if self.config.lr == 0:
             return
         if gradients.norms2_S is None:
             raise ValueError("GradNorm needs the norms of the step's gradients")
-        dtype, where_m = self._weights_K.dtype, positions(sampled, self._weights_K)
+        weights_K, first_K = self.state["weights"], self.state["first_losses"]
+        dtype, where_m = weights_K.dtype, positions(sampled, weights_K)
         norms_m = gradients.norms2_S[1:].clamp_min(0).sqrt().to(dtype)
         losses_m = gradients.losses_S[1:].to(dtype)
         counted_m = labelled(sampled, norms_m)
-        first_m = self._first_K[where_m]
+        first_m = first_K[where_m]
         first_m = torch.where((first_m == 0) & counted_m, losses_m, first_m)
-        self._first_K[where_m] = first_m
-        before_m = self._weights_K[where_m]
+        first_K[where_m] = first_m
+        before_m = weights_K[where_m]
         total = torch.where(counted_m, before_m, 0.0).sum()
         relative_m = before_m * (counted_m.sum() / torch.where(total > 0, total, 1.0))
-        step_m = relative_gradient(relative_m, norms_m, losses_m, first_m, counted_m, self._config.alpha)
-        after_m = torch.where(counted_m, (relative_m - self._config.lr * step_m).clamp_min(SMALLEST), 0.0)
-        self._weights_K[where_m] = torch.where(counted_m, after_m * (total / after_m.sum()), before_m)
+        step_m = relative_gradient(relative_m, norms_m, losses_m, first_m, counted_m, self.config.alpha)
+        after_m = torch.where(counted_m, (relative_m - self.config.lr * step_m).clamp_min(SMALLEST), 0.0)
+        weights_K[where_m] = torch.where(counted_m, after_m * (total / after_m.sum()), before_m)
 
     def describe(self, sampled: Sampled) -> WeightRow:
         return weight_row(sampled, self.names, self._coefficients(sampled))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"weights": self._weights_K.clone().cpu(), "first_losses": self._first_K.clone().cpu()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._weights_K.copy_(state["weights"])
-        self._first_K.copy_(state["first_losses"])
-
     def _coefficients(self, sampled: Sampled) -> Tensor:
-        weights_m = self._weights_K[positions(sampled, self._weights_K)]
+        weights_K = self.state["weights"]
+        weights_m = weights_K[positions(sampled, weights_K)]
         return weights_m / weights_m.sum()
 
 
 def relative_gradient(
     relative_m: Tensor, norms_m: Tensor, losses_m: Tensor, first_m: Tensor, counted_m: Tensor, alpha: float
 ) -> Tensor:
-    """sign(G_i - t_i) ||g_i|| / mean(G) at weights v of mean 1, [m]; 0 where a loss does not count."""
+    """sign(G_i - t_i) ||g_i|| / mean(G) at weights v, [m]; 0 for losses that do not count.
+
+    Args:
+        relative_m: the weights v, with mean 1 over the losses that count.
+        norms_m: ||g_i||.
+        losses_m: L_i at this step.
+        first_m: L_i(0).
+        counted_m: whether the loss has labels at this step.
+        alpha: exponent of the relative training rates r_i.
+    """
     count = counted_m.sum()
     ratios_m = torch.where(counted_m & (first_m > 0), losses_m / torch.where(first_m > 0, first_m, 1.0), 0.0)
     mean_ratio = ratios_m.sum() / count

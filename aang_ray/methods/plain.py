@@ -1,119 +1,115 @@
-"""Static multitask: every weight stays where it starts. (Dery et al. 2023, section 7.3)"""
+"""Methods without learned weights: one loss alone, fixed weights, and cosine gating."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from aang_ray.config.methods import CosineGatingConfig
+from aang_ray.config.methods import CosineGatingConfig, MethodConfig, StaticConfig
+from aang_ray.config.run import RunConfig
 from aang_ray.gradients.engine import Request, StepGradients
 from aang_ray.gradients.products import products
 from aang_ray.gradients.statistics import cosine
-from aang_ray.methods.base import Sampled, Unlearned, Weighting, weight_row
+from aang_ray.methods.aang import Weighting
+from aang_ray.methods.base import Method, Sampled, weight_row
+from aang_ray.objectives.space import Space
 from aang_ray.store.schema import WeightRow
 
 
-class Static:
-    """L = 1/2 L_E + 1/2 (1/n) sum over S of L_k."""
+class Finetune(Method):
+    """L = L_E: the end task alone."""
 
-    uses_dev = False
-    whole_gradients = False
+    coefficients: ClassVar[tuple[float, ...]] = (0.0, 1.0)
+    """Weights of the step's segments."""
 
-    def __init__(self, weighting: Weighting) -> None:
-        self.weighting = weighting
-
-    def request(self, sampled: Sampled) -> Request:
-        return Request(coefficients_S=self.weighting.coefficients(sampled))
-
-    def direction(self, sampled: Sampled, gradients: StepGradients) -> None:
-        return None
-
-    def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
-        """Nothing is learned about weights."""
-
-    def factors(self) -> Mapping[str, npt.NDArray[np.float64]]:
-        return self.weighting.factors()
-
-    def describe(self, sampled: Sampled) -> WeightRow:
-        return self.weighting.row(sampled, {})
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """There is no state: the weights never move."""
-
-
-# --- methods.single: One loss and nothing else: fine-tuning, and the masked-LM stage of TAPT and DAPT.
-
-
-class Single:
-    """L = L_s of one segment; the others, where there are any, weigh 0."""
-
-    uses_dev = False
-    whole_gradients = False
-
-    def __init__(self, coefficients_S: Tensor) -> None:
-        self._request = Request(coefficients_S=coefficients_S)
+    def __init__(self, device: torch.device) -> None:
+        self.state = {}
+        self._request = Request(coefficients_S=torch.tensor(self.coefficients, device=device))
 
     @classmethod
-    def end_task(cls, device: torch.device) -> Self:
-        """L = L_E."""
-        return cls(torch.tensor([0.0, 1.0], device=device))
-
-    @classmethod
-    def auxiliary(cls, device: torch.device) -> Self:
-        """L = L_k of the step's one objective; the end task has no examples in this stage."""
-        return cls(torch.tensor([0.0, 0.0, 1.0], device=device))
+    def build(cls, config: RunConfig, space: Space | None, device: torch.device) -> Self:
+        return cls(device)
 
     def request(self, sampled: Sampled) -> Request:
         return self._request
 
-    def direction(self, sampled: Sampled, gradients: StepGradients) -> None:
-        return None
 
-    def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
-        """Nothing is learned about weights."""
+class MaskedLm(Finetune):
+    """L = L_k: the one objective of a masked-LM stage (TAPT, DAPT); the end task has no examples there."""
 
-    def factors(self) -> None:
-        return None
+    coefficients = (0.0, 0.0, 1.0)
 
-    def describe(self, sampled: Sampled) -> None:
-        return None
 
-    def state_dict(self) -> dict[str, Any]:
+class Static(Method):
+    """Static multitask, L = 1/2 L_E + 1/2 (1/n) sum over S of L_k: Algorithm 1 with factors that stay 0.
+
+    (Dery et al. 2023, section 7.3.) It is also the base of methods that start from these coefficients, or give them to
+    the heads.
+    """
+
+    def __init__(self, weighting: Weighting, config: MethodConfig | None = None, seed: int = 0) -> None:
+        self.weighting, self.seed = weighting, seed
+        self.config: MethodConfig = config or StaticConfig()
+        self.state = self.initial_state()
+
+    @classmethod
+    def build(cls, config: RunConfig, space: Space | None, device: torch.device) -> Self:
+        return cls(Weighting.initial(config, space, device), config.method, config.seed)
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """The method's state before the first step. Vectors over losses are [1 + K]: the end task, then the space."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """There is no state."""
+    @property
+    def losses(self) -> int:
+        """1 + K: the end task and every objective of the space."""
+        return 1 + len(self.names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the space's objectives."""
+        return self.weighting.index.names["A"]
+
+    def request(self, sampled: Sampled) -> Request:
+        return Request(coefficients_S=self.weighting.coefficients(sampled))
+
+    def factors(self) -> Mapping[str, npt.NDArray[np.float64]]:
+        return self.weighting.factors()
+
+    def describe(self, sampled: Sampled) -> WeightRow | None:
+        return self.weighting.row(sampled, {})
 
 
-# --- methods.gating: Cosine gating: an auxiliary gradient counts where it agrees with the end task's. (Du et al. 2018)
+class MtTartan(Static):
+    """L = (L_E + sum over S of L_k) / (1 + n). (Dery et al. 2022)"""
+
+    @classmethod
+    def build(cls, config: RunConfig, space: Space | None, device: torch.device) -> Self:
+        weighting = Weighting.initial(config, space, device)
+        n = len(weighting.index.names["A"]) if config.n == "all" else config.n
+        return cls(weighting.with_lambda(1 / (1 + n)), config.method, config.seed)
 
 
-class CosineGating(Unlearned):
-    """d = lambda g_E + (1 - lambda) / n sum_k a(cos(g_E, g_k)) g_k, lambda = 1/2.
+class CosineGating(Static):
+    """d = lambda g_E + (1 - lambda) / n sum_k a(cos(g_E, g_k)) g_k, lambda = 1/2. (Du et al. 2018)
 
-    `gate`: a(c) = 1 where c >= 0, else 0, the source's unweighted version; `weigh`: a(c) = max(0, c), the weighted one.
+    `gate`: a(c) = 1 if c >= 0, else 0, the paper's unweighted version; `weigh`: a(c) = max(0, c), the weighted one.
     Heads learn from every loss, with the coefficients of static multitask. Nothing waits for the device. Holds n + 2
     body-sized vectors.
     """
 
     whole_gradients = True
-
-    def __init__(self, static: Weighting, config: CosineGatingConfig) -> None:
-        super().__init__(static)
-        self._mode = config.mode
-        self._weights_m: Tensor | None = None
-        """Weights of the last step, on the device."""
+    config: CosineGatingConfig
+    _weights_m: Tensor | None = None
+    """Weights of the last step, on the device."""
 
     def request(self, sampled: Sampled) -> Request:
-        return Request(self.static.coefficients(sampled), separate=True)
+        return Request(self.weighting.coefficients(sampled), separate=True)
 
     def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
         if gradients.separate_SP is None:
@@ -121,9 +117,10 @@ class CosineGating(Unlearned):
         rows_mP = gradients.separate_SP[1:]
         gram_mm = products(rows_mP, rows_mP)
         cosines_m = cosine(gram_mm[0], gram_mm.diagonal())
-        passes_m = cosines_m.clamp_min(0) if self._mode == "weigh" else (cosines_m >= 0).to(cosines_m.dtype)
+        weigh = self.config.mode == "weigh"
+        passes_m = cosines_m.clamp_min(0) if weigh else (cosines_m >= 0).to(cosines_m.dtype)
         passes_m[0].fill_(1.0)
-        self._weights_m = self.static.coefficients(sampled)[1:].to(passes_m.dtype) * passes_m
+        self._weights_m = self.weighting.coefficients(sampled)[1:].to(passes_m.dtype) * passes_m
         return self._weights_m @ rows_mP
 
     def describe(self, sampled: Sampled) -> WeightRow | None:

@@ -16,16 +16,20 @@ Shape suffixes: N tasks, Q entries of all trained parameters of body and heads i
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from aang_ray.config.methods import AlphavilConfig, DiwConfig
-from aang_ray.gradients.engine import Request, StepGradients
-from aang_ray.methods.base import Sampled, beside
+from aang_ray.config.run import RunConfig
+from aang_ray.config.sections import MethodSection
+from aang_ray.errors import UserError
+from aang_ray.gradients.engine import Request
+from aang_ray.methods.base import Method, Sampled, like_device
+from aang_ray.objectives.space import Space
 from aang_ray.store.schema import WeightRow
 
 SMALLEST_WEIGHT = 1e-6
@@ -62,19 +66,17 @@ class Round(Protocol):
         """Give a tensor the first worker's values on every worker."""
 
 
-class RoundMethod(ABC):
+class RoundMethod(Method):
     """Base of the methods that train in rounds: one weight w_i a task, 1 at the start, that moves once a round.
 
     A step trains one task alone, or (`together`) all of them by the loss 1/N sum_i w_i L_i: at w = 1 that is the
     paper's multitask baseline, which averages.
     """
 
-    uses_dev = False
-    whole_gradients = False
     has_tries = False
     """Whether a round goes on after the tasks with steps that train all of them together."""
 
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+    def __init__(self, names: Sequence[str], device: torch.device, config: MethodSection) -> None:
         self._names, self._device = names, device
         self.end_task_weight = 1.0
         self._weights: dict[int, float] = {}
@@ -87,6 +89,12 @@ class RoundMethod(ABC):
         """Whether the next step trains all tasks together."""
         self.loss_scale = 1.0
         """Weight of the loss of a task that is trained alone."""
+
+    @classmethod
+    def build(cls, config: RunConfig, space: Space | None, device: torch.device) -> Self:
+        if space is None:
+            raise UserError(f"method.name: {config.method.name} needs a space of auxiliary objectives")
+        return cls(space.factors()["A"], device, config.method)
 
     @property
     @abstractmethod
@@ -130,16 +138,7 @@ class RoundMethod(ABC):
         if self.together:
             weights = self.weights(sampled.objectives)
             coefficients = [0.0, *(w / len(weights) for w in weights)]
-        return Request(beside(coefficients, torch.empty(0, device=self._device)))
-
-    def direction(self, sampled: Sampled, gradients: StepGradients) -> None:
-        return None
-
-    def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
-        return  # nothing is learned within a round
-
-    def factors(self) -> None:
-        return None
+        return Request(like_device(coefficients, torch.empty(0, device=self._device)))
 
     def describe(self, sampled: Sampled) -> WeightRow:
         """Return normalised weights for the store: of the end task among all, of the objectives among themselves."""
@@ -185,7 +184,7 @@ class Alphavil(RoundMethod):
     """
 
     def __init__(self, names: Sequence[str], device: torch.device, config: AlphavilConfig) -> None:
-        super().__init__(names, device)
+        super().__init__(names, device, config)
         self.config = config
         self._alpha: list[float] = []
         self.deltas_NQ: Tensor | None = None
@@ -275,7 +274,7 @@ class Diw(RoundMethod):
     has_tries = True
 
     def __init__(self, names: Sequence[str], device: torch.device, config: DiwConfig) -> None:
-        super().__init__(names, device)
+        super().__init__(names, device, config)
         self.config = config
         self.tries = 0
         """Made in this round."""

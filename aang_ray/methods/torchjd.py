@@ -1,149 +1,204 @@
-"""The methods that TorchJD computes, apart from the others: with it comes cvxpy, which takes seconds to import."""
+"""Aggregations of the separate gradients that TorchJD computes. (docs/methods/aggregations.md)
+
+The methods are entries of two tables: `GRAM_WEIGHTS`, weights of the gradients from their Gram matrix, and
+`COORDINATEWISE`, updates from the gradients' coordinates. Four more have a state, and a class. TorchJD's state belongs
+to a fixed list of losses. Here it is kept for the end task and the whole space, [1 + K], because the objectives of a
+step are a sample; what is not sampled, or has no labels, keeps its state.
+
+TorchJD is imported with this file, when a run names one of these methods: its solvers take seconds to import.
+"""
 
 from __future__ import annotations
 
+import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
-from torch import Tensor
-from torchjd import aggregation, scalarization
+from torch import Tensor, nn
+from torchjd import aggregation
 
-from aang_ray.config.methods import (
-    AggregationConfig,
-    AlignedMtlConfig,
-    CagradConfig,
-    DualProjConfig,
-    DwaConfig,
-    GraddropConfig,
-    GramSection,
-    ImtlGConfig,
-    MgdaConfig,
-    NashMtlConfig,
-    PcgradConfig,
-    Preference,
-    RandomConfig,
-    ScalarizationConfig,
-    UncertaintyConfig,
-    UpgradConfig,
-)
-from aang_ray.errors import RunFailure
-from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.config import methods as settings
+from aang_ray.errors import RunFailure, UserError
+from aang_ray.gradients.engine import Request, StepGradients, check_memory
 from aang_ray.gradients.products import products
-from aang_ray.methods.base import Method, Sampled, Unlearned, Weighting, labelled, positions, seeded, weight_row
-from aang_ray.objectives.source import FIRST_OBJECTIVE
+from aang_ray.methods.base import Sampled, seeded, weight_row
+from aang_ray.methods.plain import Static
+from aang_ray.objectives.source import END_TASK, FIRST_OBJECTIVE
 from aang_ray.store.schema import WeightRow
 
-# --- methods.gram_weights: TorchJD's weightings by the names of the configuration.
+# 1. Weights from the Gram matrix. Each function takes the method's settings, the Gram matrix over its trace in fp64,
+# [m, m] with the end task first, and the trace; it returns the weights, [m].
 
 
-def gram_weights(config: GramSection, gram_mm: Tensor) -> Tensor:
-    """Weights [m] of the gradients in the update, from their Gram matrix in host memory, not all 0; a lone one's is 1.
-
-    TorchJD has absolute thresholds (1e-4 on the squared Frobenius norm, 1e-12 on sums), so it is given the Gram
-    matrix over its trace t, that of the gradients over sqrt t. The weights are the same; Nash-MTL's, whose update has
-    the same length for gradients of any scale, are divided by sqrt t. It computes in fp64: roots of the eigenvalues of
-    an fp32 matrix would lose gradients that are 1e-4 of the others' length.
-    """
-    if len(gram_mm) == 1:
-        return torch.ones_like(gram_mm[0])
-    trace = gram_mm.trace()
-    relative_mm = (gram_mm / trace).double()
-    match config:
-        case PcgradConfig():
-            weighting = aggregation.PCGradWeighting()
-        case MgdaConfig():
-            weighting = aggregation.MGDAWeighting(config.epsilon, config.max_iters)
-        case CagradConfig(c=0.0):
-            weighting = aggregation.MeanWeighting()
-        case CagradConfig():
-            # Its own 1e-4 takes gradients for stationary, and stops, where one is that much shorter than the others.
-            weighting = aggregation.CAGradWeighting(config.c, norm_eps=1e-6)
-        case ImtlGConfig():
-            weighting = aggregation.IMTLGWeighting()
-        case AlignedMtlConfig():
-            weighting = aggregation.AlignedMTLWeighting(preference(config.preference, relative_mm), config.scale_mode)
-        case UpgradConfig():
-            weighting = aggregation.UPGradWeighting(preference(config.preference, relative_mm))
-        case DualProjConfig():
-            weighting = aggregation.DualProjWeighting(preference(config.preference, relative_mm))
-        case NashMtlConfig():
-            nash_m: Tensor = nash_mtl(config, len(gram_mm)).weighting(square_root(relative_mm))
-            return nash_m.to(gram_mm.dtype) / trace.sqrt()
-        case _:
-            raise TypeError(f"{type(config).__name__} names no weighting")
-    weights_m: Tensor = weighting(relative_mm)
-    return weights_m.to(gram_mm.dtype)
-
-
-def nash_mtl(config: NashMtlConfig, rows: int) -> aggregation.NashMTL:
-    """TorchJD's, new at every step: the solver's last solution would belong to other objectives."""
-    # TorchJD builds its problem anew for every such object, and cvxpy would say that this is slow (some 60 ms).
-    warnings.filterwarnings("ignore", message="You are solving a parameterized problem", category=UserWarning)
-    return aggregation.NashMTL(rows, config.max_norm, update_weights_every=1, optim_niter=config.optim_niter)
-
-
-def preference(kind: Preference, like: Tensor) -> Tensor | None:
-    """Weights to start from, [m]; None is TorchJD's 1/m."""
+def preference(kind: settings.Preference, like: Tensor) -> Tensor | None:
+    """Weights to start from, [m]; None is TorchJD's equal weights."""
     if kind == "uniform":
         return None
     others = len(like) - 1
     return torch.tensor([0.5] + [0.5 / others] * others, dtype=like.dtype, device=like.device)
 
 
+def cagrad(config: settings.CagradConfig, gram_mm: Tensor, trace: Tensor) -> Tensor:
+    """CAGrad; the mean with c = 0, which TorchJD's solver does not reach at stationary points."""
+    if config.c == 0:
+        return cast(Tensor, aggregation.MeanWeighting()(gram_mm))
+    # TorchJD's own 1e-4 takes gradients for stationary, and stops, where one is that much shorter than the others.
+    return cast(Tensor, aggregation.CAGradWeighting(config.c, norm_eps=1e-6)(gram_mm))
+
+
+def nash_mtl(config: settings.NashMtlConfig, gram_mm: Tensor, trace: Tensor) -> Tensor:
+    """Nash-MTL. Its update has the same length for gradients of any scale, so the weights are divided by sqrt(trace).
+
+    The TorchJD object is new at every step: the solver's last solution would belong to other objectives.
+    """
+    # cvxpy would warn that TorchJD builds its problem anew for every such object (some 60 ms).
+    warnings.filterwarnings("ignore", message="You are solving a parameterized problem", category=UserWarning)
+    solver = aggregation.NashMTL(len(gram_mm), config.max_norm, update_weights_every=1, optim_niter=config.optim_niter)
+    weights_m: Tensor = solver.weighting(square_root(gram_mm))
+    return weights_m.to(trace.dtype) / trace.sqrt()
+
+
 def square_root(gram_mm: Tensor) -> Tensor:
-    """A matrix [m, m] whose rows have this Gram matrix: to what depends on norms and angles alone, the gradients."""
+    """A matrix [m, m] whose rows have this Gram matrix. Methods that see norms and angles alone can take these rows."""
     values_m, vectors_mm = torch.linalg.eigh(gram_mm)
     root_mm: Tensor = vectors_mm * values_m.clamp_min(0).sqrt()
     return root_mm
 
 
-# --- methods.aggregation: The body's update as an aggregation of the rows of the Jacobian: g_E and the objectives' gradients.
+def fairgrad(config: settings.FairgradConfig, gram_mm: Tensor, trace: Tensor) -> Tensor:
+    """FairGrad: G w = w^(-1/alpha), so that weights for G / t must be multiplied by t^(-alpha / (1 + alpha))."""
+    weights_m: Tensor = aggregation.FairGradWeighting(config.alpha, config.max_iters)(gram_mm)
+    return weights_m * trace.double() ** (-config.alpha / (1 + config.alpha))
 
 
-class GramAggregation(Unlearned):
-    """d = sum_i alpha_i g_i over the end task and the sampled objectives, alpha from their Gram matrix.
+def config_(config: Any, gram_mm: Tensor, trace: Tensor) -> Tensor:
+    """ConFIG, on rows that have this Gram matrix; the weights are those that make its update of the rows.
 
-    The weights come from TorchJD (`gram_weights`), which computes on the host: each step waits for the device once.
+    Directly on gradients of 10^7 entries in fp32, the pseudo-inverse's tolerance would take all of them for 0. Here
+    the rank is decided on the cosines of the gradients, with a tolerance from the precision of the Gram matrix, so that
+    short gradients count.
+    """
+    lengths_m = gram_mm.diagonal().sqrt()
+    inverse_m = torch.where(lengths_m > 0, 1 / lengths_m, 0.0)
+    values_m, vectors_mm = torch.linalg.eigh(inverse_m[:, None] * gram_mm * inverse_m)
+    tolerance = 8 * len(gram_mm) * torch.finfo(trace.dtype).eps * values_m[-1]
+    units_mm = vectors_mm * torch.where(values_m > tolerance, values_m, 0.0).sqrt() * (lengths_m > 0)[:, None]
+    root_mm = lengths_m[:, None] * units_mm
+    update_m = aggregation.ConFIG(preference(config.preference, gram_mm))(root_mm)
+    # update = root^T w, with w = inverse_m * (weights of the unit rows), which is well conditioned.
+    unit_weights_m: Tensor = torch.linalg.pinv(units_mm.t(), rtol=tolerance.sqrt()) @ update_m
+    return inverse_m * unit_weights_m
+
+
+def krum(config: settings.KrumConfig, gram_mm: Tensor, trace: Tensor) -> Tensor:
+    """Multi-Krum; the mean where there are too few gradients to tell outliers from neighbours."""
+    rows = len(gram_mm)
+    if rows < config.n_byzantine + 3:
+        return cast(Tensor, aggregation.MeanWeighting()(gram_mm))
+    return cast(Tensor, aggregation.KrumWeighting(config.n_byzantine, min(config.n_selected, rows))(gram_mm))
+
+
+GRAM_WEIGHTS: Mapping[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "pcgrad": lambda c, gram_mm, _: aggregation.PCGradWeighting()(gram_mm),
+    "mgda": lambda c, gram_mm, _: aggregation.MGDAWeighting(c.epsilon, c.max_iters)(gram_mm),
+    "cagrad": cagrad,
+    "nash_mtl": nash_mtl,
+    "fairgrad": fairgrad,
+    "imtl_g": lambda c, gram_mm, _: aggregation.IMTLGWeighting()(gram_mm),
+    "aligned_mtl": lambda c, gram_mm, _: aggregation.AlignedMTLWeighting(
+        preference(c.preference, gram_mm), c.scale_mode
+    )(gram_mm),
+    "config": config_,
+    "upgrad": lambda c, gram_mm, _: aggregation.UPGradWeighting(preference(c.preference, gram_mm))(gram_mm),
+    "dualproj": lambda c, gram_mm, _: aggregation.DualProjWeighting(preference(c.preference, gram_mm))(gram_mm),
+    "krum": krum,
+}
+
+
+# 2. Updates that are weighted sums of the separate gradients.
+
+
+class Aggregation(Static, ABC):
+    """d = sum_i alpha_i g_i over the end task and the sampled objectives; subclasses compute alpha.
+
     Objectives without labels at a step are left out. Heads get the coefficients of static multitask: a head belongs to
     one loss, or to losses of one kind. Holds n + 2 body-sized vectors.
     """
 
     whole_gradients = True
-
-    def __init__(self, static: Weighting, config: GramSection, seed: int) -> None:
-        super().__init__(static)
-        self._config, self._seed = config, seed
-        self._weights_m: Tensor | None = None
-        """alpha of the last step."""
+    _weights_m: Tensor | None = None
+    """alpha of the last step."""
 
     def request(self, sampled: Sampled) -> Request:
-        return Request(self.static.coefficients(sampled), separate=True)
+        return Request(self.weighting.coefficients(sampled), separate=True)
 
     def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
         """The aggregation, [P].
 
         Raises:
             RunFailure: for a gradient that is not finite.
+            UserError: if the solver of the method is not installed.
         """
-        separate_SP = gradients.separate_SP
-        if separate_SP is None:
+        if gradients.separate_SP is None:
             raise ValueError("an aggregation needs the separate gradients")
-        gram_SS = products(separate_SP, separate_SP).cpu()
-        self._check(sampled, gram_SS)
-        rows = [1, *(FIRST_OBJECTIVE + i for i, count in enumerate(sampled.labels) if count > 0)]
-        gram_mm = gram_SS[rows][:, rows]
-        weights_S = torch.zeros(len(gram_SS), dtype=gram_SS.dtype)
-        if gram_mm.trace() > 0:  # without a gradient there is no update
-            with seeded(self._seed, sampled.step, gram_mm.device):
-                weights_S[rows] = gram_weights(self._config, gram_mm).to(weights_S.dtype)
-        self._weights_m = weights_S[1:]
-        return weights_S.to(separate_SP) @ separate_SP
+        rows = [END_TASK, *(FIRST_OBJECTIVE + i for i, count in enumerate(sampled.labels) if count > 0)]
+        weights_S = self.weights(sampled, gradients, gradients.separate_SP, rows)
+        self._weights_m = weights_S[END_TASK:]
+        return weights_S.to(gradients.separate_SP) @ gradients.separate_SP
+
+    @abstractmethod
+    def weights(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor, rows: list[int]) -> Tensor:
+        """alpha, [S]; 0 for the dev segment and for everything that is not in `rows`, the segments that count."""
 
     def describe(self, sampled: Sampled) -> WeightRow | None:
         return None if self._weights_m is None else weight_row(sampled, self.names, self._weights_m)
+
+
+def places(sampled: Sampled, rows: Sequence[int], like: Tensor) -> Tensor:
+    """Positions of some segments in vectors over the end task and the space, int64 on the device of `like`."""
+    found = [0 if row == END_TASK else 1 + sampled.objectives[row - FIRST_OBJECTIVE] for row in rows]
+    return torch.tensor(found, device=like.device)
+
+
+@contextmanager
+def named_solvers(method: str) -> Iterator[None]:
+    """Turn TorchJD's error about missing solvers into one line that names the extra."""
+    try:
+        yield
+    except ImportError as error:
+        packages = ", ".join(re.findall(r"'([\w-]+)'", str(error).partition(". ")[0])) or str(error.name)
+        raise UserError(
+            f"method.name: {method} needs {packages}, not installed here; run: pip install 'aang-ray[solvers]'"
+        ) from error
+
+
+class GramAggregation(Aggregation):
+    """Weights from the Gram matrix, by `GRAM_WEIGHTS`. TorchJD computes on the host: each step waits for the device.
+
+    TorchJD has absolute thresholds (1e-4 on the squared Frobenius norm, 1e-12 on sums), so it is given the Gram matrix
+    over its trace t, that is the matrix of the gradients over sqrt t. It computes in fp64: roots of the eigenvalues of
+    an fp32 matrix would lose gradients that are 1e-4 of the others' length.
+    """
+
+    def weights(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor, rows: list[int]) -> Tensor:
+        gram_SS = products(separate_SP, separate_SP).cpu()
+        self._check(sampled, gram_SS)
+        gram_mm = gram_SS[rows][:, rows]
+        weights_S = torch.zeros(len(gram_SS), dtype=gram_SS.dtype)
+        if len(rows) == 1 and gram_mm.trace() > 0:  # a lone gradient is the update
+            weights_S[rows] = 1.0
+        elif gram_mm.trace() > 0:  # without a gradient there is no update
+            with seeded(self.seed, sampled.step, gram_mm.device), named_solvers(self.config.name):
+                weights_S[rows] = self.from_gram(gram_mm, places(sampled, rows, gram_mm)).to(weights_S.dtype)
+        return weights_S
+
+    def from_gram(self, gram_mm: Tensor, places_m: Tensor) -> Tensor:
+        """alpha, [m], from the Gram matrix of m >= 2 gradients that are not all 0; stateful methods override this."""
+        return gram_weights(self.config.name, self.config, gram_mm)
 
     def _check(self, sampled: Sampled, gram_SS: Tensor) -> None:
         finite = gram_SS.diagonal().isfinite().tolist()
@@ -157,194 +212,186 @@ class GramAggregation(Unlearned):
         )
 
 
-# --- methods.scalarization: Weights of the losses by TorchJD's scalarizations.
-#
-# A scalarization is a function of the losses L_i of the end task and the sampled objectives. The coefficient of L_i in
-# the update, of body and heads alike, is the derivative by L_i: one plain backward pass does, and nothing waits.
+def gram_weights(name: str, config: Any, gram_mm: Tensor) -> Tensor:
+    """Weights of a method of `GRAM_WEIGHTS` with these settings, [m], in the type of the Gram matrix."""
+    trace = gram_mm.trace()
+    return GRAM_WEIGHTS[name](config, (gram_mm / trace).double(), trace).to(gram_mm.dtype)
 
 
-class Scalarization(Unlearned, ABC):
-    """Base of the methods that are one: `weights` is what they differ in."""
+class GradVac(GramAggregation):
+    """GradVac; the averages of cosines are kept for all pairs of losses. The order is drawn from (seed, step)."""
 
-    @abstractmethod
-    def weights(self, sampled: Sampled) -> Tensor:
-        """Coefficients of the end task and the sampled objectives, [m]."""
+    config: settings.GradvacConfig
 
-    def request(self, sampled: Sampled) -> Request:
-        weights_m = self.weights(sampled)
-        return Request(torch.cat((weights_m.new_zeros(1), weights_m)))
+    def initial_state(self) -> dict[str, Tensor]:
+        return {
+            "cosines": torch.zeros(self.losses, self.losses, dtype=torch.float64)
+        }  # row i: how gradient i is turned
 
-    def describe(self, sampled: Sampled) -> WeightRow:
-        return weight_row(sampled, self.names, self.weights(sampled))
+    def from_gram(self, gram_mm: Tensor, places_m: Tensor) -> Tensor:
+        grid = (places_m[:, None], places_m)
+        weighting = aggregation.GradVacWeighting(self.config.beta)
+        # TorchJD has no public way to set its state.
+        weighting._phi_t, weighting._state_key = self.state["cosines"][grid], (len(gram_mm), torch.float64)
+        weights_m: Tensor = weighting((gram_mm / gram_mm.trace()).double())
+        self.state["cosines"][grid] = weighting._phi_t
+        return weights_m
 
 
-class RandomWeights(Scalarization):
-    """Softmax of standard normal numbers, drawn anew at every step as a function of (seed, step).
+class PriorityConstrainedDescent(GramAggregation):
+    """PCD; the averages of squared norms are kept for every loss. The end task is the primary objective.
 
-    (Lin et al. 2022, Algorithm 2)
+    A loss that is seen for the first time counts as if its squared norm had been this one all along. TorchJD's eps is
+    0: it would matter for small gradients only, and the averages need none.
     """
 
-    def __init__(self, static: Weighting, seed: int) -> None:
-        super().__init__(static)
-        self._seed = seed
+    config: settings.PcdConfig
 
-    def weights(self, sampled: Sampled) -> Tensor:
-        like = self.static.flat_F
-        with seeded(self._seed, sampled.step, like.device):
-            return derivative(scalarization.Random(), like.new_zeros(1 + len(sampled.objectives)))
+    def initial_state(self) -> dict[str, Tensor]:
+        # Averages of ||g||^2, corrected for their start at 0, and the number of steps that are in them.
+        return {"squares": torch.zeros(self.losses, dtype=torch.float64), "steps": torch.tensor(0)}
 
-
-def derivative(scalarizer: scalarization.Scalarizer, losses_m: Tensor) -> Tensor:
-    """Derivative of a scalarizer by the losses, [m]."""
-    with torch.enable_grad():
-        leaf_m = losses_m.detach().clone().requires_grad_()
-        weights_m: Tensor = torch.autograd.grad(scalarizer(leaf_m), leaf_m)[0]
-    return weights_m
-
-
-# --- methods.graddrop: GradDrop: in every coordinate of the body one sign survives. (Chen et al. 2020, Algorithm 1)
+    def from_gram(self, gram_mm: Tensor, places_m: Tensor) -> Tensor:
+        squares_K, steps, beta = self.state["squares"], self.state["steps"], self.config.beta
+        known_m, squares_m = squares_K[places_m], gram_mm.diagonal().double()
+        weighting = aggregation.PCDWeighting(self.config.tau, beta, eps=0.0)
+        # TorchJD has no public way to set its state: the averages before their correction.
+        weighting._sq_norm_ema = torch.where(known_m > 0, known_m, squares_m) * (1 - beta ** int(steps))
+        weighting._n_steps, weighting._state_key = steps.clone(), len(gram_mm)
+        weights_m: Tensor = weighting(gram_mm)
+        steps += 1
+        squares_K[places_m] = weighting._sq_norm_ema / (1 - beta ** int(steps))
+        return weights_m
 
 
-class GradDrop(Unlearned):
-    """d_p = the sum of the gradients that have in coordinate p the sign that was drawn for p.
+class CrMogm(GramAggregation):
+    """CR-MOGM: alpha <- a alpha + (1 - a) (weights of another aggregation); the first weights are taken as they are."""
 
-    Positive with probability 1/2 (1 + sum_i g_ip / sum_i |g_ip|). TorchJD computes it on the separate gradients,
-    without waiting for the device; the draw is a function of (seed, step). The share `end_task_leak` of g_E always
-    passes. Heads get the coefficients of static multitask. Holds n + 2 body-sized vectors.
+    config: settings.CrMogmConfig
+
+    def initial_state(self) -> dict[str, Tensor]:
+        return {"averages": torch.full((self.losses,), torch.nan, dtype=torch.float64)}  # nan until it has been sampled
+
+    def from_gram(self, gram_mm: Tensor, places_m: Tensor) -> Tensor:
+        averages_K, name = self.state["averages"], self.config.weighting
+        found_m = gram_weights(name, settings.method_sections()[name](), gram_mm.double())
+        before_m = torch.where(averages_K[places_m].isnan(), found_m, averages_K[places_m])
+        smooth = aggregation.CRMOGMWeighting(aggregation.ConstantWeighting(found_m), self.config.alpha, before_m)
+        averages_K[places_m] = smooth(gram_mm)
+        return averages_K[places_m]
+
+
+class ExcessMtl(Aggregation):
+    """ExcessMTL: alpha_i <- alpha_i exp(eta e_i / e_i(0)), normalised, with the excess risks e_i = sum_p g_ip^2 / h_ip.
+
+    h_ip = sqrt(sum over steps of g_ip^2 + 1e-7), with gradients relative to the root mean square of the first one's
+    entries. e_i(0) is the mean over the first `warmup_steps` samples of a loss, whose weight does not move meanwhile.
+    The losses that move at a step keep the sum of their weights. Holds K + 1 more body-sized vectors, for the end task
+    and every objective of the space, and so do its checkpoints. Computed here, not by TorchJD, whose warm-up is that of
+    all losses together; with all objectives at every step both are the same.
+    """
+
+    config: settings.ExcessMtlConfig
+    _squares_KP: Tensor | None = None
+    """Sums of squared gradients; None before the first step."""
+
+    def initial_state(self) -> dict[str, Tensor]:
+        zeros_K = self.weighting.flat_F.new_zeros(self.losses, dtype=torch.float64)
+        return {
+            "log_weights": zeros_K.clone(),
+            "excess": zeros_K.clone(),  # sums over the warm-up
+            "samples": zeros_K.clone(),
+            "unit": zeros_K.new_zeros(()),  # root mean square of the first gradients' entries
+        }
+
+    def weights(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor, rows: list[int]) -> Tensor:
+        weights_S = separate_SP.new_zeros(len(separate_SP), dtype=torch.float64)
+        if len(rows) == 1:
+            weights_S[rows] = 1.0
+            return weights_S
+        places_m, state = places(sampled, rows, separate_SP), self.state
+        excess_m = torch.stack(
+            [self._excess(separate_SP[row], int(at)) for row, at in zip(rows, places_m, strict=True)]
+        )
+        warming_m = state["samples"][places_m] < self.config.warmup_steps
+        state["excess"][places_m] += torch.where(warming_m, excess_m, 0.0)
+        state["samples"][places_m] += 1
+        initial_m = state["excess"][places_m] / self.config.warmup_steps
+        before_m = state["log_weights"][places_m]
+        after_m = before_m + self.config.robust_step_size * excess_m / (initial_m + 1e-7)
+        sums = [torch.where(warming_m, -torch.inf, log_m).logsumexp(0) for log_m in (before_m, after_m)]
+        state["log_weights"][places_m] = torch.where(warming_m, before_m, after_m + sums[0] - sums[1])
+        weights_S[rows] = torch.softmax(state["log_weights"][places_m], dim=0)
+        return weights_S
+
+    def _excess(self, gradient_P: Tensor, place: int) -> Tensor:
+        """e of one loss, a scalar in fp64; adds to its sums of squares."""
+        if self._squares_KP is None:
+            check_memory([nn.Parameter(gradient_P, requires_grad=False)], self.losses, "the size of the space")
+            self._squares_KP = gradient_P.new_zeros(self.losses, len(gradient_P))
+        unit = self.state["unit"]
+        unit.copy_(torch.where(unit > 0, unit, gradient_P.double().square().mean().sqrt()))
+        squares_P = (gradient_P / torch.where(unit > 0, unit, 1.0).to(gradient_P.dtype)).square()
+        self._squares_KP[place] += squares_P
+        return (squares_P / (self._squares_KP[place] + 1e-7).sqrt()).sum(dtype=torch.float64)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "squares": None if self._squares_KP is None else self._squares_KP.clone().cpu()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        squares_KP = state["squares"]
+        self._squares_KP = None if squares_KP is None else squares_KP.to(self.weighting.flat_F.device)
+
+
+# 3. Updates from the gradients' coordinates, in which no gradient has one weight.
+
+COLUMNS = 2**20
+"""Coordinates that are sorted at once."""
+
+
+def graddrop(config: settings.GraddropConfig, rows_mP: Tensor, counted: list[int]) -> Tensor:
+    """In each coordinate the sum of the gradients that have the sign that was drawn for it. (Chen et al. 2020)
+
+    Positive with probability 1/2 (1 + sum_i g_ip / sum_i |g_ip|); the share `end_task_leak` of g_E always passes.
+    """
+    leak_m = rows_mP.new_zeros(len(rows_mP))
+    leak_m[0] = config.end_task_leak
+    return cast(Tensor, aggregation.GradDrop(leak=leak_m)(rows_mP))
+
+
+def trimmed_mean(config: settings.TrimmedMeanConfig, rows_mP: Tensor, counted: list[int]) -> Tensor:
+    """In each coordinate the mean without the largest and the smallest values, of losses with labels."""
+    trim = aggregation.TrimmedMean(min(config.trim_number, (len(counted) - 1) // 2))
+    return torch.cat([trim(columns_mC[counted]) for columns_mC in torch.split(rows_mP, COLUMNS, dim=1)])
+
+
+COORDINATEWISE: Mapping[str, Callable[[Any, Tensor, list[int]], Tensor]] = {
+    "graddrop": graddrop,
+    "trimmed_mean": trimmed_mean,
+}
+"""From settings, the separate gradients [m, P] and the rows with labels to the update, [P]."""
+
+
+class Coordinatewise(Static):
+    """Aggregations of `COORDINATEWISE`. Heads get the coefficients of static multitask. Holds n + 2 body-sized vectors.
+
+    Nothing waits for the device, and draws are a function of (seed, step).
     """
 
     whole_gradients = True
 
-    def __init__(self, static: Weighting, config: GraddropConfig, seed: int) -> None:
-        super().__init__(static)
-        self._end_task_leak, self._seed = config.end_task_leak, seed
-
     def request(self, sampled: Sampled) -> Request:
-        return Request(self.static.coefficients(sampled), separate=True)
+        return Request(self.weighting.coefficients(sampled), separate=True)
 
     def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
         if gradients.separate_SP is None:
-            raise ValueError("GradDrop needs the separate gradients")
-        rows_mP = gradients.separate_SP[1:]
-        leak_m = rows_mP.new_zeros(len(rows_mP))
-        leak_m[0] = self._end_task_leak
-        with seeded(self._seed, sampled.step, rows_mP.device):
-            direction_P: Tensor = aggregation.GradDrop(leak=leak_m)(rows_mP)
-        return direction_P
+            raise ValueError("an aggregation needs the separate gradients")
+        rows_mP = gradients.separate_SP[END_TASK:]
+        counted = [0, *(1 + i for i, count in enumerate(sampled.labels) if count > 0)]
+        with seeded(self.seed, sampled.step, rows_mP.device):
+            return COORDINATEWISE[self.config.name](self.config, rows_mP, counted)
 
     def describe(self, sampled: Sampled) -> None:
         """No gradient has one weight."""
-
-
-# --- methods.dwa: Dynamic weight average: what falls more slowly weighs more. (Liu, Johns and Davison 2019)
-
-
-class DynamicWeightAverage(Scalarization):
-    """w = softmax(r / T) with r_i = (mean L_i of the last epoch) / (of the epoch before), computed by TorchJD.
-
-    The source multiplies by the number of losses; here weights sum to 1. An epoch is `epoch_steps` steps. An objective
-    counts in the epochs in which it was sampled; until there are two of them r_i = 1.
-    """
-
-    def __init__(self, static: Weighting, config: DwaConfig) -> None:
-        super().__init__(static)
-        self._config = config
-        losses = 1 + len(self.names)
-        self._sums_2K = static.flat_F.new_zeros(2, losses)
-        """Sum and number of the losses of the epoch at hand: the end task's, then every objective's."""
-        self._epochs_3K = static.flat_F.new_zeros(3, losses)
-        """Mean losses of the two latest epochs, the older one first, and how many epochs there were."""
-        self._steps = 0
-
-    def weights(self, sampled: Sampled) -> Tensor:
-        older_m, newer_m, epochs_m = self._epochs_3K[:, positions(sampled, self._epochs_3K)]
-        known_m = (epochs_m >= 2) & (older_m > 0)
-        scalarizer = scalarization.DWA(self._config.temperature)
-        for means_m in (older_m, newer_m):
-            scalarizer(torch.where(known_m, means_m, 1.0))
-            scalarizer.step()
-        return derivative(scalarizer, older_m) / len(older_m)
-
-    def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
-        losses_m = gradients.losses_S[1:].to(self._sums_2K.dtype)
-        counted_m = labelled(sampled, losses_m)
-        added_2m = torch.stack((torch.where(counted_m, losses_m, 0.0), counted_m.to(losses_m.dtype)))
-        self._sums_2K.index_add_(1, positions(sampled, losses_m), added_2m)
-        self._steps += 1
-        if self._steps % self._config.epoch_steps == 0:
-            self._end_epoch()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "sums": self._sums_2K.clone().cpu(),
-            "epochs": self._epochs_3K.clone().cpu(),
-            "steps": self._steps,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._sums_2K.copy_(state["sums"])
-        self._epochs_3K.copy_(state["epochs"])
-        self._steps = int(state["steps"])
-
-    def _end_epoch(self) -> None:
-        total_K, count_K = self._sums_2K
-        _, newer_K, epochs_K = self._epochs_3K
-        rolled_3K = torch.stack((newer_K, total_K / count_K.clamp_min(1), epochs_K + 1))
-        self._epochs_3K = torch.where(count_K > 0, rolled_3K, self._epochs_3K)
-        self._sums_2K.zero_()
-
-
-# --- methods.uncertainty: Uncertainty weighting: a learned log-variance for each loss. (Kendall et al. 2018)
-
-
-class Uncertainty(Scalarization):
-    """L = sum_i (1/2 exp(-s_i) L_i + 1/2 s_i), computed by TorchJD; s by plain SGD with rate `lr`.
-
-    s starts at 0, so every weight at 1/2: weights do not sum to 1. What is not sampled, or has no labels, keeps its s.
-    """
-
-    def __init__(self, static: Weighting, lr: float) -> None:
-        super().__init__(static)
-        self._lr = lr
-        self._log_variances_K = static.flat_F.new_zeros(1 + len(self.names))
-        """Of the end task, then of every objective of the space."""
-
-    def weights(self, sampled: Sampled) -> Tensor:
-        scalarizer = self._scalarizer(sampled)
-        return derivative(scalarizer, scalarizer.log_var)
-
-    def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
-        scalarizer = self._scalarizer(sampled)
-        with torch.enable_grad():
-            loss = scalarizer(gradients.losses_S[1:].to(self._log_variances_K.dtype))
-            (gradient_m,) = torch.autograd.grad(loss, scalarizer.log_var)
-        gradient_m = torch.where(labelled(sampled, gradient_m), gradient_m, 0.0)
-        self._log_variances_K.index_add_(0, positions(sampled, gradient_m), gradient_m, alpha=-self._lr)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"log_variances": self._log_variances_K.clone().cpu()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._log_variances_K.copy_(state["log_variances"])
-
-    def _scalarizer(self, sampled: Sampled) -> scalarization.UW:
-        """TorchJD's, over the losses of one step."""
-        selected_m = self._log_variances_K[positions(sampled, self._log_variances_K)]
-        scalarizer = scalarization.UW(len(selected_m)).to(selected_m)
-        scalarizer.log_var.data.copy_(selected_m)
-        return scalarizer
-
-
-def make_torchjd_method(config: AggregationConfig | ScalarizationConfig, weighting: Weighting, seed: int) -> Method:
-    """The method that a configuration names; `weighting` holds static multitask's weights."""
-    match config:
-        case GramSection():
-            return GramAggregation(weighting, config, seed)
-        case GraddropConfig():
-            return GradDrop(weighting, config, seed)
-        case RandomConfig():
-            return RandomWeights(weighting, seed)
-        case UncertaintyConfig():
-            return Uncertainty(weighting, config.lr)
-        case DwaConfig():
-            return DynamicWeightAverage(weighting, config)
+        return

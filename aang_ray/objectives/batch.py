@@ -5,8 +5,8 @@ Shape suffixes: R rows, L columns, T tokens, E texts, G generated tokens, S segm
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
@@ -37,28 +37,30 @@ class Cuttable(Protocol):
 
 
 CuttableT = TypeVar("CuttableT", bound=Cuttable)
-Part = TypeVar("Part", bound=Any)
-"""A frozen dataclass, some fields of which are tensors."""
+PartT = TypeVar("PartT")
 
 
-def moved(part: Part, device: torch.device) -> Part:
-    """Return a copy with all tensors on a device. Copying from pinned memory does not block."""
-    return _with_tensors(part, {name: value.to(device, non_blocking=True) for name, value in _tensors(part).items()})
+def moved(part: PartT, device: torch.device) -> PartT:
+    """Return a copy of a dataclass with all its tensors on a device. Copying from pinned memory does not block."""
+    copy: PartT = _with_tensors(part, lambda tensor: tensor.to(device, non_blocking=True))
+    return copy
 
 
-def pinned(part: Part) -> Part:
-    """Return a copy with all tensors in page-locked memory."""
-    return _with_tensors(part, {name: value.pin_memory() for name, value in _tensors(part).items()})
+def pinned(part: PartT) -> PartT:
+    """Return a copy of a dataclass with all its tensors in page-locked memory."""
+    copy: PartT = _with_tensors(part, Tensor.pin_memory)
+    return copy
 
 
-def _tensors(part: Any) -> dict[str, Tensor]:
-    values = {f.name: getattr(part, f.name) for f in fields(part)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-
-def _with_tensors(part: Part, tensors: dict[str, Any]) -> Part:
-    result: Part = replace(part, **tensors)
-    return result
+def _with_tensors(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Change the tensors in the fields of a dataclass, in dataclasses among them, and in tuples of these."""
+    if isinstance(part, Tensor):
+        return change(part)
+    if isinstance(part, tuple):
+        return tuple(_with_tensors(item, change) for item in part)
+    if is_dataclass(part) and not isinstance(part, type):
+        return replace(part, **{f.name: _with_tensors(getattr(part, f.name), change) for f in fields(part)})
+    return part
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,6 @@ class Replacements:
     size: int
     """Token ids of the tokenizer; the embedding table may have more rows."""
 
-    def to(self, device: torch.device) -> Replacements:
-        """The same on a device."""
-        return replace(moved(self, device), inputs=self.inputs.to(device))
-
-    def pin(self) -> Replacements:
-        """The same in page-locked memory."""
-        return replace(pinned(self), inputs=pinned(self.inputs))
-
 
 @dataclass(frozen=True)
 class BatchPiece:
@@ -124,23 +118,11 @@ class BatchPiece:
 
     def to(self, device: torch.device) -> BatchPiece:
         """The same piece on a device."""
-        return replace(
-            self,
-            inputs=self.inputs.to(device),
-            vocabulary=tuple(moved(targets, device) for targets in self.vocabulary),
-            pooled=tuple(moved(targets, device) for targets in self.pooled),
-            replacements=None if self.replacements is None else self.replacements.to(device),
-        )
+        return moved(self, device)
 
     def pin(self) -> BatchPiece:
         """The same piece in page-locked memory, from which copies to a GPU do not block."""
-        return replace(
-            self,
-            inputs=pinned(self.inputs),
-            vocabulary=tuple(pinned(targets) for targets in self.vocabulary),
-            pooled=tuple(pinned(targets) for targets in self.pooled),
-            replacements=None if self.replacements is None else self.replacements.pin(),
-        )
+        return pinned(self)
 
 
 @dataclass(frozen=True)

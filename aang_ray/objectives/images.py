@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from aang_ray.objectives.batch import Targets, moved, pinned
 from aang_ray.objectives.losses import shares
 from aang_ray.objectives.objective import Objective, Rule
 from aang_ray.objectives.sampling import ExampleSchedule, Share, SourceSettings
-from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD, SegmentBatch, StepSource, head_name
+from aang_ray.objectives.source import SegmentBatch, Split, StepSource, head_name
 from aang_ray.objectives.space import Space
 from aang_ray.objectives.texts import Float32, Int64
 
@@ -217,26 +217,13 @@ class ImageSource(StepSource[ImageSegment]):
         self.train, self.dev, self.test = (standardised(split) for split in (task.train, task.dev, task.test))
         self.schedule = ExampleSchedule(len(task.train), len(task.dev), lambda _: len(task.train), space, n, settings)
 
-    def _dev(self, examples: Int64) -> ImageSegment:
-        return self._labelled("dev", DEV_HEAD, self.dev, examples)
-
-    def _end_task(self, examples: Int64) -> ImageSegment:
-        return self._labelled("end-task", END_TASK_HEAD, self.train, examples)
-
-    def dev_head_examples(self, step: int) -> ImageSegment:
-        """The examples that phi* is fitted on at this step, disjoint from the step's dev batch."""
-        split = self.train if self.settings.head_from_train else self.dev
-        return self._labelled("dev-head", DEV_HEAD, split, self.schedule.dev_head(step))
-
-    def labelled(self, split: Literal["train", "dev"], examples: Int64) -> ImageSegment:
-        """Examples of a split with their labels, for the end task's head."""
-        return self._labelled(split, END_TASK_HEAD, self.train if split == "train" else self.dev, examples)
-
-    def _labelled(self, name: str, head: str, split: LabelledImages, examples: Int64) -> ImageSegment:
-        images = split.take(examples)
+    def labelled(self, name: str, head: str, split: Split, examples: Int64) -> ImageSegment:
+        """Examples of a split with their labels."""
+        images = (self.train if split == "train" else self.dev).take(examples)
         return self._weighted(segment(name, head, images.pixels_NHW, images.labels))
 
-    def _objective(self, share: Share) -> ImageSegment:
+    def objective(self, share: Share) -> ImageSegment:
+        """Examples of the train images, corrupted and labelled."""
         if self.space is None:
             raise ValueError("no space")
         objective, examples = self.space.objectives[share.objective], share.examples
@@ -278,12 +265,11 @@ class ImagePiece:
 
     def to(self, device: torch.device) -> ImagePiece:
         """The same piece on a device."""
-        pixels_E1HW = self.pixels_E1HW.to(device, non_blocking=True)
-        return replace(self, pixels_E1HW=pixels_E1HW, targets=tuple(moved(targets, device) for targets in self.targets))
+        return moved(self, device)
 
     def pin(self) -> ImagePiece:
         """The same piece in page-locked memory, from which copies to a GPU do not block."""
-        return replace(pinned(self), targets=tuple(pinned(targets) for targets in self.targets))
+        return pinned(self)
 
 
 def collate_images(segments: Sequence[ImageSegment]) -> ImagePiece:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from aang_ray.config.sections import Semantics
-from aang_ray.data.tasks import EndTask, Labelled, Ragged
+from aang_ray.data.tasks import EndTask, Ragged
 from aang_ray.objectives import randomness
 from aang_ray.objectives.objective import EXTERNAL, Objective
 from aang_ray.objectives.outputs import Head, Labels, View
@@ -164,6 +164,7 @@ def _with_queries(segment: Segment, labels: Labels, vocabulary: Vocabulary) -> S
 
 
 SegmentT = TypeVar("SegmentT")
+Split = Literal["train", "dev"]
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ class StepSource(ABC, Generic[SegmentT]):
 
     schedule: ExampleSchedule
     """Which examples it reads."""
+    settings: SourceSettings
 
     def step(
         self, step: int, with_dev: bool, factors: Mapping[str, npt.NDArray[np.float64]] | None = None
@@ -203,20 +205,32 @@ class StepSource(ABC, Generic[SegmentT]):
         return self._batch(number, NO_EXAMPLES, examples, self.schedule.chosen(number, objectives))
 
     def _batch(self, step: int, dev: Int64, end_task: Int64, auxiliary: Sequence[Share]) -> SegmentBatch[SegmentT]:
-        segments = [self._dev(dev), self._end_task(end_task), *map(self._objective, auxiliary)]
+        segments = [
+            self.labelled("dev", DEV_HEAD, "dev", dev),
+            self.labelled("end-task", END_TASK_HEAD, "train", end_task),
+            *(self.objective(share) for share in auxiliary),
+        ]
         sampled, fractions = tuple(share.objective for share in auxiliary), tuple(s.fraction for s in auxiliary)
         return SegmentBatch(step, sampled, tuple(segments), fractions)
 
-    @abstractmethod
-    def _dev(self, examples: Int64) -> SegmentT:
-        """The dev batch."""
+    def dev_head_examples(self, step: int) -> SegmentT:
+        """The examples that phi* is fitted on at this step, disjoint from the step's dev batch."""
+        split: Split = "train" if self.settings.head_from_train else "dev"
+        return self.labelled("dev-head", DEV_HEAD, split, self.schedule.dev_head(step))
 
     @abstractmethod
-    def _end_task(self, examples: Int64) -> SegmentT:
-        """Train examples with their labels."""
+    def labelled(self, name: str, head: str, split: Split, examples: Int64) -> SegmentT:
+        """Examples of a split with their labels.
+
+        Args:
+            name: of the segment, for logs.
+            head: name of the head that predicts the labels.
+            split: `train` or `dev`.
+            examples: indices into the split.
+        """
 
     @abstractmethod
-    def _objective(self, share: Share) -> SegmentT:
+    def objective(self, share: Share) -> SegmentT:
         """Examples of an objective's data, corrupted and labelled."""
 
 
@@ -257,21 +271,12 @@ class BatchSource(StepSource[Segment]):
         train = self.task.train.tokens
         return {name: output.fit(train, self.vocabulary) for name, output in outputs.items() if output.fit is not None}
 
-    def _dev(self, examples: Int64) -> Segment:
-        return self._labelled("dev", DEV_HEAD, self.task.dev, examples)
-
-    def _end_task(self, examples: Int64) -> Segment:
-        return self._labelled("end-task", END_TASK_HEAD, self.task.train, examples)
-
-    def dev_head_examples(self, step: int) -> Segment:
-        """The examples that phi* is fitted on at this step, disjoint from the step's dev batch."""
-        split = self.task.train if self.settings.head_from_train else self.task.dev
-        return self._labelled("dev-head", DEV_HEAD, split, self.schedule.dev_head(step))
-
-    def _labelled(self, name: str, head: str, split: Labelled, examples: Int64) -> Segment:
-        ids, lengths = split.tokens.take(examples)
+    def labelled(self, name: str, head: str, split: Split, examples: Int64) -> Segment:
+        """Examples of a split with their labels."""
+        read = self.task.train if split == "train" else self.task.dev
+        ids, lengths = read.tokens.take(examples)
         texts = Texts(ids, lengths, np.zeros(len(examples), dtype=np.uint64))
-        return self._weighted(plain(name, head, texts, split.labels[examples]))
+        return self._weighted(plain(name, head, texts, read.labels[examples]))
 
     def _texts_of(self, data: str) -> tuple[Ragged, Int64 | None]:
         """The texts of a kind of data, and their classes if they have any."""
@@ -282,7 +287,8 @@ class BatchSource(StepSource[Segment]):
             return train.tokens, train.labels
         return {kind.replace("_", "-"): texts for kind, texts in self.task.corpora.items()}[data], None
 
-    def _objective(self, share: Share) -> Segment:
+    def objective(self, share: Share) -> Segment:
+        """Examples of the objective's data, corrupted and labelled."""
         if self.space is None:
             raise ValueError("no space")
         objective, examples = self.space.objectives[share.objective], share.examples

@@ -1,4 +1,4 @@
-"""The Parquet store: schema, write, read."""
+"""The Parquet store of finished runs, and files that appear whole or not at all."""
 
 from aang_ray.store.schema import SCHEMA_VERSION, CellRecord, HistoryRow, ResultRow, Scores, Status, WeightRow
 from aang_ray.store.store import CellIsDone, Store

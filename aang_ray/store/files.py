@@ -1,4 +1,12 @@
-"""Where a store lies: a local folder, or any URI that pyarrow or fsspec opens."""
+"""Files that appear whole or not at all, on any filesystem, and locks between processes.
+
+The store, checkpoints, exported models, progress files and the cache write through this module. A process that is killed at
+any moment leaves the old file or folder, or the new one, never a part.
+
+- `publish` writes one file below a `Location`: a local folder, or any URI that pyarrow or fsspec opens.
+- `write_file` and `new_folder` write a local file and a local folder.
+- `locked` lets one local process at a time through.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +14,8 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,34 +31,46 @@ from aang_ray.errors import UserError
 
 Kind = Literal["local", "renaming", "object"]
 
-# On these a file appears whole or not at all when its upload ends, and renaming is a copy.
+# On an object store a file appears when its upload has ended, and renaming is a copy.
 _OBJECT_STORES = {"s3", "s3a", "gcs", "gs", "abfs", "abfss", "adl", "az", "oss", "r2", "oci"}
+
+TEMPORARY = ".tmp-"
+"""Names of unfinished files begin with this."""
+LEFTOVER_AGE = timedelta(hours=1)
+"""Unfinished files that are older belong to processes that were killed."""
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Location:
-    """An opened root folder, which need not exist yet."""
+    """An opened root folder. It need not exist yet."""
 
     uri: str
+    """An absolute path, or the URI as given."""
     filesystem: fs.FileSystem
     root: str
     kind: Kind
-    """How a file becomes visible at once: `local` and `renaming` by a rename, `object` by the end of its upload."""
+    """What makes a file visible at once: a rename (`local`, `renaming`), or the end of its upload (`object`)."""
 
     def path(self, *parts: str) -> str:
-        """The path of `parts` below the root, as the filesystem wants it."""
+        """Return the path of `parts` below the root, as the filesystem expects it."""
         return "/".join((self.root.rstrip("/"), *parts))
 
     def exists(self) -> bool:
-        """Whether there is a folder (on object stores: anything) at the root."""
+        """Return whether the root is a folder; on object stores, whether anything lies below it."""
         return bool(self.filesystem.get_file_info(self.root).type == fs.FileType.Directory)
 
 
 def open_location(uri: str | Path) -> Location:
-    """Open the root of a store.
+    """Open a root folder.
 
-    Raises `UserError` for a URI that neither pyarrow nor fsspec knows, for one that may not be read, for a bucket that
-    does not exist, and for a root that is a file.
+    Args:
+        uri: A local path, or a URI that pyarrow or fsspec opens. The folder need not exist, but a bucket must.
+
+    Raises:
+        UserError: The URI is unknown or may not be read, its bucket does not exist, or the root is a file.
     """
     location = _remote(uri) if isinstance(uri, str) and "://" in uri else _local(uri)
     try:
@@ -63,7 +85,7 @@ def open_location(uri: str | Path) -> Location:
 
 
 def _check_bucket(location: Location) -> None:
-    """A folder need not exist yet; its bucket is never made here, and would be missed only by the first row."""
+    """Refuse a bucket that does not exist. It is never made here, and would otherwise be missed only by the first row."""
     bucket = location.root.strip("/").partition("/")[0]
     if location.filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
         raise UserError(f"store {location.uri}: there is no bucket {bucket}; make it, or name another")
@@ -102,83 +124,138 @@ def _fsspec(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def _line(error: Exception) -> str:
+    """Return the first line of an error's message."""
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
-# --- store.publish: Making a file visible whole or not at all, and one writer of a store at a time.
-
-
-TEMPORARY = ".tmp-"
-LEFTOVER_AGE = timedelta(hours=1)
-
-_log = logging.getLogger(__name__)
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
-
-
 def publish(location: Location, path: str, data: bytes) -> None:
-    """Write `data` to `path`, replacing what is there; a kill at any moment leaves the old or the new, never a part.
+    """Write a file, or replace it, so that readers see all of the old content or all of the new.
 
-    Where renaming is atomic the bytes first go to a temporary name in the store's root (of no interest to readers,
-    which look into the tables' folders only); an object store shows a file when its upload has ended.
+    Where renaming is atomic, the bytes first go to a temporary name in the root of the location. Readers look into
+    subfolders only.
+
+    Args:
+        location: The root below which the file lies.
+        path: The file, as `location.path` returns it.
+        data: Its content.
     """
-    if location.kind == "object":
-        _upload(location, path, data)
-        return
     temporary = location.path(f"{TEMPORARY}{uuid.uuid4().hex}")
-    if location.kind == "local":
-        _rename_local(temporary, path, data)
-        return
-    _upload(location, temporary, data)
-    remove(location, path)
-    location.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    location.filesystem.move(temporary, path)
+    match location.kind:
+        case "object":
+            _upload(location, path, data)
+        case "local":
+            _write_and_rename(temporary, path, data)
+        case "renaming":
+            _upload(location, temporary, data)
+            remove(location, path)
+            location.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            location.filesystem.move(temporary, path)
 
 
 def remove(location: Location, path: str) -> None:
-    """Delete a file if it is there."""
+    """Delete a file if it exists."""
     if location.filesystem.get_file_info(path).type != fs.FileType.NotFound:
         location.filesystem.delete_file(path)
 
 
-def sweep_leftovers(location: Location) -> None:
-    """Delete the temporary files of writers that were killed over an hour ago."""
+def remove_leftovers(location: Location) -> None:
+    """Delete the temporary files in the root that killed processes left over an hour ago."""
     if location.kind == "object":
-        return  # no temporary names there
+        return  # there are no temporary names
     oldest = datetime.now(UTC) - LEFTOVER_AGE
     for info in location.filesystem.get_file_info(fs.FileSelector(location.root, allow_not_found=True)):
         if info.base_name.startswith(TEMPORARY) and info.mtime is not None and info.mtime < oldest:
             location.filesystem.delete_file(info.path)
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write a local file, or replace it, so that readers see all of the old content or all of the new."""
+    _write_and_rename(str(path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")), str(path), data)
+
+
+@contextmanager
+def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give the block a temporary folder that becomes `target` when the block ends, and is deleted if the block fails.
+
+    Args:
+        target: The folder to make, with its files.
+        replace: What happens to a `target` that exists when the block ends. If true, it is replaced. If false, it stays and
+            the new folder is deleted: several processes may make the same content at once, and the first wins.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    old = target.with_name(f".{target.name}.old")
+    if replace:  # a fixed name, so that the next call removes what a killed process left
+        draft = target.with_name(f".{target.name}.new")
+        for leftover in (draft, old):
+            shutil.rmtree(leftover, ignore_errors=not leftover.exists())
+        draft.mkdir()
+    else:
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        draft.chmod(0o755)  # mkdtemp makes it private
+    try:
+        yield draft
+        for path in (*draft.rglob("*"), draft):
+            _sync(path)
+        if replace and target.exists():
+            target.rename(old)  # a folder with content cannot be replaced in one action
+        try:
+            draft.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        _sync(target.parent)
+    finally:
+        if draft.exists():
+            shutil.rmtree(draft)
+        if replace and target.exists() and old.exists():
+            shutil.rmtree(old)
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Let one local process at a time into the block. The kernel releases the lock when its holder dies.
+
+    A filesystem without locks lets everyone in, with a warning.
+
+    Args:
+        path: The lock file. It is made if it does not exist, in a folder that exists.
+
+    Raises:
+        OSError: The lock file cannot be made.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _log.warning("the filesystem of %s has no locks: let only one process at a time write there", path)
+        yield
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def one_writer(location: Location) -> Iterator[None]:
-    """Hold the store's lock, so that looking for a row and writing it are one action among local processes.
+    """Hold the lock of a location, so that looking for a file and writing it are one action among local processes.
 
-    The kernel lets go of it when its holder dies. Remote stores have no lock: there the later of two writers of the
-    same cell wins, with an equal row, since a cell's result is a function of its name.
+    Remote locations have no lock. There the later of two writers of the same run wins. Its row is equal, because the
+    result of a run is a function of its name.
+
+    Raises:
+        UserError: The folder cannot be made or written.
     """
     if location.kind != "local":
         yield
         return
     try:
         os.makedirs(location.root, exist_ok=True)
-        handle = os.open(os.path.join(location.root, ".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        os.close(os.open(os.path.join(location.root, ".lock"), os.O_RDWR | os.O_CREAT, 0o666))
     except OSError as error:
         raise UserError(f"store {location.uri} cannot be written: {error.strerror or error}") from error
-    try:
-        _lock(handle, location.uri)
+    with locked(os.path.join(location.root, ".lock")):
         yield
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, uri: str) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        _log.warning("the filesystem of store %s has no locks: do not run two sweeps on it at once", uri)
 
 
 def _upload(location: Location, path: str, data: bytes) -> None:
@@ -188,16 +265,30 @@ def _upload(location: Location, path: str, data: bytes) -> None:
         stream.write(data)
 
 
-def _rename_local(temporary: str, path: str, data: bytes) -> None:
+def _write_and_rename(temporary: str, path: str, data: bytes) -> None:
+    """Write a local file under a temporary name and rename it. After a power cut, too, its name leads to all of it."""
+    for folder in (temporary, path):
+        _make_folder(Path(folder).parent)
     with open(temporary, "xb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-    folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
     os.replace(temporary, path)
-    handle = os.open(folder, os.O_RDONLY)
+    _sync(Path(path).parent)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder whose name, and the names of the folders above it, survive a power cut."""
+    missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)  # the name itself survives a power cut only after this
+        os.fsync(handle)
     finally:
         os.close(handle)

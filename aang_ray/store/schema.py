@@ -1,8 +1,8 @@
-"""The store's three tables as Arrow schemas.
+"""What the store holds of a run: as Python values, as three Arrow tables, and the way from one to the other.
 
-`task` and `method` are not columns of the files: they are the hive partitions of the path, and every reader of hive
+`task` and `method` are not columns of the files. They are the hive partitions of the path, and every reader of hive
 layouts (pyarrow, pandas, DuckDB, Spark) adds them. Scores are flat columns, `<view>_<score>`, so that they can be
-queried by name; the configuration is JSON.
+queried by name. The configuration is JSON.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, Literal
 import pyarrow as pa
 
 SCHEMA_VERSION = 2
-"""2 added `stage` and made dev nullable in `history`, and added the views before a final fine-tuning to `results`.
+"""Version 2 added `stage` to `history`, made dev nullable there, and added the views before a last stage to `results`.
 
-One rule reads older files: a nullable column that a file of an older version lacks is null.
+One rule reads older files: a nullable column that an older file lacks is null.
 """
 VERSION_KEY = b"aang_ray.schema"
 
@@ -35,7 +35,7 @@ def _field(name: str, kind: pa.DataType) -> pa.Field:
 
 
 def _scores(view: str, *, nullable: bool) -> list[pa.Field]:
-    """The columns of one view; all of them are null where the view was never scored."""
+    """Return the columns of one view. All of them are null in the row of a run that was not scored on the view."""
     columns = {
         "accuracy": pa.float64(),
         "macro_f1": pa.float64(),
@@ -106,75 +106,72 @@ SCHEMAS: dict[TableName, pa.Schema] = {
 
 
 def with_partitions(name: TableName) -> pa.Schema:
-    """The columns of a table as read: those of the files, then the partitions of the path."""
+    """Return the columns of a table as they are read: those of the files, then the partitions of the path."""
     schema = SCHEMAS[name]
     for partition in PARTITIONS:
         schema = schema.append(_field(partition, pa.string()))
     return schema
 
 
-# --- store.rows: The rows that a finished cell leaves behind. This module is the schema in Python; `schema.py` is it in Arrow.
-
-
 Status = Literal["done", "failed", "cut"]
-"""`cut`: a scheduler ended the run before its last step; it has a dev score so far and no test score."""
+"""`cut`: a scheduler ended the run before its last step. Such a run has its best dev score so far, and no test score."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One model on one view of one split."""
+    """The scores of one model on one view of one split."""
 
     accuracy: float
     macro_f1: float
     examples: int
     per_class: Mapping[str, int]
-    """Examples of each class in the view."""
+    """Number of examples of each class."""
     loss: float
 
 
 @dataclass(frozen=True)
 class HistoryRow:
-    """One evaluation on dev, or the last step's losses before one."""
+    """One evaluation during training."""
 
     step: int
-    """Steps of all stages."""
+    """Optimiser steps so far, over all stages."""
     dev: Scores | None
-    """None in a stage that dev does not decide in: before the end-task head is trained."""
+    """None in a stage that dev is not scored in: a stage before the end-task head is trained."""
     losses: Mapping[str, float]
-    """Mean training loss since the last evaluation, by segment: `end_task`, and objectives by name."""
+    """Mean training loss since the last evaluation, of the `end_task` and of each objective by name."""
     seconds: float
     examples: int
-    """End-task examples seen so far."""
+    """End-task examples so far."""
     tokens: int
-    """Real tokens that went through the body so far."""
+    """Tokens, without padding, that went through the body so far."""
     stage: str | None = None
-    """`tapt`, `dapt`, `train` or `finetune`; None in rows that are older than stages."""
+    """`tapt`, `dapt`, `train` or `finetune`. None in rows of schema version 1."""
 
 
 @dataclass(frozen=True)
 class WeightRow:
-    """The method's weights at one logged step."""
+    """The weights of a method at one logged step."""
 
     step: int
-    """Steps done, as in the history."""
+    """Optimiser steps so far, over all stages."""
     end_task_weight: float
-    """lambda."""
+    """The weight of the end task, lambda."""
     weights: Mapping[str, float]
-    """Weight of each objective sampled at this step; sums to 1."""
+    """The weight of each objective that this step sampled. The weights sum to 1."""
     factors: Mapping[str, Mapping[str, float]]
-    """Factor tensors by stage and name: `A`, `D`, `T`, `R`, `O`."""
+    """The factors by tensor (`A`, `D`, `T`, `R`, `O`) and name."""
     health: Mapping[str, float]
-    """Diagnostics since the last row, such as the mean, the standard deviation and every value of cos(v, g_E)."""
+    """Diagnostics since the last row, such as mean, standard deviation and all values of cos(v, g_E)."""
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One cell."""
+    """One run. Its name is `cell`; runs that differ in their seed alone share `group`."""
 
     cell: str
     group: str
     row: str
-    """Name of the method's row in a table."""
+    """Name of the row in a table that the run belongs to."""
     task: str
     method: str
     space: str | None
@@ -188,9 +185,9 @@ class ResultRow:
     dev: Scores | None
     test: Scores | None
     test_clean: Scores | None
-    """On the test texts that occur neither in train nor in dev."""
+    """The scores on the test texts that occur neither in train nor in dev."""
     majority: bool | None
-    """Whether dev never left what the majority class scores."""
+    """Whether dev never scored above the majority class."""
     best_step: int | None
     steps: int
     examples: int
@@ -200,26 +197,23 @@ class ResultRow:
     precision: str
     versions: Mapping[str, str]
     finished_at: str
-    """UTC, ISO 8601."""
+    """Time in UTC, ISO 8601."""
     test_clean_low: float | None = None
     test_clean_high: float | None = None
-    """95 % bootstrap interval of the metric on the de-duplicated test view, over its examples."""
+    """With `test_clean_low`: 95 % bootstrap interval of the metric on `test_clean`, over its examples."""
     dev_before: Scores | None = None
-    """This and the next two: of the model that a final fine-tuning started from; None without one."""
+    """With the next two: scores of the model that the last stage started from. None without a last stage."""
     test_before: Scores | None = None
     test_clean_before: Scores | None = None
 
 
 @dataclass(frozen=True)
 class CellRecord:
-    """All that one cell leaves: one row of results, its history and its weights."""
+    """Everything that one run leaves: a row of results, its history, and its weights."""
 
     result: ResultRow
     history: tuple[HistoryRow, ...] = field(default=())
     weights: tuple[WeightRow, ...] = field(default=())
-
-
-# --- store.records: A cell's record as Arrow tables, and back, without loss.
 
 
 _SCORE_FIELDS = tuple(field.name for field in fields(Scores))
@@ -227,7 +221,7 @@ _RESULT_FIELDS = tuple(field.name for field in fields(ResultRow))
 
 
 def to_tables(record: CellRecord) -> dict[TableName, pa.Table]:
-    """The three tables of one cell; `results` has one row, the others as many as were logged."""
+    """Return the three tables of one run. `results` has one row; the others have a row for each time of logging."""
     cell = record.result.cell
     rows: dict[TableName, list[dict[str, Any]]] = {
         "history": [{"cell": cell, **_history_columns(row)} for row in record.history],
@@ -238,13 +232,13 @@ def to_tables(record: CellRecord) -> dict[TableName, pa.Table]:
 
 
 def from_tables(tables: Mapping[TableName, pa.Table]) -> CellRecord:
-    """The record whose tables, partitions included, these are."""
+    """Return the run whose three tables these are, as the store reads them: with `task` and `method`."""
     rows = {name: table.to_pylist(maps_as_pydicts="strict") for name, table in tables.items()}
     (result,) = rows["results"]
     return CellRecord(
-        result=_result(result),
-        history=tuple(_history(row) for row in rows["history"]),
-        weights=tuple(_weights(row) for row in rows["weights"]),
+        result=_read_result(result),
+        history=tuple(_read_history(row) for row in rows["history"]),
+        weights=tuple(_read_weights(row) for row in rows["weights"]),
     )
 
 
@@ -259,9 +253,9 @@ def _result_columns(row: ResultRow) -> dict[str, Any]:
     return columns
 
 
-def _result(columns: Mapping[str, Any]) -> ResultRow:
+def _read_result(columns: Mapping[str, Any]) -> ResultRow:
     values: dict[str, Any] = {
-        name: _scores_of_records(name, columns) if name in VIEWS else columns[name] for name in _RESULT_FIELDS
+        name: _read_scores(name, columns) if name in VIEWS else columns[name] for name in _RESULT_FIELDS
     }
     values["config"] = json.loads(columns["config"])
     return ResultRow(**values)
@@ -275,7 +269,7 @@ def _score_columns(view: str, scores: Scores | None) -> dict[str, Any]:
     return columns
 
 
-def _scores_of_records(view: str, columns: Mapping[str, Any]) -> Scores | None:
+def _read_scores(view: str, columns: Mapping[str, Any]) -> Scores | None:
     if columns[f"{view}_examples"] is None:
         return None
     return Scores(**{name: columns[f"{view}_{name}"] for name in _SCORE_FIELDS})
@@ -293,10 +287,10 @@ def _history_columns(row: HistoryRow) -> dict[str, Any]:
     }
 
 
-def _history(columns: Mapping[str, Any]) -> HistoryRow:
+def _read_history(columns: Mapping[str, Any]) -> HistoryRow:
     return HistoryRow(
         step=columns["step"],
-        dev=_scores_of_records("dev", columns),
+        dev=_read_scores("dev", columns),
         losses=columns["losses"],
         seconds=columns["seconds"],
         examples=columns["examples"],
@@ -315,5 +309,5 @@ def _weight_columns(row: WeightRow) -> dict[str, Any]:
     }
 
 
-def _weights(columns: Mapping[str, Any]) -> WeightRow:
+def _read_weights(columns: Mapping[str, Any]) -> WeightRow:
     return WeightRow(**{field.name: columns[field.name] for field in fields(WeightRow)})

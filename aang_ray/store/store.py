@@ -1,4 +1,10 @@
-"""The Parquet store of finished cells: what remembers, while Ray schedules."""
+"""The Parquet store of finished runs. Ray schedules runs; the store remembers them.
+
+    <root>/<table>/task=<task>/method=<method>/<cell>.parquet
+
+holds one immutable file a run in each of the tables `results`, `history` and `weights`. Names in paths are URL-quoted. Any
+reader of hive layouts opens the tables. A run exists when it has a file in `results`, which is written last.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +15,14 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from aang_ray.errors import UserError
-from aang_ray.store.files import Location, one_writer, open_location, publish, remove, sweep_leftovers
+from aang_ray.store.files import Location, one_writer, open_location, publish, remove, remove_leftovers
 from aang_ray.store.schema import (
+    PARTITIONS,
     SCHEMA_VERSION,
     VERSION_KEY,
     CellRecord,
@@ -25,10 +33,15 @@ from aang_ray.store.schema import (
     with_partitions,
 )
 
-# --- store.layout: Names in a store: `<root>/<table>/task=<task>/method=<method>/<cell>.parquet`, names URL-quoted.
-
-
 SUFFIX = ".parquet"
+_ORDER: tuple[TableName, ...] = ("history", "weights", "results")
+"""The order of writing. A row of `results` stands for the files of all three tables, so it comes last."""
+_READERS = 16
+"""Threads that read files. The files are small, so most of the time is waiting for each of them."""
+
+
+class CellIsDone(UserError):
+    """The cell has a done row, which is never written again."""
 
 
 @dataclass(frozen=True)
@@ -41,150 +54,14 @@ class CellFile:
     method: str
 
 
-def cell_path(location: Location, table: TableName, task: str, method: str, cell: str) -> str:
-    """Where a cell's file of a table lies."""
-    return location.path(table, f"task={quote(task, safe='')}", f"method={quote(method, safe='')}", f"{cell}{SUFFIX}")
-
-
-def list_files(location: Location, table: TableName) -> list[CellFile]:
-    """The files of a table, by path; none where the store does not exist. Hidden files are no rows."""
-    selector = fs.FileSelector(location.path(table), allow_not_found=True, recursive=True)
-    found = [_parse(info) for info in location.filesystem.get_file_info(selector) if _is_row(info)]
-    return sorted(found, key=lambda file: file.path)
-
-
-def _is_row(info: fs.FileInfo) -> bool:
-    name = info.base_name
-    return info.type == fs.FileType.File and name.endswith(SUFFIX) and not name.startswith((".", "_"))
-
-
-def _parse(info: fs.FileInfo) -> CellFile:
-    task, method, name = info.path.split("/")[-3:]
-    return CellFile(
-        path=info.path,
-        cell=name.removesuffix(SUFFIX),
-        task=unquote(task.removeprefix("task=")),
-        method=unquote(method.removeprefix("method=")),
-    )
-
-
-# --- store.read: Reading a store's files, with a clear word about those that cannot be read.
-
-
-_READERS = 16  # files are small: the wait for each is what takes time
-
-
-def read_files(
-    location: Location, table: TableName, files: Sequence[CellFile], columns: Sequence[str] | None = None
-) -> pa.Table:
-    """The rows of `files`, partitions included, in the files' order.
-
-    A file that vanished since it was listed (a failed row that is being replaced) has no rows. Raises `UserError` for
-    a file that is not whole or is of a newer schema.
-    """
-    schema = with_partitions(table)
-    if columns is not None:
-        schema = pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
-    with ThreadPoolExecutor(_READERS) as pool:
-        parts = list(pool.map(lambda file: _read(location, file, schema), files))
-    return pa.concat_tables([schema.empty_table(), *(part for part in parts if part is not None)])
-
-
-def _read(location: Location, file: CellFile, schema: pa.Schema) -> pa.Table | None:
-    try:
-        with location.filesystem.open_input_file(file.path) as stream:
-            parquet = pq.ParquetFile(stream)
-            version = _check_version(parquet.schema_arrow, file.path)
-            partitions = {"task": file.task, "method": file.method}
-            names = [name for name in schema.names if name not in partitions]
-            table = parquet.read(columns=names, use_threads=False)  # files are read side by side already
-    except FileNotFoundError:
-        return None
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise UserError(
-            f"{file.path} cannot be read as Parquet ({str(error).partition(chr(10))[0].rstrip('.')}); "
-            f"delete it and run again: its cell alone is computed anew"
-        ) from error
-    columns = [
-        pa.array([partitions[field.name]] * table.num_rows, pa.string())
-        if field.name in partitions
-        else _column(table, field, file.path, version)
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)
-
-
-def _column(table: pa.Table, field: pa.Field, path: str, version: int) -> pa.ChunkedArray:
-    if field.name not in table.column_names:
-        if version < SCHEMA_VERSION and field.nullable:
-            return pa.nulls(table.num_rows, field.type)  # the column is younger than the file
-        raise UserError(f"{path} lacks the column {field.name}; it was not written by this program: move it away")
-    return table.column(field.name).cast(field.type)
-
-
-def _check_version(schema: pa.Schema, path: str) -> int:
-    """The schema version of a file."""
-    text = (schema.metadata or {}).get(VERSION_KEY, b"").decode(errors="replace")
-    if not text.isdecimal():
-        raise UserError(f"{path} states no schema version; it was not written by this program: move it away")
-    if int(text) > SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema version {text}, newer than version {SCHEMA_VERSION} that this program reads; "
-            f"upgrade aang-ray"
-        )
-    return int(text)
-
-
-# --- store.write: Writing a finished cell so that a kill at any moment leaves either a whole row or none.
-
-
-_ORDER: tuple[TableName, ...] = ("history", "weights", "results")  # the results row last: it stands for all three
-
-
-class CellIsDone(UserError):
-    """The cell has a done row, which is never written again."""
-
-
-def write_cell(location: Location, record: CellRecord) -> None:
-    """Write the three files of a cell.
-
-    A failed row gives way to a later one: it is removed first, so that a results row always belongs to the history
-    and weights beside it. Raises `CellIsDone` where the cell has a done row, and leaves that untouched.
-    """
-    files = {name: _serialise(table) for name, table in to_tables(record).items()}
-    result = record.result
-    with one_writer(location):
-        sweep_leftovers(location)
-        for old in _failed_rows(location, result.cell):
-            remove(location, old.path)
-            for name in ("history", "weights"):
-                remove(location, cell_path(location, name, old.task, old.method, old.cell))
-        for name in _ORDER:
-            publish(location, cell_path(location, name, result.task, result.method, result.cell), files[name])
-
-
-def _failed_rows(location: Location, cell: str) -> list[CellFile]:
-    """The failed rows of a cell (one at most, unless its task was renamed between two writers)."""
-    rows = [file for file in list_files(location, "results") if file.cell == cell]
-    statuses = read_files(location, "results", rows, ["status"]).column("status").to_pylist()
-    if "done" in statuses:
-        raise CellIsDone(f"cell {cell} is done already in store {location.uri}; a done row is never written again")
-    return rows
-
-
-def _serialise(table: pa.Table) -> bytes:
-    """The whole file in memory: one that cannot be made never touches the store."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
 class Store:
-    """Rows of finished cells below one root, which is a local folder or any URI that pyarrow or fsspec opens.
+    """The rows of finished runs below one root.
 
-    `<root>/<table>/task=<task>/method=<method>/<cell>.parquet` holds one immutable file a cell in each of the tables
-    `results`, `history` and `weights`. A cell is there when it has a file in `results`: that is written last.
+    Args:
+        uri: A local folder, which need not exist yet, or any URI that pyarrow or fsspec opens.
+
+    Raises:
+        UserError: The URI is unknown, may not be read, or is a file.
     """
 
     def __init__(self, uri: str | Path) -> None:
@@ -196,43 +73,51 @@ class Store:
         return self._location.uri
 
     def exists(self) -> bool:
-        """Whether there is anything at the root."""
+        """Return whether the root exists."""
         return self._location.exists()
 
     def check_writable(self) -> None:
-        """Make the folder of a local store, before hours of work that it is to keep.
+        """Make the folder of a local store, before the hours of work that it is to keep.
 
-        Raises `UserError` where it cannot be made or written. What a remote store takes is seen by the first file.
+        A remote store is not asked: only its first file shows whether it can be written.
+
+        Raises:
+            UserError: The folder cannot be made or written.
         """
         with one_writer(self._location):
             pass
 
     def write(self, record: CellRecord) -> None:
-        """Add a cell: all of it or, when killed on the way, nothing.
+        """Add a run: all of it or, if the process is killed meanwhile, nothing. A failed or cut row is replaced.
 
-        A failed row is replaced. Raises `CellIsDone` (a `UserError`) for a cell that has a done row.
+        Raises:
+            CellIsDone: The cell has a done row.
         """
         write_cell(self._location, record)
 
     def done(self) -> dict[str, Status]:
-        """Status of every cell that has a row; empty where the store does not exist."""
+        """Return the status of every cell that has a row; nothing if the store does not exist."""
         rows = read_files(self._location, "results", list_files(self._location, "results"), ["cell", "status"])
         return dict(zip(rows.column("cell").to_pylist(), rows.column("status").to_pylist(), strict=True))
 
     def results(self) -> pa.Table:
-        """All rows of `results`, `task` and `method` included; none where the store does not exist."""
+        """Return all rows of `results`, with `task` and `method`; none if the store does not exist."""
         return read_files(self._location, "results", list_files(self._location, "results"))
 
     def history(self, cells: Collection[str] | None = None) -> pa.Table:
-        """The evaluations of the given cells, or of all."""
+        """Return the evaluations of the given cells; None stands for all cells."""
         return self._logged("history", cells)
 
     def weights(self, cells: Collection[str] | None = None) -> pa.Table:
-        """The weights over time of the given cells, or of all."""
+        """Return the weights over time of the given cells; None stands for all cells."""
         return self._logged("weights", cells)
 
     def record(self, cell: str) -> CellRecord:
-        """Everything that one cell left. Raises `UserError` for a cell without a row."""
+        """Return everything that the store holds of one cell.
+
+        Raises:
+            UserError: The cell has no row.
+        """
         found = [file for file in list_files(self._location, "results") if file.cell == cell]
         results = read_files(self._location, "results", found)
         if not results.num_rows:
@@ -240,11 +125,151 @@ class Store:
         return from_tables({"results": results, "history": self.history({cell}), "weights": self.weights({cell})})
 
     def _logged(self, name: TableName, cells: Collection[str] | None) -> pa.Table:
+        """Return the rows of a table whose cells have a row in `results`, too."""
         finished = {(file.task, file.method, file.cell) for file in list_files(self._location, "results")}
-
-        def wanted(file: CellFile) -> bool:
-            there = (file.task, file.method, file.cell) in finished
-            return there and (cells is None or file.cell in cells)
-
-        files = [file for file in list_files(self._location, name) if wanted(file)]
+        files = [
+            file
+            for file in list_files(self._location, name)
+            if (file.task, file.method, file.cell) in finished and (cells is None or file.cell in cells)
+        ]
         return read_files(self._location, name, files)
+
+
+def cell_path(location: Location, table: TableName, task: str, method: str, cell: str) -> str:
+    """Return where the file of a cell in a table lies."""
+    return location.path(table, f"task={quote(task, safe='')}", f"method={quote(method, safe='')}", f"{cell}{SUFFIX}")
+
+
+def list_files(location: Location, table: TableName) -> list[CellFile]:
+    """Return the files of a table in the order of their paths; none if the store does not exist."""
+    selector = fs.FileSelector(location.path(table), allow_not_found=True, recursive=True)
+    files = []
+    for info in location.filesystem.get_file_info(selector):
+        name = info.base_name
+        if info.type == fs.FileType.File and name.endswith(SUFFIX) and not name.startswith((".", "_")):
+            task, method = (unquote(part.partition("=")[2]) for part in info.path.split("/")[-3:-1])
+            files.append(CellFile(info.path, name.removesuffix(SUFFIX), task, method))
+    return sorted(files, key=lambda file: file.path)
+
+
+def read_files(
+    location: Location, table: TableName, files: Sequence[CellFile], columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Return the rows of some files, in the order of the files.
+
+    A file that was removed since it was listed has no rows: a failed row is being replaced.
+
+    Args:
+        location: The root of the store.
+        table: The table that the files belong to.
+        files: The files, as `list_files` returns them.
+        columns: The columns to read, `task` and `method` included; None stands for all.
+
+    Raises:
+        UserError: A file is not whole, or this version cannot read it.
+    """
+    schema = with_partitions(table)
+    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    with ThreadPoolExecutor(_READERS) as pool:
+        fragments = list(pool.map(lambda file: _fragment(location, file, wanted), files))
+    there = [fragment for fragment in fragments if fragment is not None]
+    if not there:
+        return ds.dataset(schema.empty_table()).to_table(columns)
+    dataset = ds.FileSystemDataset(there, schema, ds.ParquetFileFormat(), location.filesystem)
+    try:
+        return dataset.to_table(columns)
+    except FileNotFoundError:  # one was removed just now; the next look does not find it
+        return read_files(location, table, files, columns)
+    except (pa.ArrowInvalid, OSError):
+        for file in files:  # Arrow does not say which file is damaged
+            _check_content(location, file)
+        raise
+
+
+def _fragment(location: Location, file: CellFile, wanted: pa.Schema) -> ds.Fragment | None:
+    """Return a file as a part of a data set, or None if it is gone. The file must have the wanted columns.
+
+    Raises:
+        UserError: The file is not Parquet, is of a newer version, or was written by something else.
+    """
+    format_ = ds.ParquetFileFormat()
+    partition = (ds.field("task") == file.task) & (ds.field("method") == file.method)
+    try:
+        fragment = format_.make_fragment(file.path, location.filesystem, partition_expression=partition)
+        found = fragment.physical_schema
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise _damaged(file, error) from error
+    version = (found.metadata or {}).get(VERSION_KEY, b"").decode(errors="replace")
+    if not version.isdecimal():
+        raise UserError(f"{file.path} states no schema version; it was not written by this program: move it away")
+    if int(version) > SCHEMA_VERSION:
+        raise UserError(
+            f"{file.path} has schema version {version}, newer than version {SCHEMA_VERSION} that this program reads; "
+            f"upgrade aang-ray"
+        )
+    for field in wanted:
+        younger = int(version) < SCHEMA_VERSION and field.nullable  # an older file lacks it: it is null there
+        if field.name not in found.names and field.name not in PARTITIONS and not younger:
+            raise UserError(
+                f"{file.path} lacks the column {field.name}; it was not written by this program: move it away"
+            )
+    return fragment
+
+
+def _check_content(location: Location, file: CellFile) -> None:
+    """Read one file to its end.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        with location.filesystem.open_input_file(file.path) as stream:
+            pq.ParquetFile(stream).read()
+    except FileNotFoundError:
+        return
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: CellFile, error: Exception) -> UserError:
+    return UserError(
+        f"{file.path} cannot be read as Parquet ({str(error).partition(chr(10))[0].rstrip('.')}); "
+        f"delete it and run again: its cell alone is computed anew"
+    )
+
+
+def write_cell(location: Location, record: CellRecord) -> None:
+    """Write the three files of a cell.
+
+    An earlier row that is not done is removed first, so that a row of `results` always belongs to the history and weights
+    of the same run.
+
+    Raises:
+        CellIsDone: The cell has a done row. It stays as it is.
+    """
+    files = {name: _serialise(table) for name, table in to_tables(record).items()}
+    result = record.result
+    with one_writer(location):
+        remove_leftovers(location)
+        # There is one earlier row at most, unless the task was renamed between two writers.
+        earlier = [file for file in list_files(location, "results") if file.cell == result.cell]
+        if "done" in read_files(location, "results", earlier, ["status"]).column("status").to_pylist():
+            raise CellIsDone(
+                f"cell {result.cell} is done already in store {location.uri}; a done row is never written again"
+            )
+        for old in earlier:
+            remove(location, old.path)
+            for name in ("history", "weights"):
+                remove(location, cell_path(location, name, old.task, old.method, old.cell))
+        for name in _ORDER:
+            publish(location, cell_path(location, name, result.task, result.method, result.cell), files[name])
+
+
+def _serialise(table: pa.Table) -> bytes:
+    """Return a table as a Parquet file. It is made in memory: a table that cannot be written never touches the store."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data

@@ -78,7 +78,7 @@ class ImageDomain:
         return collate_images([self.source.dev_head_examples(step)])
 
     def end_task_pieces(self, split: str, examples: Int64, micro: int) -> tuple[ImagePiece, ...]:
-        labelled = self.source.labelled("train" if split == "train" else "dev", examples)
+        labelled = self.source.labelled(split, END_TASK_HEAD, "train" if split == "train" else "dev", examples)
         return tuple(collate_images(part) for part in cut([labelled], micro, per_segment=False))
 
     def losses(self, piece: ImagePiece, heads: Mapping[str, nn.Module]) -> Tensor:

@@ -65,7 +65,7 @@ def resolve(config: RunConfig) -> RunConfig:
     Raises:
         UserError: if the task, the encoder or the space is not there, or something could not be logged.
     """
-    if config.gradients.local_distances and (config.method.name == "graddrop" or not config.method.auxiliary):
+    if config.gradients.local_distances and not (config.method.auxiliary and config.method.logs_weights):
         raise UserError(
             f"gradients.local_distances: they are logged beside the weights, and {config.method.name} has none"
         )

@@ -95,14 +95,14 @@ class PrimaryView:
             for part, count in zip((pieces.subspace, pieces.mean), pieces.counts, strict=True)
         )
         assert mean is not None, "a method looks at one example at least"
-        workers, look = self._setup.workers, self._method.look
+        workers, measure = self._setup.workers, self._method.measure
         with self._losses.evaluating():
             if subspace is None or workers.size == 1:
-                measured = look(step, subspace, mean)
+                measured = measure(step, subspace, mean)
             else:
                 # Whether there is memory for a subspace is each worker's own finding. The host waits here anyway.
                 with Agreement(workers):
-                    measured = failing_for_all(look)(step, subspace, mean)
+                    measured = failing_for_all(measure)(step, subspace, mean)
         for tensor in measured:
             workers.broadcast_(tensor)
 

@@ -13,15 +13,16 @@ from threading import Barrier
 
 import pytest
 
-from aang_ray.data.cache import building, cache_folder, content_key, file_digest, made_once, write_whole
+from aang_ray.data.cache import cache_folder, content_key, file_digest, made_once
 from aang_ray.errors import UserError
+from aang_ray.store.files import new_folder, write_file
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "made" / "it"
 
     def fail() -> None:
-        with building(target) as draft:
+        with new_folder(target) as draft:
             (draft / "half").write_text("x")
             raise RuntimeError("stop")
 
@@ -32,9 +33,9 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
 
 def test_the_second_of_two_builders_discards_its_own(tmp_path: Path) -> None:
     target = tmp_path / "it"
-    with building(target) as first:
+    with new_folder(target) as first:
         (first / "who").write_text("first")
-        with building(target) as second:
+        with new_folder(target) as second:
             (second / "who").write_text("second")
     assert (target / "who").read_text() == "second"
     assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["it"]
@@ -43,7 +44,7 @@ def test_the_second_of_two_builders_discards_its_own(tmp_path: Path) -> None:
 def test_a_rename_that_fails_for_another_reason_is_said(tmp_path: Path) -> None:
     target = tmp_path / "it"
     target.write_text("a file is in the way")
-    with pytest.raises(OSError, match="it"), building(target):
+    with pytest.raises(OSError, match="it"), new_folder(target):
         pass
 
 
@@ -77,9 +78,9 @@ def test_a_maker_that_fails_lets_the_next_try(tmp_path: Path) -> None:
 
 def test_concurrent_processes_build_the_same_folder(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from aang_ray.data.cache import building\n"
+        "import sys; from pathlib import Path; from aang_ray.store.files import new_folder\n"
         "for i in range(50):\n"
-        "    with building(Path(sys.argv[1]) / str(i)) as draft:\n"
+        "    with new_folder(Path(sys.argv[1]) / str(i)) as draft:\n"
         "        (draft / 'a').write_text('whole'); (draft / 'b').write_text('whole')\n"
     )
     target = tmp_path / "built"
@@ -115,8 +116,8 @@ def test_the_key_does_not_depend_on_order() -> None:
 
 def test_writing_replaces_the_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "notes" / "x"
-    write_whole(path, b"one")
-    write_whole(path, b"two")
+    write_file(path, b"one")
+    write_file(path, b"two")
     assert path.read_bytes() == b"two"
     assert [p.name for p in path.parent.iterdir()] == ["x"]
 

@@ -34,11 +34,11 @@ class Driven:
         labels: Sequence[float] | None = None,
     ) -> Tensor:
         """The body's update direction, [P]; the method learns from the step."""
-        self.sampled = self.told(objectives, labels)
+        self.sampled = self.sampled_at(objectives, labels)
         if isinstance(self.method, PrimaryMethod):
             subspace = bool(self.method.primary_examples(self.steps).subspace)
             examples = around(gradients_SP[1])
-            self.method.look(self.steps, examples if subspace else None, examples)
+            self.method.measure(self.steps, examples if subspace else None, examples)
         request = self.method.request(self.sampled)
         answer = dense_answer(gradients_SP, request, losses_S)
         direction_P = self.method.direction(self.sampled, answer)
@@ -48,14 +48,14 @@ class Driven:
             return request.coefficients_S.to(gradients_SP.dtype) @ gradients_SP
         return direction_P
 
-    def told(self, objectives: Sequence[int], labels: Sequence[float] | None = None) -> Sampled:
-        """What the method is told at the next step."""
+    def sampled_at(self, objectives: Sequence[int], labels: Sequence[float] | None = None) -> Sampled:
+        """The sample of the next step."""
         shares = (1.0,) * len(objectives)
         return Sampled(self.steps, tuple(objectives), shares, tuple(labels or (10.0,) * len(objectives)))
 
     def coefficients(self, *objectives: int) -> Tensor:
         """Of the next step's losses, from the end task's on."""
-        return self.method.request(self.told(objectives)).coefficients_S[1:]
+        return self.method.request(self.sampled_at(objectives)).coefficients_S[1:]
 
 
 def around(gradient_P: Tensor) -> ExampleJacobian:

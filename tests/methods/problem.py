@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from aang_ray.gradients.engine import Request, StepGradients
-from aang_ray.methods.base import FactorIndex, Sampled, Weighting
+from aang_ray.methods.aang import FactorIndex, Weighting
+from aang_ray.methods.base import Sampled
 from aang_ray.objectives.objective import Objective
 
 OBJECTIVES = (

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aang_ray.config import AangConfig
-from aang_ray.methods.aang import Aang
-from aang_ray.methods.base import logits
+from aang_ray.methods.aang import Aang, logits
 from tests.methods.problem import NAMES, Problem, dense_answer, sampled, weighting
 
 

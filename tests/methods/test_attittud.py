@@ -35,7 +35,7 @@ def gradients(*rows: tuple[float, float]) -> StepGradients:
 def update(config: AttittudConfig, *rows: tuple[float, float]) -> list[float]:
     """The direction where the end task's gradients all lie along the first axis and point to its positive side."""
     method = Attittud(weighting(), config, seed=0)
-    method.look(0, linear((1.0, 0.0), (2.0, 0.0)), linear((3.0, 0.0)))
+    method.measure(0, linear((1.0, 0.0), (2.0, 0.0)), linear((3.0, 0.0)))
     step = sampled(*range(len(rows) - 1))
     direction_P = method.direction(step, gradients(*rows))
     assert method.request(step).keep == (1,)
@@ -71,7 +71,7 @@ def test_the_subspace_is_kept_between_refreshes_and_through_a_checkpoint() -> No
     wanted = [method.primary_examples(step) for step in range(4)]
     assert [examples.subspace for examples in wanted] == [64, 0, 0, 64]
     assert {examples.mean for examples in wanted} == {32}
-    method.look(0, linear((1.0, 0.0)), linear((1.0, 0.0)))
+    method.measure(0, linear((1.0, 0.0)), linear((1.0, 0.0)))
     first = method.direction(sampled(0), gradients((2.0, 0.0), (-1.0, 1.0)))
     stream = io.BytesIO()
     torch.save(method.state_dict(), stream)
@@ -80,7 +80,7 @@ def test_the_subspace_is_kept_between_refreshes_and_through_a_checkpoint() -> No
     resumed.load_state_dict(torch.load(stream, weights_only=True))
     directions: list[Tensor] = []
     for each in (method, resumed):
-        each.look(1, None, linear((-1.0, 0.0)))
+        each.measure(1, None, linear((-1.0, 0.0)))
         directions.append(each.direction(sampled(0), gradients((2.0, 0.0), (-1.0, 1.0))))
     assert torch.equal(*directions)
     assert first.tolist() == pytest.approx([1.5, 0.5])
@@ -95,7 +95,7 @@ def test_the_subspace_is_kept_between_refreshes_and_through_a_checkpoint() -> No
 def test_fewer_examples_than_directions() -> None:
     """k = 10 of two examples: both directions, and none that is made up."""
     method = Attittud(weighting(), AttittudConfig(), seed=0)
-    method.look(0, linear((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)), linear((1.0, 1.0, 0.0)))
+    method.measure(0, linear((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)), linear((1.0, 1.0, 0.0)))
     basis_PK = method.state_dict()["basis"]
     torch.testing.assert_close(basis_PK @ basis_PK.t(), torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)))
 
@@ -110,7 +110,7 @@ def test_the_split_depends_on_the_basis(basis: Semantics) -> None:
     """
     config = AttittudConfig(rank=2, basis=basis)
     method = Attittud(weighting(), config, seed=0)
-    method.look(0, linear((3.0, 0.0, 0.0), (0.0, 1.0, 0.0)), linear((1.0, 1.0, 0.0)))
+    method.measure(0, linear((3.0, 0.0, 0.0), (0.0, 1.0, 0.0)), linear((1.0, 1.0, 0.0)))
     q = method.state_dict()["basis"][:2]
     torch.testing.assert_close(q.t() @ q, torch.eye(2, dtype=torch.float64))
     g_P = torch.tensor([2.0, -1.0, 1.0], dtype=torch.float64)
@@ -131,9 +131,9 @@ def test_the_split_depends_on_the_basis(basis: Semantics) -> None:
     assert direction_P.tolist() != pytest.approx([2.0, 1.0, 1.0], abs=0.1)
 
 
-def test_without_a_look_there_is_no_direction() -> None:
+def test_without_a_measurement_there_is_no_direction() -> None:
     method = Attittud(weighting(), AttittudConfig(), seed=0)
-    with pytest.raises(ValueError, match="a look at the end task"):
+    with pytest.raises(ValueError, match="its measurement of the end task"):
         method.direction(sampled(0), gradients((1.0, 0.0), (1.0, 0.0)))
-    with pytest.raises(ValueError, match="estimated before it is used"):
-        method.look(1, None, linear((1.0, 0.0)))
+    with pytest.raises(ValueError, match="must be estimated before it is used"):
+        method.measure(1, None, linear((1.0, 0.0)))

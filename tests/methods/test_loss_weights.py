@@ -23,7 +23,7 @@ def losses(*values: float) -> torch.Tensor:
 def test_mt_tartan_weighs_all_alike() -> None:
     made = Driven("mt_tartan", n=3)
     assert made.coefficients(0, 1, 2).tolist() == pytest.approx([0.25] * 4)
-    row = made.method.describe(made.told((0, 1, 2)))
+    row = made.method.describe(made.sampled_at((0, 1, 2)))
     assert row is not None
     assert row.end_task_weight == pytest.approx(0.25)
     assert list(row.weights.values()) == pytest.approx([1 / 3] * 3)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aang_ray.methods.base import Sampled
-from aang_ray.methods.plain import Single, Static
+from aang_ray.methods.plain import Finetune, Static
 from tests.methods.problem import NAMES, sampled, weighting
 
 
@@ -33,7 +33,7 @@ def test_weights_and_coefficients_sum_to_one(flat: list[float], lam: float, obje
 def test_everything_starts_equal() -> None:
     coefficients = Static(weighting()).request(sampled(0, 1, 2, 3)).coefficients_S
     assert coefficients.tolist() == [0.0, 0.5, 0.125, 0.125, 0.125, 0.125]
-    assert Single.end_task(torch.device("cpu")).request(sampled()).coefficients_S.tolist() == [0.0, 1.0]
+    assert Finetune(torch.device("cpu")).request(sampled()).coefficients_S.tolist() == [0.0, 1.0]
 
 
 def test_published_coefficients_are_not_renormalised() -> None:

@@ -1,17 +1,31 @@
-"""Sizes, legality, names."""
+"""Spaces: sizes, names, files and how they are shown."""
 
 from __future__ import annotations
 
+import sys
+import sysconfig
+import tomllib
+from collections.abc import Collection
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from rich.console import Console
 
 from aang_ray.config.sections import Semantics
 from aang_ray.errors import UserError
-from aang_ray.objectives.objective import Objective, ruled_out
+from aang_ray.objectives import DOMAINS
+from aang_ray.objectives.objective import Objective, Rule, ruled_out
 from aang_ray.objectives.primitives import BUILT_IN
-from aang_ray.objectives.space import Capabilities, Space, enumerate_space, read_space, render_space
+from aang_ray.objectives.space import (
+    INSTALLED,
+    Capabilities,
+    Space,
+    enumerate_space,
+    read_space,
+    render_space,
+    space_path,
+)
 
 
 def space(name: str, semantics: Semantics = "sound", capabilities: Capabilities | None = None) -> Space:
@@ -112,3 +126,74 @@ def test_a_large_space_fits_into_a_narrow_terminal() -> None:
         "in-domain, out-of-domain, neural-lm",
     ]
     assert sum("  noised-embeddings" in line for line in lines) == 2 * 7
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_they_are_looked_for_where_they_are_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = tmp_path / INSTALLED / "mine.yaml"
+    there.parent.mkdir(parents=True)
+    there.write_text("blocks: []\n")
+    monkeypatch.setattr(sysconfig, "get_path", {"data": str(tmp_path)}.__getitem__)
+    assert space_path("mine") == there
+
+
+def test_all_of_them_are_installed_there() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["data-files"] == {INSTALLED: ["search_spaces/*.yaml"]}
+    assert {path.suffix for path in (ROOT / "search_spaces").iterdir()} == {".yaml"}
+
+
+SOUNDS = """
+domain: sounds
+blocks:
+  - {data: [end-task], transform: [mute, no-op], representation: [whole], output: [pitch]}
+"""
+
+
+class Sounds:
+    """The taxonomy of a domain that this test registers."""
+
+    def names(self, stage: str) -> tuple[str, ...]:
+        return {
+            "data": ("end-task",),
+            "transform": ("no-op", "mute"),
+            "representation": ("whole",),
+            "output": ("pitch",),
+        }[stage]
+
+    def rules(self, objective: Objective) -> tuple[Rule, ...]:
+        return (Rule("silence has no pitch", lambda k: k.transform == "mute"),)
+
+    def conflicts(self, objectives: Collection[Objective], labels: Semantics) -> dict[Objective, str]:
+        return {}
+
+
+def test_a_domain_is_one_registration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sounds.yaml"
+    path.write_text(SOUNDS)
+    with pytest.raises(UserError, match="'sounds' is no domain; allowed: text, images"):
+        read_space(str(path))
+    module = ModuleType("sounds_domain")
+    module.TAXONOMY = Sounds()  # type: ignore[attr-defined]  # a module of a test has no declared attributes
+    monkeypatch.setitem(sys.modules, "sounds_domain", module)
+    monkeypatch.setitem(DOMAINS, "sounds", "sounds_domain")
+    made = enumerate_space("sounds", read_space(str(path)))
+    assert [k.key for k in made.objectives] == ["end-task/no-op/whole/pitch"]
+    assert list(made.ruled_out.values()) == ["silence has no pitch"]
+    path.write_text(SOUNDS.replace("mute", "mask"))
+    with pytest.raises(UserError, match="'mask' is no transform; allowed: no-op, mute"):
+        read_space(str(path))
+
+
+def test_spaces_are_named_as_ever() -> None:
+    # Stored results refer to these fingerprints.
+    assert read_space("td").fingerprint == "37c99c918ddfd67e"
+    assert read_space("digits").fingerprint == "121683b696806fc6"
+
+
+def test_text_may_be_named_as_the_domain(tmp_path: Path) -> None:
+    path = tmp_path / "named.yaml"
+    path.write_text("domain: text\n" + space_path("td").read_text())
+    assert read_space(str(path)).fingerprint == read_space("td").fingerprint

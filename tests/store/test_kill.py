@@ -14,8 +14,7 @@ from threading import Barrier
 
 import pytest
 
-from aang_ray.store import CellIsDone, CellRecord, Store
-from aang_ray.store import files as publish
+from aang_ray.store import CellIsDone, CellRecord, Store, files
 from aang_ray.store import store as write
 
 MakeRecord = Callable[..., CellRecord]
@@ -148,7 +147,7 @@ def die_at(moment: int, patch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    for owner, name in ((os, "replace"), (os, "fsync"), (publish, "remove"), (write, "remove")):
+    for owner, name in ((os, "replace"), (os, "fsync"), (files, "remove"), (write, "remove")):
         patch.setattr(owner, name, dying(getattr(owner, name)))
 
 

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from aang_ray.store import CellRecord, HistoryRow, ResultRow, Scores, Store, WeightRow
-from aang_ray.store import files as publish
+from aang_ray.store import CellRecord, HistoryRow, ResultRow, Scores, Store, WeightRow, files
 from aang_ray.store.files import Location
 from aang_ray.store.store import write_cell
 
@@ -173,13 +172,13 @@ def test_an_object_store_gets_each_file_in_one_upload(make_record: MakeRecord, m
     memory = fsspec.filesystem("memory")
     location = Location("objects", fs.PyFileSystem(fs.FSSpecHandler(memory)), "/aang-object-test/base", "object")
     uploads: list[str] = []
-    real = publish._upload
+    real = files._upload
 
     def upload(location: Location, path: str, data: bytes) -> None:
         uploads.append(path.removeprefix("/aang-object-test/base/").partition("/")[0])
         real(location, path, data)
 
-    monkeypatch.setattr(publish, "_upload", upload)
+    monkeypatch.setattr(files, "_upload", upload)
     try:
         write_cell(location, make_record(1))
         assert uploads == ["history", "weights", "results"]
