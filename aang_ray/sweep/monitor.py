@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from aang_ray.store import CellIsDone, Store
 from aang_ray.sweep.crash import describe_crash, last_lines
-from aang_ray.sweep.failure import failed_record
 from aang_ray.sweep.jobs import End, Job
 from aang_ray.sweep.progress import SweepProgress, duration
 from aang_ray.sweep.queue import RETRIES, Queue
+from aang_ray.train.record import failed_record
 
 if TYPE_CHECKING:
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store import CellIsDone, CellRecord, HistoryRow, Store
-from aang_ray.sweep.failure import failed_record
 from aang_ray.sweep.heartbeat import Heartbeat
 from aang_ray.train.control import Interrupted
+from aang_ray.train.record import failed_record
 
 if TYPE_CHECKING:
     from aang_ray.train.workers.launch import Channel

@@ -1,14 +1,29 @@
-"""Everything that a run computes with, built from its configuration."""
+"""Everything that a run computes with, and the stages that it goes through.
+
+Most runs have one stage:
+
+| stage | trains on | whose model is kept |
+|---|---|---|
+| `dapt`, `tapt` | masked LM on in-domain or task text | the last one: no label is seen |
+| `train` | what the method asks for | the best on dev |
+| `finetune` | the end task alone, from the model that `train` kept | the best on dev of this stage |
+
+Every stage has its own optimiser and schedule. See docs/semantics.md, section 4; Dery et al. 2023, section 6.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import nn
 
+from aang_ray.config.methods import DaptConfig, FinetuneConfig, PretrainSection, TaptConfig
 from aang_ray.config.run import RunConfig
+from aang_ray.config.sections import ObjectivesConfig, Section
 from aang_ray.data import is_image_task
 from aang_ray.errors import UserError
 from aang_ray.methods.base import Method
@@ -20,41 +35,53 @@ from aang_ray.train.images import image_parts
 from aang_ray.train.text import text_parts
 from aang_ray.train.workers.group import Workers
 
+SectionT = TypeVar("SectionT", bound=Section)
+
 
 @dataclass
 class Setup:
-    """The parts of one run."""
+    """The parts of one run, or of one of its stages."""
 
     config: RunConfig
     compute: Compute
     task: Task
     encoder: nn.Module
+    """The shared body."""
     heads: nn.ModuleDict
-    """Heads by number; `head_of` finds them by name (module names admit no dots or slashes)."""
+    """All heads under numbers: names of modules must not contain dots, which names of heads may."""
     head_of: dict[str, nn.Module]
+    """The same heads by name."""
     space: Space | None
+    """None for a method that trains on the end task alone."""
     domain: Domain
     method: Method
     stage: StageParts
+    """Makes space and domain of another stage."""
     workers: Workers = field(default_factory=Workers.alone)
 
     @property
     def classes(self) -> int:
+        """Number of classes of the end task."""
         return len(self.task.label_names)
 
 
 def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -> Setup:
-    """Load the task and the encoder, make heads and method; the kind of task decides how.
+    """Load the task and the encoder, and make heads and method.
+
+    Args:
+        config: A resolved configuration.
+        compute: Device and precision.
+        workers: The group of processes that train the run; None for this process alone.
 
     Raises:
-        UserError: for data, an encoder or a space that will not do.
+        UserError: for data, an encoder or a space that the run cannot use.
     """
     torch.manual_seed(config.seed)
     parts_of = image_parts if is_image_task(config.data) else text_parts
     parts = parts_of(config, compute.device)
-    task, head_of, space = parts.task, parts.head_of, parts.space
-    heads = nn.ModuleDict({str(number): head for number, head in enumerate(head_of.values())}).to(compute.device)
-    method = make_method(config, space, compute.device)
+    heads = nn.ModuleDict({str(i): head for i, head in enumerate(parts.head_of.values())}).to(compute.device)
+    method = make_method(config, parts.space, compute.device)
+    task = parts.task
     if method.uses_dev and len(task.dev) < 2:
         raise UserError(f"{task.name}: dev has {len(task.dev)} example; dev head and dev gradient need one each")
     return Setup(
@@ -63,8 +90,8 @@ def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -
         task,
         parts.encoder,
         heads,
-        head_of,
-        space,
+        parts.head_of,
+        parts.space,
         parts.domain,
         method,
         parts.stage,
@@ -73,6 +100,66 @@ def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -
 
 
 def majority_class(task: Task) -> int:
-    """The most frequent class of train; of ties the first."""
+    """Return the most frequent class of train; of equally frequent ones the first."""
     counts = Counter(int(label) for label in task.train.labels)
     return min(counts, key=lambda label: (-counts[label], label))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run."""
+
+    name: str
+    """`dapt`, `tapt`, `train` or `finetune`, as the history names it."""
+    config: RunConfig
+    """The configuration of this stage; the run itself keeps the whole one."""
+    decides: bool
+    """Whether dev is scored and decides which model is kept."""
+
+
+def stages_of(config: RunConfig) -> tuple[Stage, ...]:
+    """Return the stages of a resolved configuration, in order."""
+    stages: list[Stage] = []
+    if isinstance(config.method, PretrainSection):
+        stages.extend(_pretraining_stages(config, config.method))
+        config = _changed(config, method=FinetuneConfig())
+    stages.append(Stage("train", config, decides=True))
+    final = config.final_finetune
+    if final is not None:
+        optim = _changed(config.optim, body_lr=final.body_lr, head_lr=final.head_lr or config.optim.head_lr)
+        patience = final.patience or config.schedule.patience
+        schedule = _changed(config.schedule, steps=final.steps, patience=patience)
+        config = _changed(config, method=FinetuneConfig(), optim=optim, schedule=schedule)
+        stages.append(Stage("finetune", config, decides=True))
+    return tuple(stages)
+
+
+def setup_of_stage(setup: Setup, config: RunConfig) -> Setup:
+    """Return the same task, body and heads with the space, batches and method of a stage's configuration."""
+    if config == setup.config:
+        return setup
+    space, domain = setup.stage(config)
+    method = make_method(config, space, setup.compute.device)
+    return replace(setup, config=config, space=space, domain=domain, method=method)
+
+
+def _pretraining_stages(config: RunConfig, method: PretrainSection) -> Iterator[Stage]:
+    shared = {name: getattr(method, name) for name in PretrainSection.model_fields}
+    for text in method.texts:
+        steps = method.steps_of(text)
+        single = (
+            DaptConfig(**shared, dapt_steps=steps) if text == "in-domain" else TaptConfig(**shared, tapt_steps=steps)
+        )
+        stage = _changed(
+            config,
+            method=single,
+            batch=_changed(config.batch, auxiliary=method.batch),
+            optim=_changed(config.optim, body_lr=method.lr, head_lr=method.head_lr or method.lr),
+            schedule=_changed(config.schedule, steps=steps),
+            objectives=ObjectivesConfig(mask_rate=method.mask_rate),
+        )
+        yield Stage(single.name, stage, decides=False)
+
+
+def _changed(section: SectionT, **values: object) -> SectionT:
+    return section.model_copy(update=values)

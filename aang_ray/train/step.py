@@ -177,6 +177,41 @@ class Stepper:
         self.schedule.step()
         return replace(gradients, separate_SP=None, kept={}, update_P=None)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that an optimiser step changes. The keys are part of the checkpoint format.
+
+        Random streams are no part of it: batches are a function of (seed, step), and dropout is seeded at every step
+        (docs/semantics.md, section 2).
+        """
+        setup = self.setup
+        return {
+            "body": dict(setup.encoder.state_dict()),
+            "heads": dict(setup.heads.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "method": setup.method.state_dict(),
+            "dev_head": None if self.dev_head is None else dict(self.dev_head.state_dict()),
+            "micro": self.micro.texts,
+            "round": self.round_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; a `batch.micro` that the user has set stays, it changes rounding only.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: for a state of another model.
+        """
+        setup = self.setup
+        setup.encoder.load_state_dict(state["body"])
+        setup.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        setup.method.load_state_dict(state["method"])
+        self.dev_head = None if state["dev_head"] is None else _dev_head(state["dev_head"], setup.compute.device)
+        if not self.micro.fixed:
+            self.micro.texts = int(state["micro"])
+        self.restore_round(state["round"])
+
     def check_same(self, steps: int) -> None:
         """Make sure that all workers of the run hold the same parameters and method state after so many steps.
 
@@ -271,49 +306,8 @@ class Stepper:
         return piece.to(self.setup.compute.device)
 
 
-# --- train.checkpoint_state: Everything that an optimiser step changes, as plain values, and back.
-#
-# Random streams are not part of it: batches are a function of (seed, step), and dropout is seeded at every step
-# (semantics section 2.1).
-
-
-def stepper_state(stepper: Stepper) -> dict[str, Any]:
-    """Body, heads, optimiser, schedule, method, phi* and the size of a forward pass."""
-    setup = stepper.setup
-    return {
-        "body": dict(setup.encoder.state_dict()),
-        "heads": dict(setup.heads.state_dict()),
-        "optimizer": stepper.optimizer.state_dict(),
-        "schedule": stepper.schedule.state_dict(),
-        "method": setup.method.state_dict(),
-        "dev_head": None if stepper.dev_head is None else dict(stepper.dev_head.state_dict()),
-        "micro": stepper.micro.texts,
-        "round": stepper.round_state(),
-    }
-
-
-def restore_stepper(stepper: Stepper, state: Mapping[str, Any]) -> None:
-    """Take back what `stepper_state` gave.
-
-    A stated `batch.micro` stays as it is: it changes rounding alone.
-
-    Raises:
-        KeyError, RuntimeError, ValueError: for a state of another model.
-    """
-    setup = stepper.setup
-    setup.encoder.load_state_dict(state["body"])
-    setup.heads.load_state_dict(state["heads"])
-    stepper.optimizer.load_state_dict(state["optimizer"])
-    stepper.schedule.load_state_dict(state["schedule"])
-    setup.method.load_state_dict(state["method"])
-    stepper.dev_head = None if state["dev_head"] is None else _dev_head(state["dev_head"], setup.compute.device)
-    if not stepper.micro.fixed:
-        stepper.micro.texts = int(state["micro"])
-    stepper.restore_round(state["round"])
-
-
 def _dev_head(parameters: Mapping[str, Tensor], device: torch.device) -> nn.Module:
-    """phi* (Linear, Tanh, Linear) with these parameters: between two fits it outlives the step that fitted it."""
+    """Return a dev head phi* (Linear, Tanh, Linear) with these parameters; it is used until the next fit."""
     classes, hidden = parameters["2.weight"].shape
     dtype = parameters["2.weight"].dtype
     first = nn.Linear(hidden, hidden, device=device, dtype=dtype)

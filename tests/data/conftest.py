@@ -1,4 +1,4 @@
-"""A cache of its own for every test, a tiny encoder made on the spot, and folders of data."""
+"""Every test has its own cache; fixtures make a tiny encoder and folders of data."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def write_encoder(folder: Path, config: Mapping[str, Any], **tokenizer: Any) -> 
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> EncoderConfig:
-    """16 positions, so that long texts are easily made."""
+    """A tiny encoder of 16 positions, so that a short text is too long for it."""
     folder = write_encoder(tmp_path / "encoder", {"model_type": "bert", "max_position_embeddings": 16})
     return EncoderConfig(name=str(folder))
 
 
 def ids(text: str) -> list[int]:
-    """The tiny tokenizer, by hand."""
+    """Return the tokens that the tiny tokenizer makes."""
     return [2, *(5 + WORDS.index(word) for word in text.lower().split()), 3]
 
 
@@ -88,7 +88,7 @@ TEST = rows_of(("good film", "pos"), ("dull scene", "neg"), ("bad plot", "neg"),
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a folder task; a split given as None is left out."""
+    """Return a function that makes a folder task; a split given as None is left out."""
 
     def make(name: str = "task", train: Rows | None = TRAIN, dev: Rows | None = DEV, test: Rows | None = TEST) -> Path:
         path = tmp_path / name

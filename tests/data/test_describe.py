@@ -13,7 +13,7 @@ from aang_ray.config import DataConfig, EncoderConfig
 from aang_ray.data import describe, load_end_task, print_task
 
 
-def test_numbers_on_a_small_task(encoder: EncoderConfig, folder: Callable[..., Path]) -> None:
+def test_numbers_of_a_small_task(encoder: EncoderConfig, folder: Callable[..., Path]) -> None:
     path = folder("odd [name]")
     (path / "domain.txt").write_text("the actor\nthe\n")
     found = describe(load_end_task(DataConfig(task=str(path)), encoder))
@@ -27,7 +27,7 @@ def test_numbers_on_a_small_task(encoder: EncoderConfig, folder: Callable[..., P
     assert json.loads(json.dumps(found)) == found
 
 
-def test_the_page_shows_them(encoder: EncoderConfig, folder: Callable[..., Path]) -> None:
+def test_the_printed_page(encoder: EncoderConfig, folder: Callable[..., Path]) -> None:
     path = folder("odd [name]")
     stream = io.StringIO()
     print_task(DataConfig(task=str(path)), encoder, Console(file=stream, width=200))

@@ -1,4 +1,4 @@
-"""Superimposed digits: what stands where, and that no digit is in two splits."""
+"""Superimposed digits: which digit is where, and that no digit is in two splits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_digits_are_split_before_they_are_paired() -> None:
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_an_image_shows_two_digits_of_its_own_split_with_its_labels(split: str) -> None:
-    """The three upper rows and left columns show the left digit alone, those at the far side the right one."""
+    """The three upper rows and left columns show only the left digit, the three lower rows and right columns the right one."""
     digits, classes = load_digits().images / 16, load_digits().target
     part = split_digits(0.15, 0.25, seed=0)[split]  # type: ignore[index]
     made = getattr(task(), split)
@@ -53,9 +53,9 @@ def test_an_image_shows_two_digits_of_its_own_split_with_its_labels(split: str) 
 
 
 def test_superimposed_by_hand() -> None:
-    """Two digits of one brightness: 8 x 8 each, 4 x 4 of them common, where the brighter one is seen.
+    """Two digits of one brightness: 8 x 8 pixels each, of which 4 x 4 overlap and show the brighter one.
 
-    0.5 * (64 - 16) + 1 * 64 = 88; shifted by (1, 1) and (1, 1) 6 x 6 are common: 0.5 * (64 - 36) + 64 = 78.
+    0.5 * (64 - 16) + 1 * 64 = 88; shifted by (1, 1) and (1, 1) 6 x 6 overlap: 0.5 * (64 - 36) + 64 = 78.
     """
     left, right = np.full((2, 8, 8), 0.5, dtype=np.float32), np.ones((2, 8, 8), dtype=np.float32)
     canvas = superimpose(left, right, np.array([[0, 0, 0, 0], [1, 1, 1, 1]]))
@@ -77,7 +77,7 @@ def test_left_and_right_are_the_same_images_with_labels_exchanged() -> None:
     assert task("digits").name == "digits-left"
 
 
-def test_the_seed_of_the_split_decides_the_images() -> None:
+def test_the_split_seed_decides_the_images() -> None:
     assert np.array_equal(task().train.pixels_NHW, task().train.pixels_NHW)
     assert not np.array_equal(task().train.pixels_NHW, task(split_seed=1).train.pixels_NHW)
 
@@ -97,13 +97,13 @@ def test_balanced_weights_sum_to_the_examples() -> None:
     assert weighted.class_weights[weighted.train.labels].sum() == pytest.approx(len(weighted.train))
 
 
-def test_the_fingerprint_tells_left_from_right_and_nothing_else() -> None:
+def test_the_fingerprint_depends_on_the_side_and_not_on_the_seed() -> None:
     left, right = (digits_fingerprint(DataConfig(task=f"digits-{side}")) for side in ("left", "right"))
     assert left != right
     assert digits_fingerprint(DataConfig(task="digits", split_seed=3)) == left
 
 
-def test_what_a_person_sees() -> None:
+def test_the_printed_page() -> None:
     page = StringIO()
     print_image_task(task("digits-right"), Console(file=page, width=120))
     lines = page.getvalue().splitlines()

@@ -25,7 +25,7 @@ def test_a_folder(encoder: EncoderConfig, folder: Callable[..., Path]) -> None:
     for split, rows in ((task.train, TRAIN), (task.dev, DEV), (task.test, TEST)):
         assert [split.tokens[i].tolist() for i in range(len(split))] == [ids(row["text"]) for row in rows]
         assert [task.label_names[label] for label in split.labels] == [row["label"] for row in rows]
-    # "good film" stands in train, "bad plot" in dev.
+    # "good film" is in train, "bad plot" in dev.
     assert task.test_clean.tolist() == [1, 3]
     assert task.manifest["duplicates"] == {
         "within": {"train": 1, "dev": 0, "test": 0},
@@ -39,13 +39,13 @@ def test_a_folder(encoder: EncoderConfig, folder: Callable[..., Path]) -> None:
     json.dumps(task.manifest)
 
 
-def test_the_card_s_metric_and_the_configured_one(encoder: EncoderConfig, folder: Callable[..., Path]) -> None:
+def test_the_metric_is_configured_or_that_of_the_card(encoder: EncoderConfig, folder: Callable[..., Path]) -> None:
     path = folder("citation_intent")
     assert load(encoder, path).metric == "macro_f1"
     assert load(encoder, path, metric="accuracy").metric == "accuracy"
 
 
-def test_columns_can_be_named_and_texts_be_pairs(encoder: EncoderConfig, folder: Callable[..., Path]) -> None:
+def test_pairs_in_columns_with_other_names(encoder: EncoderConfig, folder: Callable[..., Path]) -> None:
     rows = [
         {"a": "good", "b": "film", "y": 10},
         {"a": "bad", "b": "film", "y": 9},
@@ -68,13 +68,13 @@ def test_train_size_moves_the_rest_to_in_domain_text(encoder: EncoderConfig, fol
     # positive ones "good film" (twice) is a test text and "very good" a dev text.
     assert corpus == [ids("the actor"), ids("the scene")]
     assert task.manifest["corpora"]["in_domain"] == {"passages": 2, "left_out": 3, "given_by_train": 2}
-    # The clean view is that of the whole train split, and so the same for every size.
+    # The clean test view compares with the whole train split, so that it is the same for every size.
     assert task.test_clean.tolist() == [1, 3]
     assert task.manifest["sizes"]["train"] == 2
     assert task.manifest["sizes_given"]["train"] == 4
 
 
-def test_corpora_can_be_given(encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_corpora_of_the_configuration(encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("the actor\n")
     write_jsonl(tmp_path / "out.jsonl", [{"text": "a scene", "id": 1}, {"text": "dull scene", "id": "x"}])
     task = load(encoder, folder(), in_domain=str(tmp_path / "in.txt"), out_of_domain=str(tmp_path / "out.jsonl"))
@@ -83,7 +83,7 @@ def test_corpora_can_be_given(encoder: EncoderConfig, folder: Callable[..., Path
     assert task.manifest["corpora"]["out_of_domain"] == {"passages": 1, "left_out": 1}
 
 
-def test_a_corpus_of_nothing_but_leaks_is_empty(encoder: EncoderConfig, folder: Callable[..., Path]) -> None:
+def test_a_corpus_of_dev_texts_only_is_empty(encoder: EncoderConfig, folder: Callable[..., Path]) -> None:
     path = folder()
     (path / "domain.txt").write_text("bad plot\n")
     assert len(load(encoder, path).corpora["in_domain"]) == 0
@@ -120,7 +120,7 @@ def test_long_texts_are_cut_and_counted(encoder: EncoderConfig, folder: Callable
         load(encoder, path, max_tokens=17)
 
 
-def test_the_second_time_reads_the_cache(
+def test_loading_again_reads_the_cache(
     encoder: EncoderConfig, folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     path = folder()
@@ -129,7 +129,7 @@ def test_the_second_time_reads_the_cache(
     copied = path.rename(path.parent / "moved")
     again = load(encoder, copied)
     assert again.train.tokens.values.tolist() == first.train.tokens.values.tolist()
-    # What is named by its place is told of this place.
+    # Name and source are those of the place it was loaded from this time.
     assert (again.name, again.manifest["source"]) == ("moved", str(copied))
     assert len(list((cache / "tokens").iterdir())) == 1
 
@@ -168,7 +168,7 @@ GOOD = rows_of(("good film", "pos"), ("bad film", "neg"))
         ([*GOOD, {"text": "\ud800", "label": "pos"}], GOOD, GOOD, r"row 3: column 'text' is not valid Unicode"),
     ],
 )
-def test_bad_data_gets_one_line_and_leaves_no_cache(
+def test_bad_data_is_one_line_and_leaves_no_cache(
     encoder: EncoderConfig,
     folder: Callable[..., Path],
     cache: Path,

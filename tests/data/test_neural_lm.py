@@ -1,4 +1,4 @@
-"""Neural-LM text: written once, by a model whose fit to the domain is known."""
+"""Neural-LM text: written once, by a model whose perplexity on held-out domain text is recorded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SENTENCES = [f"the {adjective} {noun} was {verb}" for adjective in ("good", "bad
 
 
 def domain(count: int, seed: int = 0) -> list[str]:
-    """Sentences of three choices with 3 * 2 * 4 = 24 outcomes."""
+    """Random sentences, of which there are 3 * 2 * 4 = 24 different ones."""
     order = np.random.default_rng(seed)
     return [SENTENCES[i] for i in order.integers(len(SENTENCES), size=count)]
 
@@ -45,7 +45,7 @@ def model_folder(tmp_path: Path) -> Path:
 
 
 def test_a_small_model_learns_the_domain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its held-out perplexity comes near the domain's own, and what it writes is of the domain."""
+    """Its held-out perplexity comes near the lowest possible one, and it writes sentences of the domain."""
     monkeypatch.setattr(causal, "WIDTH", 48)
     monkeypatch.setattr(causal, "LAYERS", 2)
     written = neural_text(DataConfig(neural_lm="trained", neural_lm_passages=40), domain(600))
@@ -58,7 +58,7 @@ def test_a_small_model_learns_the_domain(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(("count", "choosing", "measured"), [(20, 1, 1), (60, 1, 2), (600, 15, 15), (12_000, 250, 250)])
-def test_what_is_recorded_was_neither_learned_from_nor_chosen_by(
+def test_the_recorded_perplexity_is_of_passages_used_for_nothing_else(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, count: int, choosing: int, measured: int
 ) -> None:
     given: list[list[str]] = []
@@ -80,10 +80,10 @@ def test_what_is_recorded_was_neither_learned_from_nor_chosen_by(
     assert written.perplexity != pytest.approx(causal.perplexity(model, chose), rel=1e-5)
 
 
-def test_a_given_model_is_measured_on_what_it_is_not_prompted_with(
+def test_a_given_model_is_measured_on_passages_that_prompt_nothing(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It chooses nothing: all held-out passages are for the record."""
+    """No epoch has to be chosen: all held-out passages are measured."""
     prompts: list[str] = []
     generate = causal.generate
 
@@ -102,7 +102,7 @@ def test_a_given_model_is_measured_on_what_it_is_not_prompted_with(
 
 
 def test_held_out_text_chooses_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text of another order of words: it grows less likely while what is learned from grows likelier."""
+    """Held-out text has reversed sentences: they grow less likely while the training text grows likelier."""
     monkeypatch.setattr(causal, "WIDTH", 32)
     monkeypatch.setattr(causal, "LAYERS", 1)
     passages, held_out = domain(300), [" ".join(reversed(sentence.split())) for sentence in SENTENCES]
@@ -123,7 +123,7 @@ def test_held_out_text_chooses_the_epoch(monkeypatch: pytest.MonkeyPatch) -> Non
     assert perplexity(trained, held_out) == pytest.approx(min(values), rel=1e-4)
 
 
-def test_it_is_written_once(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_is_written_once(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = DataConfig(neural_lm=str(model_folder), neural_lm_passages=10)
     first = neural_text(data, domain(30))
     monkeypatch.setattr(neural_lm, "_make", lambda *_: pytest.fail("written again"))
@@ -131,7 +131,9 @@ def test_it_is_written_once(model_folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert set(" ".join(first.passages).split()) <= {"good", "bad", "film", "[UNK]"}
 
 
-def test_another_way_of_training_is_another_text(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_of_training_is_in_the_fingerprint_of_the_trained_model_only(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained, given = (DataConfig(neural_lm=name) for name in ("trained", str(model_folder)))
     before = neural_fingerprint(trained), neural_fingerprint(given)
     monkeypatch.setattr(neural_lm, "TRAINED_RECIPE", neural_lm.TRAINED_RECIPE + 1)
@@ -139,20 +141,20 @@ def test_another_way_of_training_is_another_text(model_folder: Path, monkeypatch
     assert neural_fingerprint(given) == before[1]
 
 
-def test_perplexity_is_that_of_the_model_s_own_loss(model_folder: Path) -> None:
+def test_perplexity_agrees_with_the_loss_of_transformers(model_folder: Path) -> None:
     loaded = causal.load_causal(locate_model(str(model_folder), "data.neural_lm", "model"))
     passage = "good film bad bad film"
     ids = torch.tensor([[1, 3, 2, 2, 3, 4]])
     with torch.no_grad():
         expected = math.exp(loaded.model(input_ids=ids, labels=ids).loss)
     assert causal.perplexity(loaded, [passage]) == pytest.approx(expected, rel=1e-5)
-    # Padding beside longer passages changes nothing: the mean over both passages' tokens.
+    # Padding changes nothing: the mean is over the tokens of both passages.
     both = causal.perplexity(loaded, [passage, "good"])
     other = causal.perplexity(loaded, ["good"])
     assert math.log(both) == pytest.approx((5 * math.log(expected) + math.log(other)) / 6, rel=1e-5)
 
 
-def test_it_becomes_a_corpus(
+def test_the_text_becomes_a_corpus(
     encoder: EncoderConfig, folder: Callable[..., Path], model_folder: Path, tmp_path: Path
 ) -> None:
     path = folder(train=rows_of(*((text, ("neg", "pos")[i % 2]) for i, text in enumerate(domain(40)))))
@@ -165,7 +167,7 @@ def test_it_becomes_a_corpus(
     assert "neural_lm" not in load_end_task(plain, encoder).corpora
 
 
-def test_neither_it_nor_what_it_was_learned_from_holds_texts_of_dev_and_test(
+def test_dev_and_test_texts_are_neither_learned_from_nor_kept(
     encoder: EncoderConfig, folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learned: list[str] = []
@@ -178,15 +180,15 @@ def test_neither_it_nor_what_it_was_learned_from_holds_texts_of_dev_and_test(
     path = folder()
     (path / "domain.txt").write_text("the scene\nBright  actor\nvery GOOD\n")
     task = load_end_task(DataConfig(task=str(path), neural_lm="trained"), encoder)
-    # Of what was written "dull scene" is in test, "bad plot" in both, "very good" in dev.
+    # Of the generated passages "dull scene" is in test, "bad plot" in both, "very good" in dev.
     (only,) = (task.corpora["neural_lm"][i].tolist() for i in range(len(task.corpora["neural_lm"])))
     assert only == ids("the actor")
     assert task.manifest["corpora"]["neural_lm"] == {"passages": 1, "left_out": 3}
-    # Of in-domain text "bright actor" is in test and "very good" in dev; train is as it is.
+    # Of the in-domain text "bright actor" is in test and "very good" in dev; train is not filtered.
     assert learned == [*(str(row["text"]) for row in TRAIN), "the scene"]
 
 
-def test_what_cannot_be_is_said(encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_errors(encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path) -> None:
     few = DataConfig(task=str(folder()), neural_lm="trained")
     with pytest.raises(UserError, match=r"data\.neural_lm: \d+ passages of domain text are too few, 20 are needed"):
         load_end_task(few, encoder)
@@ -198,7 +200,7 @@ def test_what_cannot_be_is_said(encoder: EncoderConfig, folder: Callable[..., Pa
 
 @pytest.mark.parametrize("kind", ["masked", "headless", "short"])
 def test_a_model_of_another_kind_is_refused(model_folder: Path, kind: str) -> None:
-    """Transformers loads an encoder as a causal model, too, with a new head where it has none."""
+    """Transformers also loads an encoder as a causal model, and gives it a new head if it has none."""
     if kind == "short":
         GPT2LMHeadModel(GPT2Config(vocab_size=5, n_positions=64, n_embd=8, n_layer=1, n_head=1)).save_pretrained(
             model_folder

@@ -1,4 +1,4 @@
-"""Where encoders lie, their fingerprints, and the facts of their tokenizers."""
+"""Where encoders are found, their fingerprints, and the facts of their tokenizers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("a/b/c", "there is no folder a/b/c"),
     ],
 )
-def test_names_that_lead_nowhere(name: str, expected: str) -> None:
+def test_names_of_nothing(name: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         locate(EncoderConfig(name=name))
 
@@ -67,7 +67,7 @@ def test_a_folder_without_configuration_and_a_local_revision(tmp_path: Path, enc
         locate(EncoderConfig(name=encoder.name, revision="main"))
 
 
-def test_fingerprints_follow_content_and_not_place(tmp_path: Path) -> None:
+def test_fingerprints_depend_on_content_and_not_on_place(tmp_path: Path) -> None:
     config = {"model_type": "bert", "max_position_embeddings": 16}
     one, two = (locate(EncoderConfig(name=str(write_encoder(tmp_path / name, config)))) for name in ("one", "two"))
     assert encoder_fingerprint(one) == encoder_fingerprint(two)
@@ -102,7 +102,7 @@ def test_limits_of_families(tmp_path: Path, config: dict[str, object], limit: in
     assert tokenizer_facts(located, load_tokenizer(located)).max_tokens == expected
 
 
-def test_tokenizers_that_do_not_serve(tmp_path: Path) -> None:
+def test_unusable_tokenizers(tmp_path: Path) -> None:
     bert = {"model_type": "bert"}
     folder = write_encoder(tmp_path / "no_mask", bert, mask_token=None)
     located = locate(EncoderConfig(name=str(folder)))
@@ -121,7 +121,7 @@ def test_tokenizers_that_do_not_serve(tmp_path: Path) -> None:
         load_tokenizer(locate(EncoderConfig(name=str(folder))))
 
 
-def test_a_hub_out_of_reach_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("Name or service not known\nsecond line")
 

@@ -1,16 +1,20 @@
-"""Splits of one file, and nested subsets."""
+"""Splits of one file, nested subsets of train, and duplicates; those of two public data sets are known."""
 
 from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aang_ray.data.splits import nested_subset, split_one
+from aang_ray.config import DataConfig
+from aang_ray.data.read import SPLITS, check_labels
+from aang_ray.data.sources import find_source, read_task
+from aang_ray.data.splits import clean_indices, count_duplicates, nested_subset, normalised, split_one
 from aang_ray.errors import UserError
 
 labelled = st.lists(st.tuples(st.integers(0, 60), st.sampled_from("abc")), min_size=60, max_size=200)
@@ -56,7 +60,7 @@ def test_every_class_is_in_train_however_large_the_other_shares() -> None:
         assert {labels[i] for i in dev} == {labels[i] for i in test} == {"a", "b"}
 
 
-def test_what_cannot_be_split() -> None:
+def test_impossible_splits() -> None:
     with pytest.raises(UserError, match=r"below 1, got 1\.2"):
         split_one(["a"], ["x"], 0.6, 0.6, 0)
     with pytest.raises(UserError, match="1 different texts are too few"):
@@ -74,7 +78,7 @@ def test_subsets_are_nested_and_stratified(values: list[int], seed: int, data: s
         for label, count in zip(classes, counts, strict=True):
             kept = int((labels[subset] == label).sum())
             assert kept >= 1
-            # The first of every class goes before its turn, at most C - 1 places in all.
+            # The first example of every class comes early: at most C - 1 positions in all.
             assert abs(kept - size * count / len(labels)) <= len(classes)
     for small, large in pairwise(subsets):
         assert set(small.tolist()) <= set(large.tolist())
@@ -87,6 +91,62 @@ def test_the_seed_chooses_the_subset() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7])
-def test_sizes_that_are_not_possible(size: int) -> None:
+def test_impossible_sizes(size: int) -> None:
     with pytest.raises(UserError, match=f"data.train_size: {size} is not possible.* 6 examples of 2 classes"):
         nested_subset(np.array([0, 0, 0, 1, 1, 1]), size, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("A  good\tfilm\n", "a good film"),
+        ("\ufb01lm", "film"),  # the ligature fi is the two letters under NFKC
+        ("\uff21\u00a0b", "a b"),  # a full-width letter, a no-break space
+        ("e\u0301", "\u00e9"),  # a combining accent and the composed letter
+    ],
+)
+def test_normalised(text: str, same: str) -> None:
+    assert normalised(text) == same
+
+
+@given(st.text())
+def test_normalised_ignores_padding_and_doubling_of_spaces(text: str) -> None:
+    assert normalised(f"  {text}\t ") == normalised(text)
+    assert "  " not in normalised(text)
+
+
+def test_duplicates_counted_by_hand() -> None:
+    train, dev, test = ["a", "a", "b", "a"], ["b", "c", "c"], ["a", "c", "d", "d", "a"]
+    assert count_duplicates(train, dev, test) == {
+        "within": {"train": 2, "dev": 1, "test": 2},
+        "dev_in_train": 1,
+        "test_in_train": 2,
+        "test_in_dev": 1,
+    }
+    assert clean_indices(train, dev, test).tolist() == [2, 3]
+
+
+DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "classes", "within_train", "dev_leaks", "test_leaks", "clean"),
+    [
+        ("citation_intent", [1688, 114, 139], 6, 418, 43, 52, 85),
+        ("sciie", [3219, 455, 974], 7, 4, 0, 0, 974),
+    ],
+)
+def test_known_duplicates_of_public_data_sets(
+    name: str, sizes: list[int], classes: int, within_train: int, dev_leaks: int, test_leaks: int, clean: int
+) -> None:
+    if not (DATA / name).is_dir():
+        pytest.skip(f"../shared/data/{name} is not there")
+    data = DataConfig(task=str(DATA / name))
+    task = read_task(find_source(data), data)
+    keys = {split: task.splits[split].texts.keys() for split in SPLITS}
+    counts = count_duplicates(keys["train"], keys["dev"], keys["test"])
+    assert [len(keys[split]) for split in SPLITS] == sizes
+    assert len(check_labels(task.splits)) == classes
+    assert counts["within"]["train"] == within_train
+    assert (counts["dev_in_train"], counts["test_in_train"]) == (dev_leaks, test_leaks)
+    assert len(clean_indices(keys["train"], keys["dev"], keys["test"])) == clean

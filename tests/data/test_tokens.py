@@ -1,14 +1,17 @@
-"""Tokens on disk and back."""
+"""Tokens of texts, which of them begin with an upper-case letter, and token files."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from aang_ray.config import EncoderConfig
 from aang_ray.data import load_tokenizer, locate
@@ -26,7 +29,7 @@ def ragged(values: list[list[int]]) -> Ragged:
 
 @given(sequences)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
-def test_what_is_written_is_read(tmp_path: Path, values: list[list[int]]) -> None:
+def test_written_tokens_are_read_back(tmp_path: Path, values: list[list[int]]) -> None:
     path = tmp_path / "x.arrow"
     path.unlink(missing_ok=True)
     labels = np.arange(len(values))
@@ -77,3 +80,76 @@ def test_batches_keep_the_order(encoder: EncoderConfig, count: int) -> None:
     tokens, truncated = tokenise(Texts([f"{'good ' * (i % 5)}bad" for i in range(count)]), tokenizer, 16, "x")
     assert tokens.lengths.tolist() == [i % 5 + 3 for i in range(count)]
     assert truncated == 0
+
+
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "the",
+    "paris",
+    "##ian",
+    "mcdonald",
+    "café",
+    "3rd",
+    ",",
+    "The",
+    "Paris",
+]
+
+
+def tokenizer(lowercase: bool) -> Any:
+    """A word-piece tokenizer of a few words."""
+    inner = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=False)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]")
+
+
+def capitals(texts: Texts, lowercase: bool = True, limit: int = 32) -> list[list[bool]]:
+    ragged, _ = tokenise(texts, tokenizer(lowercase), limit, "test")
+    found = [ragged.take_capitals(np.array([i])) for i in range(len(texts))]
+    assert all(value is not None for value in found)
+    return [value.tolist() for value in found if value is not None]
+
+
+def test_capitals_do_not_depend_on_a_lower_casing_tokenizer() -> None:
+    # [CLS] The Paris ##ian , café 3rd McDonald [SEP]: a word's second piece has its own first letter, digits and
+    # commas have none, "3rd" begins with the letter r, and CAFÉ's first letter is C.
+    (row,) = capitals(Texts(["The Parisian, CAFÉ 3rd McDonald"]))
+    assert row == [False, True, True, False, False, True, False, True, False]
+    assert capitals(Texts(["The the"]), lowercase=False) == [[False, True, False, False]]
+
+
+def test_capitals_of_pairs_and_cut_texts() -> None:
+    both = Texts(["the Paris", "Paris " * 40], ["Paris the", "the " * 40])
+    first, second = capitals(both, limit=12)
+    assert first == [False, False, True, False, True, False, False]
+    assert len(second) == 12
+    assert second == [False, *[True] * second.count(True), *[False] * (11 - second.count(True))]
+
+
+def test_capitals_are_mapped_without_a_copy(tmp_path: Path) -> None:
+    ragged, _ = tokenise(Texts(["The paris", "paris The the"]), tokenizer(True), 32, "test")
+    write_tokens(tmp_path / "x.arrow", ragged, {"label": np.array([0, 1])})
+    found, columns = read_tokens(tmp_path / "x.arrow")
+    assert set(columns) == {"label"}
+    assert found.capitals is not None
+    assert ragged.capitals is not None
+    assert found.capitals.tolist() == ragged.capitals.tolist()
+    assert not found.capitals.flags.writeable
+    for chosen in ([1], [1, 0]):
+        ids, lengths = found.take(np.array(chosen))
+        upper = found.take_capitals(np.array(chosen))
+        assert upper is not None
+        assert len(upper) == len(ids) == lengths.sum()
+
+
+@pytest.mark.parametrize("text", ["", "  ", "3 , 4"])
+def test_texts_without_letters_have_no_capitals(text: str) -> None:
+    assert not any(capitals(Texts([text]))[0])

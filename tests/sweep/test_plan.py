@@ -12,9 +12,9 @@ from rich.console import Console
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.store import Status, Store
-from aang_ray.sweep.failure import failed_record
 from aang_ray.sweep.plan import PlannedCell, plan, seconds_per_text, to_run
 from aang_ray.sweep.preview import preview
+from aang_ray.train.record import failed_record
 from tests.sweep.conftest import done_record, fake_resolve
 
 

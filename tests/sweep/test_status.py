@@ -17,10 +17,10 @@ from aang_ray.errors import UserError
 from aang_ray.store import Store
 from aang_ray.sweep import agenda as module
 from aang_ray.sweep.agenda import read_agenda, write_agenda
-from aang_ray.sweep.failure import failed_record
 from aang_ray.sweep.heartbeat import Beat
 from aang_ray.sweep.plan import PlannedCell
 from aang_ray.sweep.status import SweepStatus, read_status, show_status
+from aang_ray.train.record import failed_record
 from tests.sweep.conftest import done_record, fake_resolve
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)

@@ -13,9 +13,9 @@ import pytest
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store import CellRecord, HistoryRow, Store
-from aang_ray.sweep.failure import failed_record
 from aang_ray.sweep.trial import run_and_store
 from aang_ray.train.checkpoint import checkpoint_folder
+from aang_ray.train.record import failed_record
 from tests.sweep.conftest import done_record, fake_resolve, history_row
 
 CONFIG = fake_resolve(parse_config({"method": "static"}, "test"))

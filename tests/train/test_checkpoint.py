@@ -23,7 +23,8 @@ from aang_ray.train import checkpoint as checkpoint_files
 from aang_ray.train.checkpoint import Checkpointer, CheckpointFiles, checkpoint_folder, discard, discard_done
 from aang_ray.train.control import Interrupted, StopSignals
 from aang_ray.train.device import choose_compute
-from aang_ray.train.loop import Progress, SplitScores, Trainer
+from aang_ray.train.loop import Trainer
+from aang_ray.train.record import Progress, SplitScores
 from aang_ray.train.run import run_cell
 from aang_ray.train.setup import build
 from tests.train.running import tiny_config

@@ -15,8 +15,7 @@ from aang_ray.train.checkpoint import CheckpointFiles
 from aang_ray.train.device import choose_compute
 from aang_ray.train.loop import Trainer
 from aang_ray.train.run import run_cell
-from aang_ray.train.setup import build
-from aang_ray.train.stages import staged, stages_of
+from aang_ray.train.setup import build, setup_of_stage, stages_of
 from tests.train.running import tiny_config
 from tests.train.test_checkpoint import assert_identical, last_state, numbers, snapshots  # noqa: F401
 
@@ -54,7 +53,7 @@ def test_stages_and_their_rates(tiny: dict[str, Any]) -> None:
     assert stages[0].config.objectives.mask_rate == 0.3
     assert config.total_steps == 10
     setup = build(config, choose_compute(config))
-    spaces = [staged(setup, stage.config).space for stage in stages]
+    spaces = [setup_of_stage(setup, stage.config).space for stage in stages]
     assert [None if s is None else [k.data for k in s.objectives] for s in spaces] == [
         ["in-domain"],
         ["end-task"],
@@ -93,14 +92,14 @@ def test_fine_tuning_after_it_equals_fine_tuning_from_that_body(tiny: dict[str, 
     """The stage boundary carries over the body and the end-task head, and nothing else."""
     config = tiny_config(tiny, *TAPT)
     trainer = Trainer(build(config, choose_compute(config)))
-    trainer._train()
+    trainer._train_stage()
     body = {name: value.clone() for name, value in trainer.setup.encoder.state_dict().items()}
     trainer._next_stage()
-    trainer._train()
+    trainer._train_stage()
     plain = tiny_config(tiny, "method=finetune", *TAPT[3:])
     other = Trainer(build(plain, choose_compute(plain)))
     other.setup.encoder.load_state_dict(body)
-    other._train()
+    other._train_stage()
     for (name, value), (_, expected) in zip(
         trainer.setup.encoder.state_dict().items(), other.setup.encoder.state_dict().items(), strict=True
     ):

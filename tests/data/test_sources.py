@@ -1,20 +1,22 @@
-"""What `data.task` may name."""
+"""What `data.task` may name: built-in tasks, folders, files and datasets of the Hub."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
 
 from aang_ray.config import DataConfig
-from aang_ray.data.sources import find_source
+from aang_ray.data.read import Table
+from aang_ray.data.sources import Source, find_source, hub_tables, read_hub
 from aang_ray.data.tasks import CARDS, card_of
 from aang_ray.errors import UserError
 
 
-def test_the_paper_s_table_4() -> None:
-    """Metric, classes and batch of semantics section 4."""
+def test_cards_have_the_values_of_the_paper() -> None:
+    """Metric, classes and batch sizes of docs/semantics.md, section 4."""
     expected = {
         "citation_intent": ("macro_f1", 6, 128, 256, 32),
         "sciie": ("macro_f1", 7, 128, 256, 32),
@@ -74,13 +76,13 @@ def test_hub_ids() -> None:
 
 
 @pytest.mark.parametrize("task", ["./nothing", "/no/where", "a/b/c", "nothing.csv", "~/nothing", ""])
-def test_paths_that_are_not_there(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_that_do_not_exist(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="there is no file or folder"):
         find_source(DataConfig(task=task))
 
 
-def test_complaints_about_folders_and_corpora(folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_errors_about_folders_and_corpora(folder: Callable[..., Path], tmp_path: Path) -> None:
     path = folder("one", test=None)
     with pytest.raises(UserError, match=r"the split test is missing .*found: dev.jsonl, train.jsonl"):
         find_source(DataConfig(task=str(path)))
@@ -95,3 +97,41 @@ def test_complaints_about_folders_and_corpora(folder: Callable[..., Path], tmp_p
         find_source(DataConfig(task="movie", out_of_domain=str(tmp_path / "a.pdf")))
     with pytest.raises(UserError, match=r"a.pdf is not a .jsonl, .csv, .parquet file"):
         find_source(DataConfig(task=str(tmp_path / "a.pdf")))
+
+
+def dataset(labels: list[int]) -> datasets.Dataset:
+    features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["no", "yes"]))
+    texts = [f"text {i}" for i in range(len(labels))]
+    return datasets.Dataset.from_dict({"text": texts, "label": labels}, features=features)
+
+
+def test_usual_split_names_and_class_label_names() -> None:
+    loaded = {"train": dataset([0, 1]), "validation": dataset([1]), "test": dataset([-1])}
+    tables = hub_tables("a/b", loaded, ["text", "label"])
+    assert isinstance(tables, dict)
+    assert tables["train"].columns == {"text": ["text 0", "text 1"], "label": ["no", "yes"]}
+    # -1 is the Hub's "no label"; the check of labels refuses None.
+    assert tables["test"].columns["label"] == [None]
+
+
+def test_a_single_split_is_one_labelled_table() -> None:
+    assert isinstance(hub_tables("a/b", {"train": dataset([0, 1])}, ["text"]), Table)
+
+
+def test_missing_splits_and_columns_of_the_hub() -> None:
+    with pytest.raises(UserError, match=r"a/b: the split dev is missing .*found: train, test"):
+        hub_tables("a/b", {"train": dataset([0]), "test": dataset([0])}, ["text"])
+    with pytest.raises(UserError, match="no column 'sentence'; columns found: text, label"):
+        hub_tables("a/b", {"train": dataset([0])}, ["sentence"])
+
+
+def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+    with pytest.raises(
+        UserError, match=r"'moovie' could not be found .*built-in task \(movie, tweets, .*digits-left, digits-right\)"
+    ):
+        read_hub(Source("hub", "moovie", "moovie", {}, {}), ["text", "label"])

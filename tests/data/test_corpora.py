@@ -1,4 +1,4 @@
-"""Other labelled data sets: by which columns they are read, and what of them must not be seen."""
+"""External labelled data sets: which columns are read, and which examples are left out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NLI_COLUMNS = {"text": "premise", "text_b": "hyp", "label": "gold"}
 
 @pytest.fixture
 def pairs(folder: Callable[..., Path]) -> DataConfig:
-    """An end task of pairs, in columns of its own."""
+    """An end task of pairs, whose columns have other names than `text` and `label`."""
     return DataConfig.model_validate({"task": str(folder(train=NLI, dev=NLI, test=NLI_TEST)), **NLI_COLUMNS})
 
 
@@ -59,9 +59,7 @@ def test_an_external_task(encoder: EncoderConfig, folder: Callable[..., Path], t
     assert data_fingerprint(data) != data_fingerprint(plain)
 
 
-def test_what_cannot_be_is_said_of_which_one(
-    encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_errors_name_the_external_data_set(encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path) -> None:
     plain, other = DataConfig(task=str(folder())), write_folder(tmp_path / "topics")
     for name, message in (
         (str(tmp_path / "nothing"), r"data\.external: \S+nothing: there is no file or folder"),
@@ -77,7 +75,7 @@ def test_what_cannot_be_is_said_of_which_one(
         load_end_task(with_external(plain, other), encoder)
 
 
-def test_it_is_made_once(
+def test_an_external_task_is_prepared_once_for_each_content(
     encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = with_external(DataConfig(task=str(folder())), write_folder(tmp_path / "topics"))
@@ -85,12 +83,14 @@ def test_it_is_made_once(
     with monkeypatch.context() as patched:
         patched.setattr("aang_ray.data.corpora.read_task", lambda *_: pytest.fail("read again"))
         assert tokens_of(load_end_task(data, encoder), "topics") == first
-    # Another content is another one.
+    # Other content is prepared again.
     write_folder(tmp_path / "topics", rows_of(("a scene", "x"), ("dull plot", "y")))
     assert tokens_of(load_end_task(data, encoder), "topics") == [ids("a scene"), ids("dull plot")]
 
 
-def test_its_columns_are_the_end_task_s(encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path) -> None:
+def test_the_columns_of_the_end_task_are_read_if_they_exist(
+    encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path
+) -> None:
     rows = [{"premise": "a film", "hyp": "dull", "gold": "x", "text": "the"}, {"premise": "a", "hyp": "b", "gold": "y"}]
     task = load_end_task(with_external(pairs, write_folder(tmp_path / "more", rows)), encoder)
     assert tokens_of(task, "more")[0] == [*ids("a film"), *ids("dull")[1:]]
@@ -98,7 +98,9 @@ def test_its_columns_are_the_end_task_s(encoder: EncoderConfig, pairs: DataConfi
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "card"])
-def test_else_they_are_text_and_label(encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path, kind: str) -> None:
+def test_otherwise_text_and_label_are_read(
+    encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path, kind: str
+) -> None:
     name = {"folder": "topics", "file": "topics", "card": "chemprot"}[kind]
     path = tmp_path / "all.jsonl"
     if kind == "file":
@@ -112,7 +114,7 @@ def test_else_they_are_text_and_label(encoder: EncoderConfig, pairs: DataConfig,
         assert tokens_of(task, name) == [ids(row["text"]) for row in OTHER]
 
 
-def test_an_embedded_one_has_its_own(
+def test_an_embedded_task_needs_no_columns(
     encoder: EncoderConfig, pairs: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = LabelledTexts(Texts(["a film", "dull plot"]), ["neg", "pos"], "movie", [1, 2])
@@ -124,7 +126,7 @@ def test_an_embedded_one_has_its_own(
     assert task.manifest["external"]["movie"]["columns"] == {}
 
 
-def test_columns_that_are_not_there_are_named(encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path) -> None:
+def test_missing_columns_are_named(encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path) -> None:
     other = write_folder(tmp_path / "topics", [{"sentence": "a film", "label": "x"}])
     expected = (
         r"^data\.external: \S+topics: \S+train\.jsonl: no column 'premise'; columns found: sentence, label; "
@@ -132,13 +134,13 @@ def test_columns_that_are_not_there_are_named(encoder: EncoderConfig, pairs: Dat
     )
     with pytest.raises(UserError, match=expected):
         load_end_task(with_external(pairs, other), encoder)
-    # An end task of `text` and `label` leaves nothing else to try.
+    # An end task of `text` and `label` leaves no other columns to try.
     plain = DataConfig(task=write_folder(tmp_path / "plain"), external=(other,))
     with pytest.raises(UserError, match=r"topics: \S+: no column 'text'; columns found: sentence, label$"):
         load_end_task(plain, encoder)
 
 
-def test_columns_in_twice_are_no_reason_to_take_others(
+def test_a_repeated_column_is_an_error_and_other_columns_are_not_tried(
     encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path
 ) -> None:
     path = tmp_path / "twice.csv"
@@ -147,10 +149,10 @@ def test_columns_in_twice_are_no_reason_to_take_others(
         load_end_task(with_external(pairs, str(path)), encoder)
 
 
-def test_what_the_end_task_is_tested_on_is_taken_out(
+def test_dev_and_test_texts_of_the_end_task_are_left_out(
     encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The same texts, split in another way: their labels would be those of dev and test."""
+    """The external data set holds the same texts in another split: its labels are those of dev and test."""
     held_out = rows_of(("a film", "x"), ("dull plot", "y"))
     rows = rows_of(("the actor", "y"), ("Bad plot", "y"), ("a film", "x"), ("dull scene", "x"))
     data = DataConfig(task=str(folder()), external=(write_folder(tmp_path / "again", rows, held_out),))
@@ -163,10 +165,10 @@ def test_what_the_end_task_is_tested_on_is_taken_out(
         load_end_task(data, encoder)
 
 
-def test_also_where_the_tokenizer_sees_another_text(
+def test_texts_are_compared_before_the_tokenizer_sees_them(
     encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """To a tokenizer that knows cases "Bad Plot" is not "bad plot", which dev and test ask the label of."""
+    """A tokenizer that keeps case tells "Bad Plot" from "bad plot", which is in dev and test."""
     file = Path(encoder.name) / "tokenizer.json"
     content: dict[str, Any] = json.loads(file.read_text())
     content["normalizer"] = None
@@ -189,7 +191,7 @@ def test_also_where_the_tokenizer_sees_another_text(
         {"premise": "a film", "hyp": "the plot very dull", "gold": "no"},
     ],
 )
-def test_no_text_of_a_pair_may_be_one_of_dev_and_test(
+def test_a_pair_is_left_out_if_one_of_its_texts_is_in_dev_or_test(
     encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path, leak: Mapping[str, str]
 ) -> None:
     fine = [{"premise": "a scene", "hyp": "bright", "gold": "no"}, {"premise": "scene", "hyp": "a", "gold": "yes"}]
@@ -198,7 +200,7 @@ def test_no_text_of_a_pair_may_be_one_of_dev_and_test(
     assert tokens_of(task, "more") == [[*ids(row["premise"]), *ids(row["hyp"])[1:]] for row in fine]
 
 
-def test_single_texts_of_a_pair_of_dev_and_test_are_taken_out(
+def test_single_texts_are_compared_with_both_texts_of_a_pair(
     encoder: EncoderConfig, pairs: DataConfig, tmp_path: Path
 ) -> None:
     rows = rows_of(("the PLOT", "x"), ("very dull", "y"), ("The plot very dull", "y"), ("a scene", "x"))
@@ -206,7 +208,7 @@ def test_single_texts_of_a_pair_of_dev_and_test_are_taken_out(
     assert tokens_of(task, "single") == [ids("a scene")]
 
 
-def test_it_is_shown(encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_external_task_is_printed(encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path) -> None:
     rows = [*OTHER, *rows_of(("bad plot", "x"))]
     data = DataConfig(task=str(folder()), external=(write_folder(tmp_path / "topics", rows),))
     found = describe(load_end_task(data, encoder))

@@ -1,4 +1,4 @@
-"""Files of rows: what is read, and the one line that each kind of damage gets."""
+"""Files of rows: what is read, and the one-line error for each kind of damage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aang_ray.data.read import read_lines, read_table
+from aang_ray.config import DataConfig
+from aang_ray.data.read import labelled_texts, read_lines, read_table
 from aang_ray.errors import UserError
 
 WANTED = ["text", "label"]
@@ -33,7 +34,7 @@ def test_jsonl_ignores_columns_of_mixed_kinds_and_blank_lines(tmp_path: Path) ->
         encoding="utf-8-sig",
     )
     table = read_table(path, WANTED)
-    # The date stays a text; rows are numbered as lines of the file.
+    # A date stays a string; rows have the numbers of their lines.
     assert table.columns == {"text": ["2020-01-01", "line\u2028end", "c"], "label": ["x", 3, True]}
     assert table.rows == [1, 3, 4]
 
@@ -42,6 +43,20 @@ def test_csv_cells_are_texts(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes('\ufeffid,text,label\r\n1,"a, ""b""\nc",NA\r\n2,null,001\r\n'.encode())
     assert read_table(path, WANTED).columns == {"text": ['a, "b"\nc', "null"], "label": ["NA", "001"]}
+
+
+def test_csv_short_rows_and_trailing_commas(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,\na,x,\nb\n")
+    assert read_table(path, WANTED).columns == {"text": ["a", "b"], "label": ["x", ""]}
+
+
+def test_a_table_without_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n")
+    table = read_table(path, WANTED)
+    assert (table.columns, table.rows) == ({"text": [], "label": []}, [])
+    assert "there are no rows" in complaint(lambda: labelled_texts(table, DataConfig()))
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -66,7 +81,7 @@ def test_names_with_special_characters(tmp_path: Path, name: str) -> None:
     assert read_table(path, WANTED).columns["text"] == ["a"]
 
 
-def test_a_file_that_changes_under_its_name_is_read_anew(tmp_path: Path) -> None:
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     for word in ("one", "two"):
         path.write_text(f"text,label\n{word},x\n")
@@ -86,11 +101,12 @@ def test_a_file_that_changes_under_its_name_is_read_anew(tmp_path: Path) -> None
         ("a.csv", b"Text,label\na,x\n", "no column 'text'; columns found: Text, label"),
         ("a.csv", b"text,text,label\na,b,x\n", "more than one column 'text'"),
         ("a.csv", b"text,label\na,x\nb,y,z\n", "Expected 2 fields in line 3, saw 3"),
+        ("a.csv", b"text,label\na,b,x\nc,d,y\n", "rows have more fields than the header"),
         ("a.parquet", b"not parquet", "cannot be read as parquet"),
         ("a.tsv", b"text\tlabel\n", "a table is a .jsonl, .csv, .parquet file"),
     ],
 )
-def test_damage_gets_one_line(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+def test_damage_is_one_line(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     message = complaint(lambda: read_table(path, WANTED))
@@ -112,7 +128,7 @@ def test_reading_leaves_nothing_in_the_cache(tmp_path: Path, cache: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
-def test_reading_a_file_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_reading_a_local_file_uses_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def ask(*_: object, **__: object) -> None:
         pytest.fail("a local file was read with the help of the network")
 

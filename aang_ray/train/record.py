@@ -1,0 +1,174 @@
+"""What a run has done so far, and the record that it leaves in the store: done, cut short or failed.
+
+Every row of `results` is made here, by `cell_record`. This module loads neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import aang_ray
+from aang_ray.config.run import RunConfig
+from aang_ray.store.schema import CellRecord, HistoryRow, ResultRow, Scores, Status, WeightRow
+
+LOG_LINES = 30
+"""Lines of the log that a failed row keeps."""
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "ray", "torchjd")
+"""Packages whose versions a result may depend on."""
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """Scores of one model on every view that the store keeps."""
+
+    dev: Scores
+    test: Scores
+    test_clean: Scores
+
+
+@dataclass
+class Progress:
+    """What a run has done so far. The field names are part of the checkpoint format."""
+
+    steps: int = 0
+    """Optimiser steps of all stages."""
+    stage: int = 0
+    """Index of the current stage."""
+    stage_steps: int = 0
+    """Optimiser steps of the current stage."""
+    examples: int = 0
+    """End-task examples seen."""
+    tokens: int = 0
+    """Real tokens that went through the body."""
+    history: list[HistoryRow] = field(default_factory=list)
+    weights: list[WeightRow] = field(default_factory=list)
+    best_step: int = 0
+    """The step with the best dev score of the current stage."""
+    best_score: float = -1.0
+    since_best: int = 0
+    """Evaluations since the best one."""
+    majority: bool = True
+    """Whether no evaluation so far was better than predicting the majority class."""
+    before: SplitScores | None = None
+    """Scores of the model that the final fine-tuning started from; None before it has begun."""
+
+    @property
+    def best_dev(self) -> Scores | None:
+        """Dev scores at the best step; None before the first evaluation."""
+        return next((row.dev for row in self.history if row.step == self.best_step), None)
+
+    def next_stage(self) -> None:
+        """Begin the next stage, in which dev has not decided anything yet."""
+        self.stage += 1
+        self.stage_steps = self.since_best = 0
+        self.best_step, self.best_score = 0, -1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all fields as numbers, strings, lists and dicts."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Progress:
+        """Return the progress that `state_dict` was called on."""
+
+        def scores(values: Mapping[str, Any] | None) -> Scores | None:
+            return None if values is None else Scores(**values)
+
+        rows: dict[str, Any] = {
+            "history": [HistoryRow(**{**row, "dev": scores(row["dev"])}) for row in state["history"]],
+            "weights": [WeightRow(**row) for row in state["weights"]],
+        }
+        if state["before"] is not None:
+            rows["before"] = SplitScores(**{view: Scores(**values) for view, values in state["before"].items()})
+        return cls(**{**state, **rows})
+
+
+def cell_record(
+    config: RunConfig,
+    progress: Progress,
+    status: Status,
+    *,
+    device: str,
+    precision: str,
+    seconds: float,
+    error: str | None = None,
+    log: str = "",
+    scores: SplitScores | None = None,
+    clean_interval: tuple[float, float] | None = None,
+) -> CellRecord:
+    """Return the record of a cell, however it ended.
+
+    Args:
+        config: The cell's configuration.
+        progress: What the run did; its history and weights become the record's.
+        status: `done`, `cut` or `failed`. A cut run has the best dev scores so far and no test scores: test is scored
+            only at the end. A failed run has no scores.
+        device: Kind of device, as the store names it.
+        precision: Precision that was used.
+        seconds: Duration of the run.
+        error: Why a failed run failed; it is put on one line.
+        log: Log of a failed run, of which the last `LOG_LINES` lines are kept.
+        scores: Scores of the kept model of a run that is done.
+        clean_interval: 95 % bootstrap interval of the metric on the de-duplicated test view.
+    """
+    auxiliary, before = config.method.auxiliary, progress.before
+    low, high = clean_interval or (None, None)
+    result = ResultRow(
+        cell=config.cell,
+        group=config.group,
+        row=config.row_name,
+        task=config.task_name,
+        method=config.method.name,
+        space=config.space if auxiliary else None,
+        n=str(config.n) if auxiliary else None,
+        seed=config.seed,
+        config=config.model_dump(mode="json"),
+        metric=config.data.metric or "accuracy",
+        status=status,
+        error=None if error is None else " ".join(error.split()),
+        log_tail="\n".join(log.splitlines()[-LOG_LINES:]) or None,
+        dev=scores.dev if scores else progress.best_dev if status == "cut" else None,
+        test=scores.test if scores else None,
+        test_clean=scores.test_clean if scores else None,
+        dev_before=before.dev if before and scores else None,
+        test_before=before.test if before and scores else None,
+        test_clean_before=before.test_clean if before and scores else None,
+        test_clean_low=low,
+        test_clean_high=high,
+        majority=None if status == "failed" else progress.majority,
+        best_step=None if status == "failed" else progress.best_step,
+        steps=progress.steps,
+        examples=progress.examples,
+        tokens=progress.tokens,
+        seconds=seconds,
+        device=device,
+        precision=precision,
+        versions=versions(),
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return CellRecord(result, tuple(progress.history), tuple(progress.weights))
+
+
+def failed_record(config: RunConfig, error: str, log: str = "") -> CellRecord:
+    """Return the record of a cell whose run ended in an error that the training loop did not handle.
+
+    Args:
+        config: The cell's configuration.
+        error: The error; it is put on one line.
+        log: The log or traceback, of which the last `LOG_LINES` lines are kept.
+    """
+    device, precision = config.resources.device, config.precision
+    return cell_record(
+        config, Progress(), "failed", device=device, precision=precision, seconds=0.0, error=error, log=log
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of this package and of `PACKAGES`."""
+    found = {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "aang-ray": aang_ray.__version__, **found}
