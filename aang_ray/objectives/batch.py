@@ -209,13 +209,13 @@ def _published(segments: Sequence[Segment], inputs: TokenInputs, published: Publ
     return visible_RLL
 
 
-_Chosen = tuple[int, np.ndarray, np.ndarray, np.ndarray]
+Chosen = tuple[int, np.ndarray, np.ndarray, np.ndarray]
 """Of one segment that a head reads: its number, indices, labels and weights."""
 
 
 def _token_targets(segments: Sequence[Segment], flat_T: Int64) -> Iterator[Targets]:
     """Targets of the labelled tokens, head by head, segment after segment."""
-    read: dict[str, list[_Chosen]] = {}
+    read: dict[str, list[Chosen]] = {}
     for number, (start, segment) in enumerate(zip(token_starts(segments), segments, strict=False)):
         if segment.classes_E is None and len(segment.labelled_M):
             weights = np.full(len(segment.targets_M), 1.0 / segment.normaliser, dtype=np.float32)
@@ -223,12 +223,12 @@ def _token_targets(segments: Sequence[Segment], flat_T: Int64) -> Iterator[Targe
             read.setdefault(segment.head, []).append(chosen)
     for head, parts in read.items():
         drawn = any(segment.head == head and segment.drawn is not None for segment in segments)
-        yield replace(_targets(head, len(segments), parts, LABELS_MULTIPLE), of_replacements=drawn)
+        yield replace(head_targets(head, len(segments), parts, LABELS_MULTIPLE), of_replacements=drawn)
 
 
 def _text_targets(segments: Sequence[Segment], class_weights: Float32 | None) -> Iterator[Targets]:
     """Targets of the labelled texts, head by head, segment after segment."""
-    read: dict[str, list[_Chosen]] = {}
+    read: dict[str, list[Chosen]] = {}
     start = 0
     for number, segment in enumerate(segments):
         if segment.classes_E is not None and segment.texts:
@@ -240,11 +240,19 @@ def _text_targets(segments: Sequence[Segment], class_weights: Float32 | None) ->
             read.setdefault(segment.head, []).append(chosen)
         start += segment.texts
     for head, parts in read.items():
-        yield _targets(head, len(segments), parts, TEXTS_MULTIPLE)
+        yield head_targets(head, len(segments), parts, TEXTS_MULTIPLE)
 
 
-def _targets(head: str, segments: int, chosen: Sequence[_Chosen], multiple: int) -> Targets:
-    """One head's targets, rounded up with some of weight 0 that count as the last segment's."""
+def head_targets(head: str, segments: int, chosen: Sequence[Chosen], multiple: int = 1) -> Targets:
+    """Join what one head reads of each segment.
+
+    Args:
+        head: name of the head.
+        segments: S.
+        chosen: segments that the head reads, in order.
+        multiple: the number of targets is rounded up to a multiple of this, with targets of weight 0 that count as the
+            last segment's.
+    """
     counts = np.zeros(segments, dtype=np.int64)
     for number, index, _, _ in chosen:
         counts[number] = len(index)

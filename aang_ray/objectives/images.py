@@ -16,7 +16,7 @@ Shape suffixes: E images, H height, W width, P = H * W pixels, K images that a h
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
@@ -29,7 +29,7 @@ from aang_ray.config.sections import Semantics
 from aang_ray.data.digits import ImageTask, LabelledImages
 from aang_ray.model.segments import SegmentRows
 from aang_ray.objectives import randomness
-from aang_ray.objectives.batch import Targets, moved, pinned
+from aang_ray.objectives.batch import Chosen, Targets, head_targets, moved, pinned
 from aang_ray.objectives.losses import shares
 from aang_ray.objectives.objective import Objective, Rule
 from aang_ray.objectives.sampling import ExampleSchedule, Share, SourceSettings
@@ -50,19 +50,19 @@ PRIMITIVES: Final[dict[str, tuple[str, ...]]] = {
 }
 RULES: Final = (
     Rule(
-        "how far an image was turned can be asked of one that was turned only",
+        "the rotation of an image can be predicted only if it was rotated",
         lambda k: k.output == "rotation" and k.transform != "rotate",
     ),
     Rule(
-        "a turned image has its digits in other corners, so that their labels no longer fit",
+        "rotation moves the digits to other corners, so their labels no longer fit",
         lambda k: k.transform == "rotate" and k.output in {"other-digit", "end-task"},
     ),
     Rule(
-        "a turned image has lost nothing that denoising could restore",
+        "rotation destroys nothing that denoising could restore",
         lambda k: (k.transform, k.output) == ("rotate", "denoise"),
     ),
     Rule(
-        "denoising an image that nothing corrupted is copying",
+        "denoising an uncorrupted image is copying",
         lambda k: (k.transform, k.output) == ("no-op", "denoise"),
         published=False,
     ),
@@ -120,6 +120,14 @@ class ImageSegment:
     def lengths_E(self) -> Int64:
         """Rows of the body for each image: one."""
         return np.ones(self.texts, dtype=np.int64)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Classes, [E], or pixels, [E, P]."""
+        if self.classes_E is not None:
+            return self.classes_E
+        assert self.clean_EHW is not None
+        return self.clean_EHW.reshape(self.texts, -1)
 
     def part(self, start: int, stop: int) -> Self:
         """Images `start` to `stop`, with the normaliser of the whole segment."""
@@ -278,13 +286,18 @@ def collate_images(segments: Sequence[ImageSegment]) -> ImagePiece:
     Args:
         segments: all segments of the step, each with the images of this piece.
     """
+    bounds = [0, *np.cumsum([one.texts for one in segments]).tolist()]
+    read: dict[str, list[Chosen]] = {}
+    for number, one in enumerate(segments):
+        if one.texts:
+            weights = one.weights_E / np.float32(one.normaliser)
+            chosen = (number, np.arange(bounds[number], bounds[number + 1]), one.labels, weights)
+            read.setdefault(one.head, []).append(chosen)
     pixels_EHW = np.concatenate([one.pixels_EHW for one in segments])
-    rows = SegmentRows(_bounds(one.texts for one in segments))
-    heads = dict.fromkeys(one.head for one in segments if one.texts)
     return ImagePiece(
         torch.from_numpy(np.ascontiguousarray(pixels_EHW)).unsqueeze(1),
-        rows,
-        tuple(_targets(head, segments, rows.bounds) for head in heads),
+        SegmentRows(tuple(bounds)),
+        tuple(head_targets(head, len(segments), parts) for head, parts in read.items()),
     )
 
 
@@ -306,30 +319,3 @@ def image_losses(body: nn.Module, heads: Mapping[str, nn.Module], piece: ImagePi
     for targets in piece.targets:
         losses_S = losses_S + shares(heads[targets.head], features_EF, targets, piece.segments)
     return losses_S
-
-
-def _targets(head: str, segments: Sequence[ImageSegment], starts: Sequence[int]) -> Targets:
-    """What one head predicts, segment after segment."""
-    read = [(number, one) for number, one in enumerate(segments) if one.head == head and one.texts]
-    counts = [one.texts if one.head == head else 0 for one in segments]
-    weights = np.concatenate([one.weights_E / np.float32(one.normaliser) for _, one in read])
-    index = np.concatenate([np.arange(starts[number], starts[number + 1]) for number, _ in read])
-    return Targets(
-        head=head,
-        index_K=torch.from_numpy(index),
-        label_K=torch.from_numpy(np.concatenate([_labels(one) for _, one in read])),
-        weight_K=torch.from_numpy(weights),
-        segment_K=torch.from_numpy(np.repeat(np.arange(len(segments)), counts)),
-        rows=SegmentRows(_bounds(counts)),
-    )
-
-
-def _labels(one: ImageSegment) -> np.ndarray:
-    if one.classes_E is not None:
-        return one.classes_E
-    assert one.clean_EHW is not None
-    return one.clean_EHW.reshape(one.texts, -1)
-
-
-def _bounds(counts: Iterable[int]) -> tuple[int, ...]:
-    return tuple(int(bound) for bound in np.cumsum([0, *counts]))

@@ -146,7 +146,7 @@ DENOISE = Output(
     _denoise,
     rules=(
         Rule(
-            "denoising an input that nothing corrupted and every position sees is copying",
+            "denoising an uncorrupted input that every token sees is copying",
             lambda k: k.transform == "no-op" and k.representation not in ORDERED,
             published=False,
         ),
@@ -158,12 +158,12 @@ NEXT_TOKEN = Output(
     _next_token,
     rules=(
         Rule(
-            "under this representation the next token is seen: predicting it is copying",
+            "the next token is visible under this representation: predicting it is copying",
             lambda k: k.representation not in ORDERED,
             published=False,
         ),
         Rule(
-            "under a random order the next token is asked of intact text; of corrupted text that is denoising",
+            "under a random order, predicting the next token of corrupted text is denoising",
             lambda k: k.representation == "random-factorized" and k.transform != "no-op",
         ),
     ),
@@ -203,7 +203,7 @@ REAL_SYNTHETIC = Output(
     _real_synthetic,
     rules=(
         Rule(
-            "telling real from synthetic tokens needs replaced ones; masks, gaps and noise show themselves",
+            "telling real from synthetic tokens needs the transform replace; masks, gaps and noise are recognised at once",
             lambda k: k.transform != "replace",
         ),
     ),
@@ -229,7 +229,7 @@ END_TASK = Output(
     "end-task",
     Head("text"),
     _class_of_text,
-    rules=(Rule("an end-task label needs the end task's data", lambda k: k.data != "end-task"), _READS_ALL),
+    rules=(Rule("the output end-task needs the end task's data", lambda k: k.data != "end-task"), _READS_ALL),
 )
 SUPERVISED = Output(
     "supervised",
@@ -237,7 +237,7 @@ SUPERVISED = Output(
     _class_of_text,
     rules=(
         Rule(
-            "labels of another data set need its data (external:NAME); the end task's are the output end-task",
+            "supervised needs the data of another data set (external:NAME); for the end task's labels use end-task",
             lambda k: not k.data.startswith(EXTERNAL),
         ),
         _READS_ALL,

@@ -118,7 +118,7 @@ class Primitives:
             intact = (objective.transform, objective.output) == ("no-op", "denoise")
             next_token = replace(objective, output="next-token")
             if labels == "sound" and intact and objective.representation in ORDERED and next_token in objectives:
-                reasons[objective] = "denoising an input that nothing corrupted is next-token, which the space has, too"
+                reasons[objective] = "denoising an uncorrupted input is next-token, which is in the space, too"
         while True:  # an objective that goes may be the one that others need
             left = [objective for objective in objectives if objective not in reasons]
             outputs = {objective.output for objective in left}

@@ -245,10 +245,6 @@ class ExampleSchedule:
         meta = len(self._meta_dev)
         self._head_size = settings.dev_head if settings.dev_head < meta else meta // 2
 
-    def draw(self, step: int) -> tuple[int, ...]:
-        """The sampled objectives S of a step; empty without auxiliary objectives."""
-        return self._cursors.draw(step) if self._cursors is not None else ()
-
     def end_task(self, step: int) -> Int64:
         """Train examples of the end task's segment."""
         count = self._settings.end_task

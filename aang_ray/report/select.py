@@ -1,138 +1,95 @@
-"""Which configuration of a row is reported (semantics section 5): the one with the best mean dev score over seeds."""
+"""The runs of a store, and which configuration of each method a table reports (docs/semantics.md, section 5).
+
+The configuration with the best mean DEV score over its seeds is chosen; its TEST scores are reported and compared.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, Literal
+
+import pandas as pd
 
 from aang_ray.config import RunConfig
 from aang_ray.errors import UserError
 from aang_ray.store import Store
 
-# --- report.runs: Finished and failed runs as the table needs them, read from the store alone.
-
-
 METRICS = ("accuracy", "macro_f1")
+VIEWS = ("test", "test_clean", "dev")
 
-# Settings that say which problem is solved, not how: runs that differ in them stand in different columns.
+# Settings that define the problem: runs that differ in one of them stand in different columns of the table.
 _PROBLEM = ("data.", "encoder.name", "encoder.revision", "encoder.layers", "fingerprints.data", "fingerprints.encoder")
-# Of the data section these are choices about the solution.
+# Settings of the data section that belong to the solution.
 _CHOICES = ("data.class_weights", "data.max_tokens")
-# Neither a problem nor a choice: the seed, what the row states itself, and what changes nothing but rounding.
-_NEITHER = ("seed", "resources.", "batch.micro", "fingerprints.", "data.metric")
-# Names that a fingerprint of their content replaces.
-NAMES = {
+# Settings that are neither: the seed, what the row states itself, and what changes nothing but rounding.
+_NEITHER = ("seed", "label", "resources.", "batch.micro", "fingerprints.", "data.metric")
+# Settings that the fingerprint of their content replaces.
+_NAMES = {
     "fingerprints.data": ("data.task", "data.in_domain", "data.out_of_domain"),
     "fingerprints.encoder": ("encoder.name", "encoder.revision"),
 }
+_DIGITS = 12  # digits of a fingerprint that a label shows
 
 
-@dataclass(frozen=True)
-class Run:
-    """A done cell."""
+def read_runs(store: Store, metric: str | None = None) -> pd.DataFrame:
+    """Read all runs of a store, one line each, sorted by configuration and seed.
 
-    cell: str
-    group: str
-    row: str
-    """Row of the table: method and space, without n."""
-    label: str
-    """Row name with n."""
-    task: str
-    method: str
-    auxiliary: bool
-    seed: int
-    metric: str
-    """The metric that is shown."""
-    settings: Mapping[str, str]
-    """The whole configuration: leaves by dotted name, as text."""
-    problem: Mapping[str, str]
-    """The settings that make the column."""
-    choices: Mapping[str, str]
-    """The settings that make the configuration within a row."""
-    dev: float
-    test: float
-    test_clean: float | None
-    test_examples: int
-    clean_examples: int
-    majority: bool
-    steps: int
-    examples: int
-    tokens: int
-    seconds: float
+    Args:
+        store: The store.
+        metric: `accuracy` or `macro_f1`, for every task; None: the metric of each task.
 
+    Returns:
+        A frame with the columns `cell`, `group` (the configuration without the seed), `seed`, `status`, `row` (for
+        example `aang-td`), `label` (`aang-td n=6`), `task`, `method`, `auxiliary`, `metric`, `column` (label of the
+        problem; only of runs that are done), `dev`, `test`, `test_clean` (scores by the metric), `test_examples`,
+        `clean_examples`, `majority`, `steps`, `examples`, `tokens`, `seconds` and `choices` (the settings of the
+        solution, as text).
 
-@dataclass(frozen=True)
-class Unfinished:
-    """A cell that failed, or that a scheduler cut short: it has no test score and stands in no average."""
-
-    row: str
-    task: str
-    auxiliary: bool
-    method: str
-    status: Literal["failed", "cut"]
-    steps: int
-
-
-def load_runs(store: Store, metric: str | None) -> tuple[list[Run], list[Unfinished]]:
-    """All runs of a store, and those without a score; scores by `metric`, or by each run's own.
-
-    Raises `UserError` for an unknown metric, a store that is not there, and one without a finished run.
+    Raises:
+        UserError: for an unknown metric, a store that does not exist, or one without a run that is done.
     """
     if metric is not None and metric not in METRICS:
         raise UserError(f"metric {metric!r} is unknown; choose one of {', '.join(METRICS)}")
     if not store.exists():
         raise UserError(f"there is no store at {store.uri}; run a sweep first, or name another with --store")
     rows = store.results().to_pylist(maps_as_pydicts="strict")
-    runs = [_run(row, metric or row["metric"]) for row in rows if row["status"] == "done" and _scored(row)]
-    unfinished = [
-        Unfinished(_row_name(row), row["task"], row["space"] is not None, row["method"], row["status"], row["steps"])
-        for row in rows
-        if row["status"] != "done"
-    ]
-    if not runs:
-        failed = sum(row.status == "failed" for row in unfinished)
+    lines = [_line(row, metric or row["metric"]) for row in rows]
+    # A run that is done has been scored on both splits. A row without these scores cannot stand in a table.
+    lines = [line for line in lines if line["status"] != "done" or not (line["dev"] is None or line["test"] is None)]
+    done = [line for line in lines if line["status"] == "done"]
+    if not done:
+        failed = sum(line["status"] == "failed" for line in lines)
         raise UserError(f"store {store.uri} has no finished run ({failed} failed); run a sweep first")
-    return sorted(runs, key=lambda run: (run.group, run.seed)), unfinished
+    for task in {line["task"] for line in done}:
+        _label_columns([line for line in done if line["task"] == task])
+    frame = pd.DataFrame(lines).drop(columns=["settings", "problem"])
+    return frame.sort_values(["group", "seed"], ignore_index=True)
 
 
-def _scored(row: Mapping[str, Any]) -> bool:
-    """A done run has been scored on both splits; whatever has not cannot stand in a table."""
-    return row["dev_examples"] is not None and row["test_examples"] is not None
-
-
-def _run(row: Mapping[str, Any], metric: str) -> Run:
+def _line(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """One line of `read_runs` without the label of its column, and the `settings` and `problem` that make that."""
     settings = _settings(json.loads(row["config"]))
-    replaced = {name for key, names in NAMES.items() if settings.get(key) for name in names}
+    replaced = {name for key, names in _NAMES.items() if settings.get(key) for name in names}
     kinds = {key: _kind(key) for key in settings if key not in replaced}
-    return Run(
-        cell=row["cell"],
-        group=row["group"],
-        row=_row_name(row),
-        label=row["row"],
-        task=row["task"],
-        method=row["method"],
-        auxiliary=row["space"] is not None,
-        seed=row["seed"],
-        metric=metric,
-        settings=settings,
-        problem={"metric": row["metric"]} | {key: settings[key] for key, kind in kinds.items() if kind == "problem"},
-        choices={key: settings[key] for key, kind in kinds.items() if kind == "choice"},
-        dev=row[f"dev_{metric}"],
-        test=row[f"test_{metric}"],
-        test_clean=row[f"test_clean_{metric}"],
-        test_examples=row["test_examples"],
-        clean_examples=row["test_clean_examples"] or 0,
-        majority=bool(row["majority"]),
-        steps=row["steps"],
-        examples=row["examples"],
-        tokens=row["tokens"],
-        seconds=row["seconds"],
-    )
+    same = ("cell", "group", "seed", "status", "task", "method", "majority", "steps", "examples", "tokens", "seconds")
+    return {
+        **{name: row[name] for name in same},
+        # `aang-td n=6` and `aang-td n=3` are configurations of the row `aang-td`.
+        "row": row["row"] if row["n"] is None else row["row"].removesuffix(f" n={row['n']}"),
+        "label": row["row"],
+        "auxiliary": row["space"] is not None,
+        "metric": metric,
+        "column": None,
+        **{view: row[f"{view}_{metric}"] for view in VIEWS},
+        "test_examples": row["test_examples"] or 0,
+        "clean_examples": row["test_clean_examples"] or 0,
+        "settings": settings,
+        "problem": {"metric": row["metric"]} | {key: settings[key] for key, kind in kinds.items() if kind == "problem"},
+        "choices": {key: settings[key] for key, kind in kinds.items() if kind == "choice"},
+    }
 
 
 def _kind(key: str) -> Literal["problem", "choice"] | None:
@@ -141,18 +98,12 @@ def _kind(key: str) -> Literal["problem", "choice"] | None:
     return None if key.startswith(_NEITHER) else "choice"
 
 
-def _row_name(row: Mapping[str, Any]) -> str:
-    """`aang-td n=6` and `aang-td n=3` are configurations of the row `aang-td`."""
-    name: str = row["row"]
-    return name if row["n"] is None else name.removesuffix(f" n={row['n']}")
-
-
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """Leaves of a configuration by dotted name; a setting that is younger than the row has its default.
+    """All settings of a configuration by dotted name; a setting that is younger than the row has its default.
 
-    Then runs of different versions that solve the same problem stand in one column.
+    With the defaults, runs of different versions that solve the same problem stand in one column.
     """
-    stored = dict(_flatten("", config))
+    stored = dict(flatten(config))
     younger = {
         name: text
         for name, text in _DEFAULTS.items()
@@ -161,139 +112,104 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     return stored | younger
 
 
-def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Leaves by dotted name, as text."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flatten(f"{prefix}.{key}" if prefix else str(key), inner)
-    else:
-        yield prefix, value if isinstance(value, str) else json.dumps(value)
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield all settings of a configuration: dotted name and value as text."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
-# A method's own settings are another matter: the default configuration is of another method.
-_DEFAULTS = dict(_flatten("", RunConfig().model_dump(mode="json", exclude={"method"})))
+# Without the settings of the method: the default configuration has another method than most rows.
+_DEFAULTS = dict(flatten(RunConfig().model_dump(mode="json", exclude={"method"})))
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A score over seeds, as a fraction."""
+def _label_columns(runs: Sequence[dict[str, Any]]) -> None:
+    """Set `column` of runs on one task.
 
-    mean: float
-    sd: float | None
-    """Sample standard deviation (n - 1); None for one seed."""
-    values: tuple[float, ...]
-    """By seed, in the order of the configuration's `seeds`."""
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Estimate:
-        """Mean and sample standard deviation of at least one value."""
-        all_values = tuple(values)
-        return cls(fmean(all_values), stdev(all_values) if len(all_values) > 1 else None, all_values)
+    Runs stand in one column if they solve the same problem: same data, encoder and metric. Where they do not, the
+    label adds the settings that differ, for example `movie (train_size=100)`.
+    """
+    keys = sorted({key for run in runs for key in run["problem"]})
+    differing = [key for key in keys if len({run["problem"].get(key) for run in runs}) > 1]
+    for run in runs:
+        parts = [part for key in differing for part in _label_parts(key, run, runs)]
+        run["column"] = f"{run['task']} ({', '.join(parts)})" if parts else run["task"]
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """The runs of one configuration: they differ in nothing but the seed."""
-
-    group: str
-    label: str
-    seeds: tuple[int, ...]
-    choices: Mapping[str, str]
-    dev: Estimate
-    test: Estimate
-    test_clean: Estimate | None
-    majority: int
-    """Runs that never left the majority class on dev."""
-    steps: float
-    examples: float
-    tokens: float
-    seconds: float
-    """Compute of a run, mean over the seeds; `examples` are end-task examples, `tokens` those through the body."""
+def _label_parts(key: str, run: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return `name=value`; for a fingerprint the names that it stands for, if these tell the runs apart."""
+    names = [name for name in _NAMES.get(key, ()) if len({other["settings"].get(name) for other in runs}) > 1]
+    by_names = {tuple(other["settings"].get(name) for name in names) for other in runs}
+    # The content of a file may change and its name stay. Then only the digits tell the columns apart.
+    if names and len(by_names) == len({other["problem"].get(key) for other in runs}):
+        return [f"{name.rpartition('.')[2]}={run['settings'].get(name, '')}" for name in names]
+    return [f"{key.rpartition('.')[2]}={run['problem'].get(key, '')[:_DIGITS]}"]
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What a row reports on a task."""
-
-    by_dev: Configuration
-    by_test: Configuration
-    """Chosen on test, as the papers did: to be labelled `oracle` wherever it is shown."""
-    candidates: int
-    incomplete: int
-    """Configurations that do not compete, because others have more seeds."""
-    differing: Mapping[str, str]
-    """Settings of `by_dev` in which it differs from a candidate."""
-
-
-def select(runs: Sequence[Run]) -> Selection:
-    """Choose among the configurations of one row on one task; those with the most seeds compete.
+def select(runs: pd.DataFrame) -> dict[Literal["dev", "oracle"], dict[str, Any]]:
+    """Choose among the configurations of one row in one column; only those with the most seeds compete.
 
     Ties go to the smaller group name, so that the choice does not depend on the order of the rows.
+
+    Args:
+        runs: Lines of `read_runs` that are done, of one row and one column.
+
+    Returns:
+        The configuration with the best mean dev score, and the one with the best mean test score, as the papers
+        chose (an oracle). Each is the part of a line of `build_table` that one row of one column determines.
     """
-    groups: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[run.group].append(run)
-    most = max(len(members) for members in groups.values())
-    candidates = [_configuration(members) for _, members in sorted(groups.items()) if len(members) == most]
-    by_dev = _best(candidates, lambda configuration: configuration.dev.mean)
-    return Selection(
-        by_dev=by_dev,
-        by_test=_best(candidates, lambda configuration: configuration.test.mean),
-        candidates=len(candidates),
-        incomplete=len(groups) - len(candidates),
-        differing=_differing(by_dev, candidates),
-    )
+    groups = [members for _, members in runs.groupby("group")]
+    most = max(map(len, groups))
+    candidates = [_configuration(members) for members in groups if len(members) == most]
+    counts = {"candidates": len(candidates), "incomplete": len(groups) - len(candidates)}
+
+    def best(score: str) -> dict[str, Any]:
+        # A score that is not a number loses to every other one.
+        chosen = max(candidates, key=lambda one: -math.inf if math.isnan(one[score]) else one[score])
+        differing = {
+            key: value
+            for key, value in chosen["settings"].items()
+            if any(other["settings"].get(key) != value for other in candidates)
+        }
+        return chosen | counts | {"differing": differing}
+
+    return {"dev": best("dev_mean"), "oracle": best("test_mean")}
 
 
-def _best(candidates: Sequence[Configuration], score: Callable[[Configuration], float]) -> Configuration:
-    """The first of the best. A score that is not a number loses to every other."""
-    return max(candidates, key=lambda candidate: -math.inf if math.isnan(score(candidate)) else score(candidate))
-
-
-def _configuration(runs: Sequence[Run]) -> Configuration:
-    runs = sorted(runs, key=lambda run: run.seed)
-    clean = [run.test_clean for run in runs if run.test_clean is not None]
-    return Configuration(
-        group=runs[0].group,
-        label=runs[0].label,
-        seeds=tuple(run.seed for run in runs),
-        choices=runs[0].choices,
-        dev=Estimate.of(run.dev for run in runs),
-        test=Estimate.of(run.test for run in runs),
-        test_clean=Estimate.of(clean) if len(clean) == len(runs) else None,
-        majority=sum(run.majority for run in runs),
-        steps=fmean(run.steps for run in runs),
-        examples=fmean(run.examples for run in runs),
-        tokens=fmean(run.tokens for run in runs),
-        seconds=fmean(run.seconds for run in runs),
-    )
-
-
-def _differing(chosen: Configuration, candidates: Sequence[Configuration]) -> dict[str, str]:
+def _configuration(runs: pd.DataFrame) -> dict[str, Any]:
+    """Summarise runs that differ in nothing but the seed."""
+    scores = {view: None if runs[view].isna().any() and view == "test_clean" else list(runs[view]) for view in VIEWS}
     return {
-        key: value
-        for key, value in chosen.choices.items()
-        if any(candidate.choices.get(key) != value for candidate in candidates)
+        "label": runs["label"].iloc[0],
+        **{f"{view}_mean": values and fmean(values) for view, values in scores.items()},
+        **{f"{view}_sd": stdev(values) if values and len(values) > 1 else None for view, values in scores.items()},
+        **{f"{view}_values": values for view, values in scores.items()},
+        "seeds": list(runs["seed"]),
+        "majority_runs": int(runs["majority"].fillna(False).sum()),
+        **{name: fmean(runs[name]) for name in ("steps", "examples", "tokens", "seconds")},
+        "group": runs["group"].iloc[0],
+        "settings": runs["choices"].iloc[0],
     }
 
 
-# --- report.significance: Paired t-test over matching seeds (semantics section 5).
-
-
-def paired_p_value(configuration: Configuration, baseline: Configuration) -> float | None:
-    """Two-sided p-value of `mean(test difference) = 0` over the seeds that both have.
+def paired_p_value(ours: Mapping[str, Any], baseline: Mapping[str, Any]) -> float | None:
+    """Return the two-sided p-value of `mean(test difference) = 0` over the seeds that two configurations share.
 
     With differences d_i over m common seeds, t = mean(d) / (sd(d) / sqrt(m)) with m - 1 degrees of freedom. None with
-    fewer than two common seeds, or where all differences are equal and t is not defined.
+    fewer than two common seeds, or where all differences are equal, for t is not defined then.
+
+    Args:
+        ours: `seeds` and `test_values` of one configuration.
+        baseline: The same of the one that it is compared with.
     """
-    ours = dict(zip(configuration.seeds, configuration.test.values, strict=True))
-    theirs = dict(zip(baseline.seeds, baseline.test.values, strict=True))
-    common = sorted(ours.keys() & theirs.keys())
-    differences = [ours[seed] - theirs[seed] for seed in common]
+    pairs = [dict(zip(one["seeds"], one["test_values"], strict=True)) for one in (ours, baseline)]
+    common = sorted(pairs[0].keys() & pairs[1].keys())
+    differences = [pairs[0][seed] - pairs[1][seed] for seed in common]
     if len(common) < 2 or max(differences) - min(differences) <= 1e-12:
         return None
-    # Imported where it is needed: it takes longer to import than the rest of a table to make.
-    from scipy import stats
+    from scipy import stats  # here, because importing it takes longer than making the table
 
-    p = float(stats.ttest_rel([ours[seed] for seed in common], [theirs[seed] for seed in common]).pvalue)
+    p = float(stats.ttest_rel(*([pair[seed] for seed in common] for pair in pairs)).pvalue)
     return None if math.isnan(p) else p

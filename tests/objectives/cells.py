@@ -1,4 +1,4 @@
-"""Segments of any cell, for tests."""
+"""Makes the segment of any (transform, representation, output), for tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cell(
 
 
 def sees(segment: Segment) -> np.ndarray:
-    """Who sees whom among all tokens of a segment, by the rule of semantics section 2.5."""
+    """Who sees whom among all tokens of a segment, by the rule of docs/semantics.md, section 2.5."""
     text = np.repeat(np.arange(segment.texts), segment.lengths_E)
     allowed = segment.key_ranks_T[None, :] <= segment.ranks_T[:, None]
     visible: np.ndarray = (text[None, :] == text[:, None]) & (allowed | np.eye(len(text), dtype=bool))

@@ -1,4 +1,4 @@
-"""Small texts for all tests of objectives."""
+"""Small random texts for the tests of objectives."""
 
 from __future__ import annotations
 

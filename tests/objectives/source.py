@@ -1,4 +1,4 @@
-"""Steps of a small end task that is made here, for tests."""
+"""A small end task made of random texts, and a step of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ragged(texts: Texts) -> Ragged:
 
 
 def step_of(space: Space, vocabulary: Vocabulary, step: int = 0) -> StepBatch:
-    """A step with four texts an objective."""
+    """Return a step with four texts for each objective."""
     train, dev, test = (Labelled(ragged(texts), np.arange(12) % 2) for texts in SPLITS.values())
     task = EndTask("t", ("a", "b"), "accuracy", train, dev, test, np.arange(12), {}, None)
     settings = SourceSettings(end_task=4, auxiliary=4 * len(space), dev=4, dev_head=4, seed=0)

@@ -1,4 +1,4 @@
-"""Objectives on images: which are legal, what corrupts, what is asked, and whose loss is whose."""
+"""Objectives on images: legality, corruptions, labels, and the loss of each segment."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ def test_sizes_of_the_spaces(name: str, sound: int, published: int) -> None:
 # (reason, in published semantics too, forbidden cells (transform, output), neighbours that pass).
 EXPECTED = [
     (
-        "how far an image was turned can be asked of one that was turned only",
+        "the rotation of an image can be predicted only if it was rotated",
         True,
         [("no-op", "rotation"), ("noise", "rotation")],
         [("rotate", "rotation")],
     ),
     (
-        "a turned image has its digits in other corners, so that their labels no longer fit",
+        "rotation moves the digits to other corners, so their labels no longer fit",
         True,
         [("rotate", "other-digit"), ("rotate", "end-task")],
         [(t, o) for t in ("no-op", "noise") for o in ("other-digit", "end-task")],
     ),
-    ("a turned image has lost nothing that denoising could restore", True, [("rotate", "denoise")], []),
-    ("denoising an image that nothing corrupted is copying", False, [("no-op", "denoise")], [("noise", "denoise")]),
+    ("rotation destroys nothing that denoising could restore", True, [("rotate", "denoise")], []),
+    ("denoising an uncorrupted image is copying", False, [("no-op", "denoise")], [("noise", "denoise")]),
 ]
 
 
@@ -171,7 +171,7 @@ def test_inputs_and_labels() -> None:
 
 
 def step() -> list[ImageSegment]:
-    """Dev, an empty end task, two segments that share a head, one of pixels."""
+    """Segments: dev, an empty end task, two that share a head, and one whose labels are pixels."""
     made, key = images(24), keys(24)
     take = [made.take(np.arange(start, stop)) for start, stop in ((0, 5), (5, 9), (9, 16), (16, 24))]
     return [

@@ -1,4 +1,4 @@
-"""Every rule: what it forbids, what it lets pass, in which semantics."""
+"""Every rule: what it forbids, what it allows, and in which semantics."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ ANY = "*"
 # (reason, in published semantics too, forbidden cells (data, transform, representation, output), neighbours that pass).
 RULES = [
     (
-        "denoising an input that nothing corrupted and every position sees is copying",
+        "denoising an uncorrupted input that every token sees is copying",
         False,
         [("end-task", "no-op", "bidirectional", "denoise")],
         [("end-task", t, "bidirectional", "denoise") for t in TRANSFORMS if t != "no-op"]
         + [("end-task", "no-op", r, "denoise") for r in REPRESENTATIONS if r != "bidirectional"],
     ),
     (
-        "under this representation the next token is seen: predicting it is copying",
+        "the next token is visible under this representation: predicting it is copying",
         False,
         [("in-domain", t, "bidirectional", "next-token") for t in TRANSFORMS],
         [("in-domain", t, r, "next-token") for t in TRANSFORMS for r in ("left-to-right", "right-to-left")],
     ),
     (
-        "under a random order the next token is asked of intact text; of corrupted text that is denoising",
+        "under a random order, predicting the next token of corrupted text is denoising",
         True,
         [("end-task", t, "random-factorized", "next-token") for t in TRANSFORMS if t != "no-op"],
         [("end-task", "no-op", "random-factorized", "next-token")],
     ),
     (
-        "telling real from synthetic tokens needs replaced ones; masks, gaps and noise show themselves",
+        "telling real from synthetic tokens needs the transform replace; masks, gaps and noise are recognised at once",
         True,
         [("neural-lm", t, r, "real-synthetic") for t in TRANSFORMS if t != "replace" for r in REPRESENTATIONS],
         [("neural-lm", "replace", r, "real-synthetic") for r in REPRESENTATIONS],
     ),
     (
-        "an end-task label needs the end task's data",
+        "the output end-task needs the end task's data",
         True,
         [(d, "mask", "bidirectional", "end-task") for d in ("in-domain", "out-of-domain", "neural-lm", "external:x")],
         [("end-task", t, "bidirectional", "end-task") for t in TRANSFORMS],
     ),
     (
-        "labels of another data set need its data (external:NAME); the end task's are the output end-task",
+        "supervised needs the data of another data set (external:NAME); for the end task's labels use end-task",
         True,
         [(d, "mask", "bidirectional", "supervised") for d in ("end-task", "in-domain", "out-of-domain", "neural-lm")],
         [("external:x", t, "random-factorized", "supervised") for t in TRANSFORMS],
@@ -118,7 +118,7 @@ def test_of_two_names_for_one_objective_one_stays() -> None:
     space = space_of(BOTH_NAMES)
     assert len(space) == 8
     assert not [k for k in space.objectives if (k.transform, k.output) == ("no-op", "denoise")]
-    twins = [k for k, reason in space.ruled_out.items() if "is next-token, which the space has, too" in reason]
+    twins = [k for k, reason in space.ruled_out.items() if "is next-token, which is in the space, too" in reason]
     assert {(k.transform, k.output) for k in twins} == {("no-op", "denoise")}
     assert len(twins) == 3
     assert space.left_out == set(twins)  # a run says so, too

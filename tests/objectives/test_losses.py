@@ -1,4 +1,4 @@
-"""Replaced-token detection: what the generator reads, what it draws, what is asked."""
+"""Replaced-token detection: the input of the generator, its samples, and the labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPECIAL = (PAD, FIRST, LAST, MASK)
 
 
 def piece(vocabulary: Vocabulary, lengths: list[int], rate: float = 0.15) -> BatchPiece:
-    """A segment without replacements before and after one with them."""
+    """A piece of three segments; the middle one has replacements."""
     texts = make_texts(lengths)
     other = cell("mask", "bidirectional", "denoise", make_texts([9, 5], seed=3), vocabulary)
     wanted = cell("replace", "left-to-right", "real-synthetic", texts, vocabulary, rate=rate)
@@ -29,7 +29,7 @@ def piece(vocabulary: Vocabulary, lengths: list[int], rate: float = 0.15) -> Bat
 
 
 class Fixed(nn.Module):
-    """A denoise head that predicts the same whatever it reads."""
+    """A denoise head that ignores its input."""
 
     def __init__(self, logits_V: Tensor) -> None:
         super().__init__()

@@ -20,13 +20,13 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 def of_readme(language: str, holding: str) -> str:
-    """The README's one block in a language that holds a text."""
+    """Return the one code block of the README in a language that contains a given text."""
     (found,) = [code for code in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if holding in code]
     return str(found)
 
 
 SHUFFLE, SHUFFLE_SPACE = of_readme("python", "PRIMITIVES = "), of_readme("yaml", "primitives: ")
-"""The README's example: a transform that makes the selected tokens of a text change places, and its space."""
+"""The README's example: a transform that shuffles the selected tokens of a text, and its space."""
 
 
 def write(folder: Path, source: str = SHUFFLE, transform: str = "shuffle") -> str:

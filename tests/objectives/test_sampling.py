@@ -101,7 +101,7 @@ SPACE = Space(
     {},
 )
 SAMPLED = (0, 1, 2, 3, 4)
-"""All but the last objective, whose data, transform and representation no other has."""
+"""All objectives but the last, which shares no data, transform or representation with another."""
 LOGITS = {
     "D": {"end-task": 0.0, "in-domain": math.log(2), "out-of-domain": 50.0},
     "T": {"mask": math.log(4), "replace": 0.0, "bert-op": 50.0},
@@ -110,7 +110,7 @@ LOGITS = {
 }
 BATCH = 21
 COUNTS = [5, 5, 2, 11, 6]
-"""Worked out with the logits above, softmaxes over what was sampled together alone.
+"""Computed by hand from the logits above; softmaxes run over what was sampled together.
 
 R: bidirectional 3/4 of 21 = 15.75, so 16; random-factorized 1/4 of 21 = 5.25, so 6.
 D, bidirectional: end-task 1/3 of 16 = 5.33, so 6; in-domain 2/3 of 16 = 10.67, so 11. Random-factorized has the end

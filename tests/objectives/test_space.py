@@ -112,7 +112,7 @@ def test_what_a_person_sees() -> None:
     render_space("td", "sound", console)
     text = console.export_text()
     assert "td: 23 objectives (sound semantics)" in text
-    assert "1  denoising an input that nothing corrupted" in text
+    assert "1  denoising an uncorrupted input" in text
     assert "8  the label of a text needs" in text
 
 

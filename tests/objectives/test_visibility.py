@@ -1,6 +1,6 @@
-"""Who sees whom in `visibility: published`: the matrices, whose rows they are, and what an encoder makes of them.
+"""`visibility: published`: the matrices, the rows that they apply to, and their effect in an encoder.
 
-(semantics section 2.5)
+(docs/semantics.md, section 2.5)
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def test_one_matrix_is_every_texts_of_the_batch() -> None:
 
 
 def test_the_end_task_keeps_the_sound_matrix() -> None:
-    """It has no representation: its 5 tokens see each other, and none of the 4 places of padding."""
+    """The end task has no representation: its 5 tokens see each other, and none of the 4 padding places."""
     piece = published(segment("bidirectional", [9]), end_task([5]))
     visible_LL = piece.inputs.visibility_RLL()[1]
     assert visible_LL[:5, :5].all()
@@ -93,7 +93,7 @@ def test_the_end_task_keeps_the_sound_matrix() -> None:
 
 
 def hidden(encoder: Encoder, inputs: TokenInputs, column: int | None = None) -> Tensor:
-    """[L, H] of the first row, where one token, or none, is another."""
+    """Hidden states of the first row, [L, H], after one of its tokens, or none, is changed."""
     ids_RL = inputs.ids_RL.clone()
     if column is not None:
         ids_RL[0, column] = (ids_RL[0, column] + 11) % (VOCAB - 5) + 5
@@ -114,7 +114,7 @@ def test_the_matrix_is_applied_to_query_rows(representation: str) -> None:
 
 @pytest.mark.parametrize("representation", ["bidirectional", "random-factorized"])
 def test_padding_is_seen_as_published_and_never_in_sound_visibility(representation: str) -> None:
-    """A text of 5 tokens in a row of 9: what stands at place 7 is none of its tokens."""
+    """A text of 5 tokens in a row of 9: place 7 is padding."""
     encoder = small_encoder("bert", layers=2, dtype=torch.float64).eval()
     text = segment(representation, [5])
     for piece, seen in ((published(text), True), (collate([text], PAD), False)):

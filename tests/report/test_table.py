@@ -5,21 +5,45 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aang_ray.errors import UserError
-from aang_ray.report import Entry, render, table_from
-from aang_ray.report.select import Estimate
+from aang_ray.report import build_table, render
+from aang_ray.report.select import select
 from aang_ray.store import Store
 
 Write = Callable[..., None]
 
 
-def entry(store: Store, row: str, column: str = "movie") -> Entry:
-    return table_from(store).entries[row, column]
+def line(table: pd.DataFrame, row: str, column: str = "movie", chosen_by: str = "dev") -> Any:
+    """The one line of a row and a column, as a tuple with names."""
+    (found,) = table[
+        (table["row"] == row) & (table["column"] == column) & (table["chosen_by"] == chosen_by)
+    ].itertuples()
+    return found
+
+
+def entry(store: Store, row: str, column: str = "movie") -> Any:
+    return line(build_table(store), row, column)
+
+
+def rows(table: pd.DataFrame) -> list[str]:
+    """All rows, those without a finished run included."""
+    return list(table["row"].cat.categories)
+
+
+def columns(table: pd.DataFrame) -> list[str]:
+    return list(table["column"].unique())
+
+
+def notes(table: pd.DataFrame) -> list[str]:
+    found: list[str] = table.attrs["notes"]
+    return found
 
 
 def test_a_worked_example(store: Store, write: Write) -> None:
@@ -33,19 +57,19 @@ def test_a_worked_example(store: Store, write: Write) -> None:
     for seed, (single, multi) in enumerate(zip((0.70, 0.72, 0.74), (0.73, 0.73, 0.79), strict=True)):
         write(store, seed=seed, test=single, dev=0.6, seconds=10.0 + seed)
         write(store, method="static", seed=seed, test=multi, dev=0.7 + 0.1 * seed)
-    table = table_from(store)
-    assert table.rows == ("finetune", "static-td")
-    finetune, static = (table.entries[row, "movie"] for row in table.rows)
-    chosen = finetune.selection.by_dev
-    assert chosen.test.mean == pytest.approx(0.72)
-    assert chosen.test.sd == pytest.approx(0.02)
-    assert chosen.seeds == (0, 1, 2)
+    table = build_table(store)
+    assert rows(table) == ["finetune", "static-td"]
+    finetune, static = (line(table, row) for row in rows(table))
+    chosen = finetune
+    assert chosen.test_mean == pytest.approx(0.72)
+    assert chosen.test_sd == pytest.approx(0.02)
+    assert chosen.seeds == [0, 1, 2]
     assert chosen.seconds == pytest.approx(11.0)
     assert (chosen.steps, chosen.examples, chosen.tokens) == (100, 3200, 1_000_000)
-    assert static.selection.by_dev.test.mean == pytest.approx(0.75)
-    assert static.selection.by_dev.test.sd == pytest.approx(math.sqrt(24e-4 / 2))
-    assert static.selection.by_dev.dev.mean == pytest.approx(0.8)
-    assert finetune.p_value is None
+    assert static.test_mean == pytest.approx(0.75)
+    assert static.test_sd == pytest.approx(math.sqrt(24e-4 / 2))
+    assert static.dev_mean == pytest.approx(0.8)
+    assert math.isnan(finetune.p_value)
     t = 0.03 / (0.02 / math.sqrt(3))
     assert static.p_value == pytest.approx(1 - t / math.sqrt(2 + t * t))
     assert static.p_value == pytest.approx(0.12169, abs=1e-5)
@@ -56,27 +80,28 @@ def test_dev_chooses_and_the_oracle_chooses_otherwise(store: Store, write: Write
     for rate, devs, tests in ((1.0, (0.78, 0.82), (0.70, 0.72)), (0.1, (0.70, 0.72), (0.78, 0.80))):
         for seed in (0, 1):
             write(store, method="aang", seed=seed, dev=devs[seed], test=tests[seed], method__aux_lr=rate)
-    selection = entry(store, "aang-td").selection
-    assert selection.by_dev.test.mean == pytest.approx(0.71)
-    assert selection.by_test.test.mean == pytest.approx(0.79)
-    assert selection.by_dev.choices["method.aux_lr"] == "1.0"
+    table = build_table(store, oracle=True)
+    selection = line(table, "aang-td")
+    assert selection.test_mean == pytest.approx(0.71)
+    assert line(table, "aang-td", chosen_by="oracle").test_mean == pytest.approx(0.79)
+    assert selection.settings["method.aux_lr"] == "1.0"
     assert dict(selection.differing) == {"method.aux_lr": "1.0"}
-    assert "aang-td on movie: method.aux_lr=1.0; best mean dev of 2 configurations." in table_from(store).notes
+    assert "aang-td on movie: method.aux_lr=1.0; best mean dev of 2 configurations." in notes(build_table(store))
 
 
 def test_sizes_of_the_sample_compete_within_a_row(store: Store, write: Write) -> None:
     for n, dev in ((3, 0.7), (6, 0.8), ("all", 0.75)):
         write(store, method="aang", n=n, dev=dev, test=dev)
-    table = table_from(store)
-    assert table.rows == ("aang-td",)
-    assert table.entries["aang-td", "movie"].selection.by_dev.label == "aang-td n=6"
-    assert table.entries["aang-td", "movie"].selection.candidates == 3
+    table = build_table(store)
+    assert rows(table) == ["aang-td"]
+    assert line(table, "aang-td").label == "aang-td n=6"
+    assert line(table, "aang-td").candidates == 3
 
 
 def test_spaces_are_rows_of_their_own(store: Store, write: Write) -> None:
     for space in ("td", "search_spaces/xyz.yaml"):
         write(store, method="aang", space=space, fingerprints__space=space)
-    assert table_from(store).rows == ("aang-td", "aang-xyz")
+    assert rows(build_table(store)) == ["aang-td", "aang-xyz"]
 
 
 def test_fewer_seeds_do_not_compete(store: Store, write: Write) -> None:
@@ -84,11 +109,11 @@ def test_fewer_seeds_do_not_compete(store: Store, write: Write) -> None:
     for seed in (0, 1):
         write(store, method="aang", seed=seed, dev=0.7, test=0.7, method__aux_lr=0.1)
     write(store, method="aang", seed=0, dev=0.9, test=0.9, method__aux_lr=1.0)
-    selection = entry(store, "aang-td").selection
-    assert selection.by_dev.test.mean == pytest.approx(0.7)
+    selection = entry(store, "aang-td")
+    assert selection.test_mean == pytest.approx(0.7)
     assert (selection.candidates, selection.incomplete) == (1, 1)
     assert "aang-td on movie: 1 further configuration has fewer than 2 seeds and did not compete." in (
-        table_from(store).notes
+        notes(build_table(store))
     )
 
 
@@ -97,79 +122,78 @@ def test_different_problems_are_different_columns(store: Store, write: Write) ->
     for size, score in ((100, 0.6), (300, 0.7)):
         for method in ("finetune", "aang"):
             write(store, method=method, test=score, dev=score, data__train_size=size)
-    table = table_from(store)
-    assert [column.label for column in table.columns] == ["movie (train_size=100)", "movie (train_size=300)"]
-    assert table.entries["aang-td", "movie (train_size=100)"].selection.by_dev.test.mean == pytest.approx(0.6)
-    assert not any("configurations" in note for note in table.notes)
+    table = build_table(store)
+    assert columns(table) == ["movie (train_size=100)", "movie (train_size=300)"]
+    assert line(table, "aang-td", "movie (train_size=100)").test_mean == pytest.approx(0.6)
+    assert not any("configurations" in note for note in notes(table))
 
 
 def test_encoders_are_columns_by_name(store: Store, write: Write) -> None:
     for name, content in (("bert", "1" * 16), ("roberta", "2" * 16)):
         write(store, encoder__name=name, fingerprints__encoder=content)
-    assert [column.label for column in table_from(store).columns] == ["movie (name=bert)", "movie (name=roberta)"]
+    assert columns(build_table(store)) == ["movie (name=bert)", "movie (name=roberta)"]
 
 
 def test_changed_content_behind_one_name_is_told_by_its_fingerprint(store: Store, write: Write) -> None:
     for content in ("1" * 16, "2" * 16):
         write(store, fingerprints__data=content)
-    assert [column.label for column in table_from(store).columns] == [f"movie (data={d * 12})" for d in "12"]
+    assert columns(build_table(store)) == [f"movie (data={d * 12})" for d in "12"]
 
 
 def test_the_same_content_under_another_path_is_the_same_column(store: Store, write: Write) -> None:
     write(store, data__task="/here/movie")
     write(store, seed=1, data__task="/there/movie")
-    assert [column.label for column in table_from(store).columns] == ["movie"]
-    assert entry(store, "finetune").selection.by_dev.seeds == (0, 1)
+    assert columns(build_table(store)) == ["movie"]
+    assert entry(store, "finetune").seeds == [0, 1]
 
 
 def test_tasks_are_columns_and_a_missing_run_leaves_a_gap(store: Store, write: Write) -> None:
     write(store)
     write(store, task="tweets")
     write(store, method="aang", task="tweets")
-    table = table_from(store)
-    assert [column.label for column in table.columns] == ["movie", "tweets"]
-    assert ("aang-td", "movie") not in table.entries
+    table = build_table(store)
+    assert columns(table) == ["movie", "tweets"]
+    assert set(table["column"][table["row"] == "aang-td"]) == {"tweets"}
 
 
 def test_rows_stand_in_the_papers_order(store: Store, write: Write) -> None:
     for method in ("aang", "static", "finetune"):
         write(store, method=method)
-    assert table_from(store).rows == ("finetune", "static-td", "aang-td")
+    assert rows(build_table(store)) == ["finetune", "static-td", "aang-td"]
 
 
 def test_both_test_views(store: Store, write: Write) -> None:
     write(store, test=0.8, clean=0.7)
-    table = table_from(store)
-    (column,) = table.columns
-    assert (column.test_examples, column.clean_examples, column.has_clean_view) == (1500, 1480, True)
-    clean = table.entries["finetune", "movie"].selection.by_dev.test_clean
-    assert clean is not None
-    assert clean.mean == pytest.approx(0.7)
+    table = build_table(store)
+    found = line(table, "finetune")
+    assert (found.test_examples, found.clean_examples) == (1500, 1480)
+    assert "test clean" in render(table)
+    assert found.test_clean_mean == pytest.approx(0.7)
 
 
 def test_a_chosen_metric_chooses_and_is_shown(store: Store, write: Write) -> None:
     write(store, test=0.8)
-    table = table_from(store, metric="macro_f1")
-    assert table.columns[0].metric == "macro_f1"
-    assert table.entries["finetune", "movie"].selection.by_dev.test.mean == pytest.approx(0.4)
+    table = build_table(store, metric="macro_f1")
+    assert set(table["metric"]) == {"macro_f1"}
+    assert line(table, "finetune").test_mean == pytest.approx(0.4)
     with pytest.raises(UserError, match="metric 'f1' is unknown; choose one of accuracy, macro_f1"):
-        table_from(store, metric="f1")
+        build_table(store, metric="f1")
 
 
 def test_the_majority_class_is_marked(store: Store, write: Write) -> None:
     write(store, seed=0, majority=True)
     write(store, seed=1)
-    assert entry(store, "finetune").selection.by_dev.majority == 1
-    assert table_from(store).notes == ("† finetune on movie: 1 of 2 runs never left the majority class on dev.",)
+    assert entry(store, "finetune").majority_runs == 1
+    assert notes(build_table(store)) == ["† finetune on movie: 1 of 2 runs never left the majority class on dev."]
 
 
 def test_failed_runs_are_counted(store: Store, write: Write) -> None:
     write(store)
     for seed in (0, 1):
         write(store, method="aang", seed=seed, failed=True)
-    table = table_from(store)
-    assert table.rows == ("finetune", "aang-td")
-    assert "aang-td on movie: 2 runs failed." in table.notes
+    table = build_table(store)
+    assert rows(table) == ["finetune", "aang-td"]
+    assert "aang-td on movie: 2 runs failed." in notes(table)
 
 
 def test_runs_that_were_cut_short_are_in_no_average_and_marked(store: Store, write: Write) -> None:
@@ -177,15 +201,15 @@ def test_runs_that_were_cut_short_are_in_no_average_and_marked(store: Store, wri
     write(store, dev=0.9, optim__body_lr=1e-3, cut=40)
     write(store, dev=0.9, optim__body_lr=2e-3, cut=60)
     write(store, method="aang", dev=0.9, cut=40)
-    table = table_from(store)
+    table = build_table(store)
     chosen = entry(store, "finetune")
-    assert chosen.selection.by_dev.test.values == (0.6,)
-    assert (chosen.selection.candidates, chosen.cut) == (1, 2)
-    assert [note for note in table.notes if note.startswith("‡")] == [
+    assert chosen.test_values == [0.6]
+    assert (chosen.candidates, chosen.cut) == (1, 2)
+    assert [note for note in notes(table) if note.startswith("‡")] == [
         "‡ aang-td on movie: 1 run was cut short by a scheduler after 40 steps and did not compete.",
         "‡ finetune on movie: 2 runs were cut short by a scheduler after 40 to 60 steps and did not compete.",
     ]
-    assert table.rows == ("finetune", "aang-td")
+    assert rows(table) == ["finetune", "aang-td"]
     text = render(table)
     assert "60.00‡" in text
     assert render(table, "latex").count(r"$^\ddagger$") == 3
@@ -194,22 +218,22 @@ def test_runs_that_were_cut_short_are_in_no_average_and_marked(store: Store, wri
 def test_unequal_budgets_are_told(store: Store, write: Write) -> None:
     write(store)
     write(store, method="static")
-    assert table_from(store).notes == ()
+    assert notes(build_table(store)) == []
     write(store, method="aang", schedule__steps=200)
-    assert table_from(store).notes == (
-        "movie: budgets of end-task examples differ: aang-td 6,400, finetune 3,200, static-td 3,200.",
-    )
+    assert notes(build_table(store)) == [
+        "movie: budgets of end-task examples differ: aang-td 6,400, finetune 3,200, static-td 3,200."
+    ]
 
 
 def test_rounds_have_the_budget_that_their_runs_have_seen(store: Store, write: Write) -> None:
     """Twice the steps, of which half are the end task's: 3,200 examples; a quarter of them where that is what was."""
     write(store)
     write(store, method="alphavil", schedule__steps=200)
-    assert table_from(store).notes == ()
+    assert notes(build_table(store)) == []
     write(store, method="diw", examples=800)
-    assert table_from(store).notes == (
-        "movie: budgets of end-task examples differ: alphavil-td 3,200, diw-td 800, finetune 3,200.",
-    )
+    assert notes(build_table(store)) == [
+        "movie: budgets of end-task examples differ: alphavil-td 3,200, diw-td 800, finetune 3,200."
+    ]
 
 
 def test_rows_that_are_older_than_a_setting_stand_with_its_default(store: Store, write: Write, tmp_path: Path) -> None:
@@ -224,18 +248,18 @@ def test_rows_that_are_older_than_a_setting_stand_with_its_default(store: Store,
         if record.result.seed == 0:
             del config["data"]["external"], config["encoder"]["revision"], config["final_finetune"]
         mixed.write(replace(record, result=replace(record.result, config=config)))
-    table = table_from(mixed)
-    assert [column.label for column in table.columns] == ["movie"]
-    assert entry(mixed, "finetune").selection.by_dev.seeds == (0, 1)
-    assert render(table) == render(table_from(store))
+    table = build_table(mixed)
+    assert columns(table) == ["movie"]
+    assert entry(mixed, "finetune").seeds == [0, 1]
+    assert render(table) == render(build_table(store))
 
 
 def test_a_final_fine_tuning_counts_in_the_budget(store: Store, write: Write) -> None:
     write(store)
     write(store, final_finetune__steps=10)
-    assert table_from(store).notes == (
-        "movie: budgets of end-task examples differ: finetune 3,200, finetune+finetune 3,520.",
-    )
+    assert notes(build_table(store)) == [
+        "movie: budgets of end-task examples differ: finetune 3,200, finetune+finetune 3,520."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -250,20 +274,34 @@ def test_no_p_value_where_there_is_no_test(
         write(store, seed=seed, test=test)
     for seed, test in zip(seeds, ours, strict=True):
         write(store, method="static", seed=seed, test=test)
-    assert entry(store, "static-td").p_value is None
+    assert math.isnan(entry(store, "static-td").p_value)
 
 
 def test_nothing_to_report_is_one_line(store: Store, write: Write) -> None:
     with pytest.raises(UserError, match=f"there is no store at {store.uri}"):
-        table_from(store)
+        build_table(store)
     write(store, failed=True)
     with pytest.raises(UserError, match=r"has no finished run \(1 failed\)"):
-        table_from(store)
+        build_table(store)
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.floats(-1, 1))
 def test_a_shift_moves_the_mean_and_not_the_deviation(values: list[float], shift: float) -> None:
-    plain, moved = Estimate.of(values), Estimate.of(value + shift for value in values)
-    assert plain.sd is not None
-    assert moved.mean == pytest.approx(plain.mean + shift, abs=1e-12)
-    assert moved.sd == pytest.approx(plain.sd, abs=1e-9)
+    plain, moved = (
+        select(
+            pd.DataFrame(
+                {
+                    "group": "g",
+                    "label": "l",
+                    "seed": range(len(tests)),
+                    "choices": [{}] * len(tests),
+                    "majority": False,
+                    **dict.fromkeys(("test_clean", "dev", "steps", "examples", "tokens", "seconds"), 1.0),
+                    "test": tests,
+                }
+            )
+        )["dev"]
+        for tests in (values, [value + shift for value in values])
+    )
+    assert moved["test_mean"] == pytest.approx(plain["test_mean"] + shift, abs=1e-12)
+    assert moved["test_sd"] == pytest.approx(plain["test_sd"], abs=1e-9)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
-from aang_ray.report import render, table_from
+from aang_ray.report import build_table, render
 from aang_ray.store import HistoryRow, Store
 from aang_ray.train.control import Interrupted
 from aang_ray.train.device import choose_compute
@@ -113,7 +113,7 @@ def test_rows_and_tables(tmp_path: Path) -> None:
     for method in ("finetune", "static"):
         for seed in (0, 1):
             store.write(run_cell(digits(f"method={method}", f"seed={seed}", "schedule.steps=4")))
-    page = render(table_from(store), "markdown")
+    page = render(build_table(store), "markdown")
     assert "digits-left" in page
     assert "static-digits" in page
     row = store.record(digits("method=static", "seed=0", "schedule.steps=4").cell)

@@ -43,7 +43,7 @@ def test_legality_of_a_run(tiny: dict[str, Any], space: str, sound: int, publish
     for legality, size in (("sound", sound), ("published", published)):
         made = stepper(tiny_config(tiny, f"space={space}", f"objectives.legality={legality}", "n=all"))
         assert len(objectives_of(made)) == size
-        # What is added copies an input that nothing corrupted and every position sees.
+        # The cells that are added copy an uncorrupted input that every token sees.
         intact = {k.output for k in objectives_of(made) if k.stages[1:3] == ("no-op", "bidirectional")}
         assert intact == ({"end-task", "denoise"} if legality == "published" else {"end-task"})
 
