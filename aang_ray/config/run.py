@@ -71,8 +71,8 @@ class RunConfig(Section):
             raise ValueError("method.jacobian: softmax does not go with objectives.allocation: published; use identity")
         if self.method.own_direction and self.optim.clipping == "published":
             raise ValueError(
-                f"optim.clipping: published clips each term of a weighted sum, but the update of {self.method.name} is not "
-                "a weighted sum; use sound"
+                "optim.clipping: published clips each term of a weighted sum, but "
+                f"the update of {self.method.name} is not a weighted sum; use sound"
             )
         return self
 
@@ -146,7 +146,7 @@ PAPER_ROWS = {
     ("aang", "bert"): "bert-style",
     ("aang", "tapt_dapt"): "meta-tartan-tapt_dapt",
 }
-"""What AANG on a space of one kind of objective is called, by method and space (Dery et al. 2023, Table 2, Figure 3)."""
+"""The names of AANG on spaces of one kind of objective, by method and space (Dery et al. 2023, Table 2, Figure 3)."""
 
 
 def _row_name(config: RunConfig) -> str:

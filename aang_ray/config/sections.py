@@ -3,8 +3,8 @@
 Defaults are those of the AANG paper (Tables 4-7) where the paper states them. The `published` switches select what the
 research code of the paper did where that differs from the sound reading (docs/semantics.md).
 
-Two marks in a field's type say how the field enters the name (hash) of a run, see `Section.named_settings`. A setting that
-is added after release 0.1 needs one of them: then runs that were stored before keep their names.
+Two marks in a field's type say how the field enters the name (hash) of a run, see `Section.named_settings`. A setting
+that is added after release 0.1 needs one of them: then runs that were stored before keep their names.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_truth_values_as_numbers(cls, values: object) -> object:
-        """Refuse `true` for a number: Python counts it as 1, but a person who writes `steps: true` means something else."""
+        """Refuse `true` for a number. Python counts it as 1; a person who writes `steps: true` means something else."""
         for name, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"{name} must be a number or a name, not {str(value).lower()}")
@@ -188,7 +188,7 @@ class ObjectivesConfig(Section):
     mask_rate: OpenFraction = 0.15
     """Share of the real tokens that is selected."""
     noise_scale: Annotated[PositiveFloat, Neutral(1.0)] = 1.0
-    """Standard deviation of the noise of noised embeddings, relative to that of the table of embeddings at the start."""
+    """Standard deviation of the noise of noised embeddings, relative to that of the embedding table at the start."""
 
 
 class BatchConfig(Section):
@@ -285,8 +285,8 @@ class Fingerprints(Section):
 class FinalFinetuneConfig(Section):
     """The optional last stage: fine-tuning on the end task alone, from the model that the run kept.
 
-    The stage has an optimiser and a schedule of its own, and dev chooses among its models. Its end-task examples come on
-    top of the run's own and count in the run's budget.
+    The stage has an optimiser and a schedule of its own, and dev chooses among its models. Its end-task examples come
+    on top of the run's own and count in the run's budget.
     """
 
     steps: PositiveInt

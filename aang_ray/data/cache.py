@@ -36,8 +36,8 @@ def cache_folder() -> Path:
 def made_once(target: Path, make: Callable[[Path], None]) -> Path:
     """Return the folder `target`, and make it first if it does not exist.
 
-    Of several processes one makes it, and the others wait. Where the filesystem has no locks each makes its own, and the
-    first to end wins.
+    Of several processes one makes it, and the others wait. Where the filesystem has no locks each makes its own, and
+    the first to end wins.
 
     Args:
         target: The folder.

@@ -19,15 +19,13 @@ an embedding table, U wanted rows of a table, H width of a table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from aang_ray.errors import UserError
 from aang_ray.model.segments import SegmentRows
@@ -106,8 +104,6 @@ class StepGradients:
 
 
 P = TypeVar("P", bound=Piece)
-OnComplete = Callable[[nn.Parameter], None]
-"""Called with a parameter of the body as soon as its `.grad` is complete."""
 
 
 class Engine(Protocol):
@@ -121,7 +117,6 @@ class Engine(Protocol):
         pieces: Sequence[P],
         losses: Callable[[P], Tensor],
         request: Request,
-        on_complete: OnComplete | None = None,
     ) -> StepGradients:
         """Run forward and backward over the pieces and add the update to `.grad`.
 
@@ -130,45 +125,20 @@ class Engine(Protocol):
             losses: returns a piece's share of every segment's unweighted mean loss, [S]. Shares of several pieces
                 add up; a segment without labels has 0.
             request: what to compute.
-            on_complete: called at most once for each parameter of the body, when its `.grad` is complete. Parameters
-                for which it is not called are complete when the engine returns.
         """
         ...
 
 
-def weighted_pass(
-    pieces: Sequence[P],
-    losses: Callable[[P], Tensor],
-    request: Request,
-    body: nn.Module,
-    on_complete: OnComplete | None = None,
-) -> StepGradients:
+def weighted_pass(pieces: Sequence[P], losses: Callable[[P], Tensor], request: Request) -> StepGradients:
     """Ordinary backward passes of sum_s c_s L_s, one for each piece: all that `finetune` and `static` need."""
     total_S: Tensor | None = None
-    for number, piece in enumerate(pieces, start=1):
+    for piece in pieces:
         losses_S = losses(piece)
         if losses_S.requires_grad:
-            with _notify(body, on_complete if number == len(pieces) else None):
-                torch.autograd.backward(losses_S @ request.coefficients_S.to(losses_S.dtype))
+            torch.autograd.backward(losses_S @ request.coefficients_S.to(losses_S.dtype))
         total_S = losses_S.detach() if total_S is None else total_S + losses_S.detach()
     assert total_S is not None, "a step has at least one piece"
     return StepGradients(losses_S=total_S)
-
-
-@contextmanager
-def _notify(body: nn.Module, on_complete: OnComplete | None) -> Iterator[None]:
-    """Inside the block, call `on_complete` for every parameter when its gradient has been accumulated."""
-    handles: list[RemovableHandle] = []
-    if on_complete is not None:
-        for parameter in body.parameters():
-            if parameter.requires_grad:
-                register: Callable[[OnComplete], RemovableHandle] = parameter.register_post_accumulate_grad_hook
-                handles.append(register(on_complete))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class UnsupportedModule(UserError):

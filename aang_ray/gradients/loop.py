@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from aang_ray.gradients.engine import (
     JointRows,
-    OnComplete,
     P,
     Request,
     StepGradients,
@@ -47,10 +46,9 @@ class LoopEngine:
         pieces: Sequence[P],
         losses: Callable[[P], Tensor],
         request: Request,
-        on_complete: OnComplete | None = None,
     ) -> StepGradients:
         if not (request.scores or request.gram or request.separate):
-            return weighted_pass(pieces, losses, request, self._body, on_complete)
+            return weighted_pass(pieces, losses, request)
         body = [p for p in self._body.parameters() if p.requires_grad]
         segments, size = len(request.coefficients_S), sum(p.numel() for p in body)
         if request.gram or request.separate:

@@ -50,7 +50,6 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from aang_ray.gradients.engine import (
-    OnComplete,
     P,
     Request,
     StepGradients,
@@ -98,10 +97,9 @@ class SegmentEngine:
         pieces: Sequence[P],
         losses: Callable[[P], Tensor],
         request: Request,
-        on_complete: OnComplete | None = None,
     ) -> StepGradients:
         if not (request.scores or request.gram or request.separate):
-            return weighted_pass(pieces, losses, request, self._body, on_complete)
+            return weighted_pass(pieces, losses, request)
         body = [p for p in self._body.parameters() if p.requires_grad]
         trained = frozenset((*body, *(p for p in self._heads.parameters() if p.requires_grad)))
         if request.separate or (request.gram and len(pieces) > 1):
@@ -113,8 +111,8 @@ class SegmentEngine:
         recorder = Recorder(self._sites, ledger, frozenset(body), trained, self._tied_in_scores)
         total_S = torch.zeros_like(ledger.coefficients_S)
         with recorder.hooked(self._body, self._heads):
-            for number, piece in enumerate(pieces, start=1):
-                recorder.begin(piece.tokens, on_complete if number == len(pieces) else None)
+            for piece in pieces:
+                recorder.begin(piece.tokens)
                 losses_S = losses(piece)
                 if losses_S.requires_grad:
                     recorder.backward(losses_S)
@@ -158,13 +156,11 @@ class Recorder:
         self._tied_in_scores = tied_in_scores
         self._anchor = torch.zeros((), device=ledger.device, requires_grad=True)
         self._tokens: SegmentRows | None = None
-        self._on_complete: OnComplete | None = None
         self._forward = False
         """False in the backward pass, where checkpointing calls modules a second time."""
         self._cutting = False
         """Whether gradients stop at taps: while regions are differentiated."""
         self._calls: list[Call] = []
-        self._uses: dict[nn.Parameter, int] = {}
         """How often a parameter was used, and the backward pass has not arrived yet."""
         self._expected: dict[nn.Parameter, int] = {}
         """How many contributions to a parameter's scored gradient there will be."""
@@ -196,19 +192,14 @@ class Recorder:
                 parameter.requires_grad_(True)
             self._forget()
 
-    def begin(self, tokens: SegmentRows, on_complete: OnComplete | None = None) -> None:
-        """Prepare for a piece's forward pass.
-
-        Args:
-            tokens: which segment owns which row of the body.
-            on_complete: called with the body's parameters that this piece's backward pass completes.
-        """
+    def begin(self, tokens: SegmentRows) -> None:
+        """Prepare for the forward pass of a piece; `tokens` says which segment owns which row of the body."""
         self._forget()
-        self._tokens, self._forward, self._on_complete = tokens, True, on_complete
+        self._tokens, self._forward = tokens, True
 
     def _forget(self) -> None:
         """Drop the graph. Its nodes refer to calls, and calls to this object: a cycle that Python cannot collect."""
-        for collected in (self._calls, self._expected, self._uses, self._given, self._arrived):
+        for collected in (self._calls, self._expected, self._given, self._arrived):
             collected.clear()
         self._cast = None
 
@@ -250,7 +241,6 @@ class Recorder:
         if self._forward:
             self._calls.append(call)
             for parameter in taken:
-                self._uses[parameter] = self._uses.get(parameter, 0) + 1
                 if self._scored(site, parameter):
                     self._expected[parameter] = self._expected.get(parameter, 0) + 1
         kept = (self._keep(site.rule, inputs, output),) if site.rule is not None and taken else ()
@@ -320,7 +310,6 @@ class Recorder:
         for parameter, contribution in site.rule.contributions(kept, grads, call.rows):
             if parameter not in self._trained:
                 continue
-            self._uses[parameter] -= 1
             if self._scored(site, parameter):
                 arrived = self._arrived.setdefault(parameter, [])
                 arrived.append(contribution)
@@ -328,9 +317,6 @@ class Recorder:
                     settle(self._ledger, parameter, self._arrived.pop(parameter))
             else:
                 contribution.add_total(self._ledger.coefficients_S, self._ledger.update(parameter))
-            waits = self._uses[parameter] > 0 or parameter in self._arrived or parameter in self._deferred
-            if self._on_complete is not None and parameter in self._body and not waits:
-                self._on_complete(parameter)
 
     def _scored(self, site: Site, parameter: nn.Parameter) -> bool:
         """Whether the site's part of the parameter's gradient counts in scores and norms."""

@@ -1,4 +1,4 @@
-"""alphaVIL and DIW: methods that train every task alone, in rounds, and combine what came out. See docs/semantics.md, section 7.
+"""alphaVIL and DIW train every task alone, in rounds, and combine the results (docs/semantics.md, section 7).
 
 Task 0 is the end task; the other tasks are the objectives that step 0 samples, for the whole run. A round trains every
 task alone from the same parameters theta. Then

@@ -203,7 +203,7 @@ REAL_SYNTHETIC = Output(
     _real_synthetic,
     rules=(
         Rule(
-            "telling real from synthetic tokens needs the transform replace; masks, gaps and noise are recognised at once",
+            "telling real from synthetic tokens needs the transform replace; masks, gaps and noise are easy to see",
             lambda k: k.transform != "replace",
         ),
     ),

@@ -200,7 +200,7 @@ class StepSource(ABC, Generic[SegmentT]):
         return self._batch(step, dev, self.schedule.end_task(step), self.schedule.auxiliary(step, factors))
 
     def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> SegmentBatch[SegmentT]:
-        """Make batch number `number` of the given objectives, with or without the end task (`ExampleSchedule.chosen`)."""
+        """Make batch `number` of the given objectives, with or without the end task (`ExampleSchedule.chosen`)."""
         examples = self.schedule.end_task(number) if end_task else NO_EXAMPLES
         return self._batch(number, NO_EXAMPLES, examples, self.schedule.chosen(number, objectives))
 

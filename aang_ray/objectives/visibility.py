@@ -9,7 +9,7 @@ layer either.
 | bidirectional | 0 for all | 0 for all |
 | left-to-right | its position; the first token ranks lowest | illegal |
 | right-to-left | its reversed position; the first token ranks lowest | illegal |
-| random-factorized | a random order; the first token ranks lowest | a random order; a pooled first token ranks highest |
+| random-factorized | a random order, the first token lowest | a random order, a pooled first token highest |
 
 A first token that ranks lowest is seen by every row and sees only itself. If it saw the text and was seen by all, it
 would carry each label to its row through layer 2.

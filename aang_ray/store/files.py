@@ -1,7 +1,7 @@
 """Files that appear whole or not at all, on any filesystem, and locks between processes.
 
-The store, checkpoints, exported models, progress files and the cache write through this module. A process that is killed at
-any moment leaves the old file or folder, or the new one, never a part.
+The store, checkpoints, exported models, progress files and the cache write through this module. A process that is
+killed at any moment leaves the old file or folder, or the new one, never a part.
 
 - `publish` writes one file below a `Location`: a local folder, or any URI that pyarrow or fsspec opens.
 - `write_file` and `new_folder` write a local file and a local folder.
@@ -85,7 +85,10 @@ def open_location(uri: str | Path) -> Location:
 
 
 def _check_bucket(location: Location) -> None:
-    """Refuse a bucket that does not exist. It is never made here, and would otherwise be missed only by the first row."""
+    """Refuse a bucket that does not exist.
+
+    It is never made here, and would otherwise be missed only by the first row.
+    """
     bucket = location.root.strip("/").partition("/")[0]
     if location.filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
         raise UserError(f"store {location.uri}: there is no bucket {bucket}; make it, or name another")
@@ -179,8 +182,8 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
         target: The folder to make, with its files.
-        replace: What happens to a `target` that exists when the block ends. If true, it is replaced. If false, it stays and
-            the new folder is deleted: several processes may make the same content at once, and the first wins.
+        replace: What happens to a `target` that exists when the block ends. If true, it is replaced. If false, it stays
+            and the new folder is deleted: several processes may make the same content at once, and the first wins.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     old = target.with_name(f".{target.name}.old")

@@ -114,7 +114,10 @@ def with_partitions(name: TableName) -> pa.Schema:
 
 
 Status = Literal["done", "failed", "cut"]
-"""`cut`: a scheduler ended the run before its last step. Such a run has its best dev score so far, and no test score."""
+"""`cut`: a scheduler ended the run before its last step.
+
+Such a run has its best dev score so far, and no test score.
+"""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
     <root>/<table>/task=<task>/method=<method>/<cell>.parquet
 
-holds one immutable file a run in each of the tables `results`, `history` and `weights`. Names in paths are URL-quoted. Any
-reader of hive layouts opens the tables. A run exists when it has a file in `results`, which is written last.
+holds one immutable file a run in each of the tables `results`, `history` and `weights`. Names in paths are URL-quoted.
+Any reader of hive layouts opens the tables. A run exists when it has a file in `results`, which is written last.
 """
 
 from __future__ import annotations
@@ -250,8 +250,8 @@ def _damaged(file: CellFile, error: Exception) -> UserError:
 def write_cell(location: Location, record: CellRecord) -> None:
     """Write the three files of a cell.
 
-    An earlier row that is not done is removed first, so that a row of `results` always belongs to the history and weights
-    of the same run.
+    An earlier row that is not done is removed first, so that a row of `results` always belongs to the history and
+    weights of the same run.
 
     Raises:
         CellIsDone: The cell has a done row. It stays as it is.
@@ -275,7 +275,10 @@ def write_cell(location: Location, record: CellRecord) -> None:
 
 
 def _serialise(table: pa.Table) -> bytes:
-    """Return a table as a Parquet file. It is made in memory: a table that cannot be written never touches the store."""
+    """Return a table as a Parquet file.
+
+    It is made in memory: a table that cannot be written never touches the store.
+    """
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data: bytes = sink.getvalue().to_pybytes()

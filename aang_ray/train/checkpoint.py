@@ -1,9 +1,9 @@
 """A run's checkpoint: the files that hold it, and when they are written and read.
 
-The files of a cell are `<checkpoints>/<cell>/last-<step>-<digest>.pt`, its state, and `best-<step>-<digest>.safetensors`,
-its best model. Each appears whole or not at all, under a name that holds a digest of its content, and is removed when a
-newer one is there. So a process that is killed at any moment leaves a checkpoint that can be read, or none if none was
-written yet.
+The files of a cell are `<checkpoints>/<cell>/last-<step>-<digest>.pt`, its state, and
+`best-<step>-<digest>.safetensors`, its best model. Each appears whole or not at all, under a name that holds a digest
+of its content, and is removed when a newer one is there. So a process that is killed at any moment leaves a checkpoint
+that can be read, or none if none was written yet.
 """
 
 from __future__ import annotations

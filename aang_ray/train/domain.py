@@ -37,7 +37,8 @@ DomainBatch = SegmentBatch[Any]
 """The segments of a step: dev (empty unless asked for), end task, sampled objectives.
 
 Every segment has a `name` (as losses are logged), `texts` (its number of examples), `lengths_E` (rows of the body by
-example), `normaliser` (number, or sum of weights, of labels, by which its mean loss is divided) and `part(start, stop)`.
+example), `normaliser` (number, or sum of weights, of labels, by which its mean loss is divided)
+and `part(start, stop)`.
 """
 
 

@@ -81,7 +81,7 @@ class PrimaryView:
         self._setup, self._method, self._losses = setup, method, ExampleLosses(setup)
 
     def prepare(self, step: int, micro: int) -> PrimaryPieces:
-        """Return the examples of a step: a function of (seed, step). The two sets are disjoint if train is large enough.
+        """Return the examples of a step, a function of (seed, step). The two sets are disjoint if train allows it.
 
         Args:
             step: Index of the step.

@@ -33,7 +33,7 @@ def test_digits_are_split_before_they_are_paired() -> None:
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_an_image_shows_two_digits_of_its_own_split_with_its_labels(split: str) -> None:
-    """The three upper rows and left columns show only the left digit, the three lower rows and right columns the right one."""
+    """The three upper rows and left columns show the left digit alone; the lower and right ones the right digit."""
     digits, classes = load_digits().images / 16, load_digits().target
     part = split_digits(0.15, 0.25, seed=0)[split]  # type: ignore[index]
     made = getattr(task(), split)

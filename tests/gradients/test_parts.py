@@ -1,4 +1,4 @@
-"""What processes that share a step need of an engine: kept gradients, rows of a table, and who is complete when."""
+"""What processes that share a step need of an engine: kept gradients, and rows of a table."""
 
 from __future__ import annotations
 
@@ -78,29 +78,3 @@ def test_a_kept_segment_without_examples_is_zero() -> None:
     request = Request(COEFFICIENTS, scores=True, keep=(2,))
     result, _ = run(engine, encoder, heads, [text_piece(SEGMENTS)], text_losses(encoder, heads), request)
     assert not result.kept[2].any()
-
-
-@pytest.mark.parametrize("request_", [Request(COEFFICIENTS), Request(COEFFICIENTS, scores=True)], ids=["sum", "scores"])
-@pytest.mark.parametrize("cut", ["one piece", "segments that span pieces"])
-@pytest.mark.parametrize("family", ["bert", "mpnet"])
-@pytest.mark.parametrize("tied_in_scores", [False, True])
-def test_a_complete_gradient_does_not_change(tied_in_scores: bool, family: str, cut: str, request_: Request) -> None:
-    """Each parameter is complete once at most, with its last value; nearly all are before the pass is over."""
-    encoder = small_encoder(family, dtype=torch.float64)
-    heads = make_heads(encoder, torch.float64)
-    losses = text_losses(encoder, heads)
-    complete: dict[nn.Parameter, Tensor] = {}
-
-    def final(parameter: nn.Parameter) -> None:
-        assert parameter not in complete
-        assert parameter.grad is not None
-        complete[parameter] = parameter.grad.clone()
-
-    pieces = [text_piece(SEGMENTS)] if cut == "one piece" else pieces_of(CUTS[cut])
-    make_engine("segments", encoder, heads, tied_in_scores=tied_in_scores)(pieces, losses, request_, final)
-    for parameter, gradient in complete.items():
-        assert parameter.grad is not None
-        assert torch.equal(parameter.grad, gradient)
-    assert set(complete) <= set(encoder.parameters())
-    # Tables of relative positions are settled after the backward pass.
-    assert len(complete) >= len(list(encoder.parameters())) - (1 if family == "mpnet" else 0)

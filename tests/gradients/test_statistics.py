@@ -1,4 +1,4 @@
-"""Products with the Jacobian, its leading subspace, and the parts of a gradient in it (docs/semantics.md, section 6)."""
+"""Products with the Jacobian, its leading subspace, and parts of a gradient in it (docs/semantics.md, section 6)."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ RUN = """
 import json, sys
 from aang_ray.config import parse_config
 from aang_ray.store import Store
-from aang_ray.train.checkpoint_files import checkpoint_folder, discard
+from aang_ray.train.checkpoint import checkpoint_folder, discard
 from aang_ray.train.plan import resolve
 from aang_ray.train.run import run_cell
 

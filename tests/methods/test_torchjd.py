@@ -33,8 +33,8 @@ def losses(*values: float) -> Tensor:
 VALUES: list[tuple[str, dict[str, Any], list[float]]] = [
     # Projections of each gradient on the other's normal plane, as PCGrad: averages of cosines start at 0.
     ("gradvac", {}, [0.5, 1.5]),
-    # d u_1 = d u_2 = 1 for u_1 = (1, 0) and u_2 = (-1, 1) / sqrt 2: d = (1, 1 + sqrt 2), |d|^2 = 4 + 2 sqrt 2. As long as
-    # the sum of the projections of g_E and g_1 on it, (1 + sqrt 2) / |d|.
+    # d u_1 = d u_2 = 1 for u_1 = (1, 0) and u_2 = (-1, 1) / sqrt 2: d = (1, 1 + sqrt 2), |d|^2 = 4 + 2 sqrt 2. As long
+    # as the sum of the projections of g_E and g_1 on it, (1 + sqrt 2) / |d|.
     ("config", {}, [(1 + sqrt(2)) / (4 + 2 * sqrt(2)), (1 + sqrt(2)) ** 2 / (4 + 2 * sqrt(2))]),
     # The point of y >= x closest to g_E is (1/2, 1/2); it gets the length of g_E.
     ("pcd", {"tau": 0.0}, [sqrt(0.5), sqrt(0.5)]),

@@ -39,7 +39,7 @@ RULES = [
         [("end-task", "no-op", "random-factorized", "next-token")],
     ),
     (
-        "telling real from synthetic tokens needs the transform replace; masks, gaps and noise are recognised at once",
+        "telling real from synthetic tokens needs the transform replace; masks, gaps and noise are easy to see",
         True,
         [("neural-lm", t, r, "real-synthetic") for t in TRANSFORMS if t != "replace" for r in REPRESENTATIONS],
         [("neural-lm", "replace", r, "real-synthetic") for r in REPRESENTATIONS],

@@ -12,9 +12,9 @@ Worker r computes the parts g_s^r of the segments' gradients: g_s = sum_r g_s^r.
 | separate gradients, Gram matrix | all g_s^r | the body for each segment |
 
 The norm in the last but one row is that of the summed update less c_1 g_1. It is taken of what counts in scores: a tied
-table's lookups, without its part as decoder (`RowPlan`). With dropout every worker has its own dev gradient v^r: <v, g_s>
-is then sum_r <v^r, g_s^r> / ||v^r|| times the root of mean_r ||v^r||^2, so that cosines stay cosines. Without dropout all
-v^r are equal. See docs/objective-parallel.md.
+table's lookups, without its part as decoder (`RowPlan`). With dropout every worker has its own dev gradient v^r: <v,
+g_s> is then sum_r <v^r, g_s^r> / ||v^r|| times the root of mean_r ||v^r||^2, so that cosines stay cosines. Without
+dropout all v^r are equal. See docs/objective-parallel.md.
 
 Shape suffixes: S segments (0 dev, 1 end task, 2 ... the objectives), P entries of the body's gradient as one vector,
 V rows of the tied table, U of them that this worker looks up, H hidden size.
@@ -211,7 +211,7 @@ class Exchange:
         return from_gram(losses_S, products(rows_SP, rows_SP), request, rows_SP)
 
     def _scored(self, compute: Compute, request: Request, share: Share) -> StepGradients:
-        """Complete inner products with the dev gradient and norms; a shared segment's gradient is sent among its own."""
+        """Complete inner products and norms. Workers that share a segment send each other its gradient."""
         split = share.placement.split()
         for ranks in split.values():
             self._workers.join(ranks)

@@ -77,7 +77,7 @@ def parts_of(segments: Sequence[Part], ranges: Sequence[Range]) -> list[Part]:
 
 
 def near_equal(costs_E: Costs, parts: int) -> list[Range]:
-    """Cut a row of examples into parts of near-equal cost, none of them empty; fewer parts if there are fewer examples."""
+    """Cut a row of examples into parts of near-equal cost, none of them empty: at most one part an example."""
     parts = min(parts, len(costs_E))
     ends = np.cumsum(costs_E)
     bounds = [0]
@@ -114,7 +114,7 @@ def _longest_first(costs: Sequence[Costs], workers: int) -> list[list[Range]]:
 
 
 def _cuts(costs: Sequence[Costs], workers: int) -> Iterator[dict[int, int]]:
-    """Yield candidate numbers of parts by segment: as few as keep all workers busy, then more while a part is too long."""
+    """Yield candidate numbers of parts by segment: as few as keep all workers busy, then more for parts too long."""
     parts = {segment: 1 for segment in range(1, len(costs)) if len(costs[segment])}
     tokens = {segment: int(costs[segment].sum()) for segment in parts}
     fair = FAIR * sum(tokens.values()) / workers
