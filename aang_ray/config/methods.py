@@ -39,9 +39,6 @@ class MtTartanConfig(MethodSection):
     implementation: ClassVar[str] = "plain:MtTartan"
 
 
-# Masked-LM stages before fine-tuning.
-
-
 class PretrainSection(MethodSection):
     """What the masked-LM stages have in common (Gururangan et al. 2020; docs/semantics.md, section 4).
 
@@ -107,9 +104,6 @@ class TaptDaptConfig(PretrainSection):
     texts: ClassVar[tuple[str, ...]] = ("in-domain", "end-task")
     dapt_steps: PositiveInt | None = None
     tapt_steps: PositiveInt | None = None
-
-
-# Methods that learn weights from dev, or decompose the auxiliary update.
 
 
 class AangConfig(MethodSection):
@@ -442,9 +436,6 @@ class FamoConfig(LossSection):
     """Learning rate of the logits of the weights, Adam."""
     weight_decay: NonNegativeFloat = 1e-3
     """Weight decay of the logits, added to their gradient."""
-
-
-# Methods that train task by task in rounds.
 
 
 class RoundsSection(MethodSection):

@@ -178,6 +178,8 @@ def metric_of(data: DataConfig) -> Metric:
 
 _VADER = "fetched with pip from the source distribution of vaderSentiment 3.3.2"
 _DSP = "the repository of Gururangan et al. 2020 (allenai/dont-stop-pretraining) names its download"
+_STANCE = "SemEval-2016 task 6 (stance), Mohammad et al. 2016"
+_HYPERPARTISAN = "SemEval-2019 task 4 (hyperpartisan news), Kiesel et al. 2019"
 
 register_cards(
     [
@@ -188,25 +190,8 @@ register_cards(
         Card("citation_intent", "computer science", "macro_f1", 6, "ACL-ARC, Jurgens et al. 2018", _DSP),
         Card("sciie", "computer science", "macro_f1", 7, "SciERC relations, Luan et al. 2018", _DSP),
         Card("chemprot", "biomedicine", "accuracy", 13, "ChemProt, Kringelum et al. 2016", _DSP),
-        Card(
-            "se2016",
-            "tweets",
-            "accuracy",
-            3,
-            "SemEval-2016 task 6 (stance), Mohammad et al. 2016",
-            "SemEval-2016, task 6",
-        ),
-        Card(
-            "hyperpartisan",
-            "news",
-            "accuracy",
-            2,
-            "SemEval-2019 task 4 (hyperpartisan news), Kiesel et al. 2019",
-            _DSP,
-            batch_end_task=64,
-            batch_auxiliary=128,
-            batch_dev_head=8,
-        ),
+        Card("se2016", "tweets", "accuracy", 3, _STANCE, "SemEval-2016, task 6"),
+        Card("hyperpartisan", "news", "accuracy", 2, _HYPERPARTISAN, _DSP, 64, 128, 8),
     ],
     {"stance": "se2016", "hyperpartisan_news": "hyperpartisan", "acl_arc": "citation_intent"},
 )

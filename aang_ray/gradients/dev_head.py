@@ -1,8 +1,11 @@
-"""phi*: a fresh head fitted on a few examples, through which the dev loss is measured.
+"""The fresh dev head phi*: fitted on a few dev examples, it gives the loss from which the dev gradient v is taken.
 
-"Every step a fresh, seeded head is fitted: the body encodes the sample once, in eval mode, without
-gradient; then at most 10 AdamW steps, lr 1e-2, weight decay 0.1, frozen once the loss moves less than
-1e-3." (semantics section 3)
+At every step (docs/semantics.md, section 3): the body encodes the sample once, in eval mode and without gradient; a
+seeded head is fitted on the features by at most 10 steps of AdamW (lr 1e-2, weight decay 0.1). It stops as soon as
+the loss moves less than 1e-3. That is decided by a 0/1 flag on the device, by which all further updates are
+multiplied, so that nothing waits for the device.
+
+Shape suffixes: N examples, H hidden size, C classes.
 """
 
 from __future__ import annotations
@@ -18,13 +21,20 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 def fit_dev_head(
     features_NH: Tensor, labels_N: Tensor, classes: int, seed: int, weights_C: Tensor | None = None
 ) -> nn.Sequential:
-    """Linear, Tanh, Linear on cached features [N, H]; the same seed and features give the same head.
+    """Fit Linear, Tanh, Linear on cached features.
 
-    It stops by a flag on the device: once |loss_t - loss_(t-1)| < 1e-3 updates are multiplied by 0, so
-    that nothing waits for the device. `weights_C` weighs
-    the classes as the end task's loss does. Draws from a generator of its own. Its parameters are frozen.
+    Args:
+        features_NH: the examples' pooled vectors.
+        labels_N: their classes.
+        classes: C.
+        seed: of the head's starting weights; the same seed and features give the same head. The global random state
+            is neither used nor changed.
+        weights_C: weights of the classes in the loss, as in the end task's loss.
+
+    Returns:
+        The head; its parameters require no gradient.
     """
-    head = _fresh(features_NH, classes, seed)
+    head = _fresh_head(features_NH, classes, seed)
     parameters = list(head.parameters())
     means, squares = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
     previous = torch.full((), torch.inf, device=features_NH.device, dtype=features_NH.dtype)
@@ -36,34 +46,32 @@ def fit_dev_head(
         loss = loss.detach()
         moving = moving * ((previous - loss).abs() >= TOLERANCE)
         previous = loss
-        _adamw(parameters, gradients, means, squares, step, moving)
+        _adamw(parameters, list(gradients), means, squares, step, moving)
     return head.requires_grad_(False)
 
 
-def _fresh(features_NH: Tensor, classes: int, seed: int) -> nn.Sequential:
+def _fresh_head(features_NH: Tensor, classes: int, seed: int) -> nn.Sequential:
     """PyTorch's default initialisation of linear layers, U(-1/sqrt(H), 1/sqrt(H)), from a generator of its own."""
     hidden = features_NH.shape[1]
-    generator = torch.Generator().manual_seed(seed)
-    layers = [_linear(hidden, hidden, generator, features_NH), _linear(hidden, classes, generator, features_NH)]
-    return nn.Sequential(layers[0], nn.Tanh(), layers[1])
+    generator, bound = torch.Generator().manual_seed(seed), hidden**-0.5
 
+    def linear(outputs: int) -> nn.Linear:
+        # Made without storage: the default initialisation would draw from the global random stream.
+        layer = nn.Linear(hidden, outputs, device="meta", dtype=features_NH.dtype).to_empty(device=features_NH.device)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                draw = (torch.rand(parameter.shape, generator=generator, dtype=torch.float32) * 2 - 1) * bound
+                # Drawn on the host, so that every device has the same head; page-locked, so that the copy blocks none.
+                parameter.copy_(draw.pin_memory() if features_NH.is_cuda else draw, non_blocking=True)
+        return layer
 
-def _linear(inputs: int, outputs: int, generator: torch.Generator, like: Tensor) -> nn.Linear:
-    # Made without storage: the default initialisation would draw from the global random stream.
-    layer = nn.Linear(inputs, outputs, device="meta", dtype=like.dtype).to_empty(device=like.device)
-    bound = inputs**-0.5
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            draw = (torch.rand(parameter.shape, generator=generator, dtype=torch.float32) * 2 - 1) * bound
-            # Drawn on the host, so that every device has the same head; page-locked, so that none waits.
-            parameter.copy_(draw.pin_memory() if like.is_cuda else draw, non_blocking=True)
-    return layer
+    return nn.Sequential(linear(hidden), nn.Tanh(), linear(classes))
 
 
 @torch.no_grad()
 def _adamw(
     parameters: list[nn.Parameter],
-    gradients: tuple[Tensor, ...],
+    gradients: list[Tensor],
     means: list[Tensor],
     squares: list[Tensor],
     step: int,
@@ -71,9 +79,9 @@ def _adamw(
 ) -> None:
     """One step of AdamW (Loshchilov and Hutter 2019), multiplied by `moving`, which is 0 or 1."""
     first, second = BETAS
-    torch._foreach_lerp_(means, list(gradients), 1 - first)
+    torch._foreach_lerp_(means, gradients, 1 - first)
     torch._foreach_mul_(squares, second)
-    torch._foreach_addcmul_(squares, list(gradients), list(gradients), 1 - second)
+    torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
     denominators = torch._foreach_sqrt(squares)
     torch._foreach_div_(denominators, (1 - second**step) ** 0.5)
     torch._foreach_add_(denominators, EPSILON)

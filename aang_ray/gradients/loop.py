@@ -1,4 +1,11 @@
-"""The reference: a forward and a backward pass for every segment."""
+"""The reference engine: one forward and one backward pass for every segment.
+
+For each segment s, automatic differentiation of L_s alone gives g_s, a vector of P entries summed over the segment's
+pieces. Its inner products, norm and share of the update follow directly from the vector. This takes O(S) passes; the
+single pass is compared with it.
+
+Shape suffixes: S segments, P entries of the body's parameters, V entries of a table, U wanted rows of it, H width.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +15,26 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from aang_ray.gradients.engine import JointRows, OnComplete, P, Request, StepGradients, check_memory, weighted_pass
+from aang_ray.gradients.engine import (
+    JointRows,
+    OnComplete,
+    P,
+    Request,
+    StepGradients,
+    check_memory,
+    weighted_pass,
+)
 from aang_ray.gradients.products import inner, products
 from aang_ray.model.heads import TiedDecoder
 
 
 class LoopEngine:
-    """g_s by automatic differentiation of L_s alone, for one segment s after the other: O(S) passes.
+    """Computes a step's gradients segment by segment; pieces must hold one segment each.
 
-    The single pass is compared with it. Pieces hold one segment each; g_s is the sum over its pieces.
+    Args:
+        body: the encoder; its parameters are scored.
+        heads: all heads; they get their update only.
+        tied_in_scores: whether the decoder's part of a tied embedding table counts in scores and norms.
     """
 
     per_segment = True
@@ -34,19 +52,20 @@ class LoopEngine:
         if not (request.scores or request.gram or request.separate):
             return weighted_pass(pieces, losses, request, self._body, on_complete)
         body = [p for p in self._body.parameters() if p.requires_grad]
-        segments = len(request.coefficients_S)
+        segments, size = len(request.coefficients_S), sum(p.numel() for p in body)
         if request.gram or request.separate:
             check_memory(body, segments)
-        losses_S = torch.zeros(segments, dtype=_wide(body[0]), device=body[0].device)
+        wide = torch.promote_types(body[0].dtype, torch.float32)
+        losses_S = torch.zeros(segments, dtype=wide, device=body[0].device)
         norms2_S, dots_S = torch.zeros_like(losses_S), torch.zeros_like(losses_S)
         rows: list[Tensor] = []
         kept: dict[int, Tensor] = {}
         v_P: Tensor | None = None
-        joint_P = torch.zeros(sum(p.numel() for p in body), dtype=losses_S.dtype, device=losses_S.device)
+        joint_P = losses_S.new_zeros(size)
         for segment in range(segments):
-            g_P = torch.zeros(sum(p.numel() for p in body), dtype=losses_S.dtype, device=losses_S.device)
-            for piece in _holding(pieces, segment):
-                losses_S[segment] += self._add(piece, losses, segment, request.coefficients_S[segment], g_P)
+            g_P = losses_S.new_zeros(size)
+            for piece in _pieces_of(pieces, segment):
+                losses_S[segment] += self._add(piece, losses, segment, request.coefficients_S[segment], body, g_P)
             v_P = g_P if v_P is None else v_P
             norms2_S[segment], dots_S[segment] = inner(g_P, g_P), inner(g_P, v_P)
             if request.joint_from is not None and segment >= request.joint_from:
@@ -65,25 +84,21 @@ class LoopEngine:
             gram_SS=products(rows_SP, rows_SP) if request.gram and rows_SP is not None else None,
             separate_SP=rows_SP if request.separate else None,
             kept=kept,
-            joint_rows_UH=None if request.joint_rows is None else self._rows(request.joint_rows, joint_P),
+            joint_rows_UH=None if request.joint_rows is None else _wanted_rows(request.joint_rows, body, joint_P),
         )
 
-    def _rows(self, wanted: JointRows, joint_P: Tensor) -> Tensor:
-        """The wanted rows of a table's part of the joint gradient."""
-        start = 0
-        for parameter in (p for p in self._body.parameters() if p.requires_grad):
-            if parameter is wanted.table:
-                break
-            start += parameter.numel()
-        table_VH = joint_P[start : start + wanted.table.numel()].view(wanted.table.shape)
-        rows_UH = table_VH.new_zeros(wanted.rows + 1, table_VH.shape[1])
-        return rows_UH.index_add_(0, wanted.place_V, table_VH)[: wanted.rows]
-
-    def _add(self, piece: P, losses: Callable[[P], Tensor], segment: int, weight: Tensor, g_P: Tensor) -> Tensor:
-        """Add one piece's part of g_s to `g_P`, and c_s times it to `.grad`; returns its loss."""
-        body = [p for p in self._body.parameters() if p.requires_grad]
+    def _add(
+        self,
+        piece: P,
+        losses: Callable[[P], Tensor],
+        segment: int,
+        weight: Tensor,
+        body: Sequence[nn.Parameter],
+        g_P: Tensor,
+    ) -> Tensor:
+        """Add one piece's part of g_s to `g_P`, and c_s (`weight`) times it to `.grad`; returns its loss."""
         heads = [p for p in self._heads.parameters() if p.requires_grad]
-        with self._decoders_apart(body) as decoders:
+        with self._separate_decoders(body) as decoders:
             loss = losses(piece)[segment]
             if not loss.requires_grad:
                 return loss
@@ -107,8 +122,11 @@ class LoopEngine:
         return loss.detach()
 
     @contextmanager
-    def _decoders_apart(self, body: Sequence[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
-        """A leaf of its own for each of the body's tables that decoders use, so that the two uses are told apart."""
+    def _separate_decoders(self, body: Sequence[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
+        """Inside the block, tied decoders use a copy of their table as a leaf of its own.
+
+        So the gradient of a table as decoder is told from its gradient as lookup. Yields the leaf of each table.
+        """
         decoders = [m for m in self._heads.modules() if isinstance(m, TiedDecoder)]
         leaves = {p: p.detach().requires_grad_() for p in body if any(m.table.weight is p for m in decoders)}
         try:
@@ -122,17 +140,21 @@ class LoopEngine:
                 module.alias = None
 
 
-def _holding(pieces: Sequence[P], segment: int) -> list[P]:
-    """The pieces of one segment."""
-    holding = [piece for piece in pieces if _has(piece, segment)]
-    if any(_has(piece, other) for piece in holding for other in range(piece.tokens.count) if other != segment):
+def _pieces_of(pieces: Sequence[P], segment: int) -> list[P]:
+    """The pieces of one segment.
+
+    Raises:
+        ValueError: one of them has rows of another segment, too.
+    """
+
+    def has(piece: P, segment: int) -> bool:
+        part = piece.tokens.of(segment)
+        return bool(part.stop > part.start)
+
+    found = [piece for piece in pieces if has(piece, segment)]
+    if any(has(piece, other) for piece in found for other in range(piece.tokens.count) if other != segment):
         raise ValueError("the loop takes pieces of one segment each")
-    return holding
-
-
-def _has(piece: P, segment: int) -> bool:
-    part = piece.tokens.of(segment)
-    return bool(part.stop > part.start)
+    return found
 
 
 def _accumulate(parameter: nn.Parameter, gradient: Tensor | None, weight: Tensor) -> None:
@@ -143,5 +165,13 @@ def _accumulate(parameter: nn.Parameter, gradient: Tensor | None, weight: Tensor
     parameter.grad.addcmul_(gradient, weight.to(gradient.dtype))
 
 
-def _wide(parameter: Tensor) -> torch.dtype:
-    return torch.promote_types(parameter.dtype, torch.float32)
+def _wanted_rows(wanted: JointRows, body: Sequence[nn.Parameter], joint_P: Tensor) -> Tensor:
+    """The wanted rows of a table's part of the joint gradient, [U, H]."""
+    start = 0
+    for parameter in body:
+        if parameter is wanted.table:
+            break
+        start += parameter.numel()
+    table_VH = joint_P[start : start + wanted.table.numel()].view(wanted.table.shape)
+    rows_UH = table_VH.new_zeros(wanted.rows + 1, table_VH.shape[1])
+    return rows_UH.index_add_(0, wanted.place_V, table_VH)[: wanted.rows]

@@ -1,48 +1,133 @@
-"""The part of a graph that no rule knows: parameters whose gradients autograd computes segment by segment.
+"""Taps mark the module calls whose rows belong to segments; regions are the parts of the graph between taps.
 
-Such are parameters whose contribution is broadcast over the batch (tables of relative positions, projections of
-them), parameters that are read directly, and modules that no rule knows. Taps cut the graph into
-regions; at a tap's output the gradient G is known row by row. By linearity the parameter's gradient of segment
-s is the vector-Jacobian product of the taps that it reaches first with G restricted to the rows of s.
-It is exact whatever happens between, as long as rows of different segments do not mix, and costs one
+A *tap* is an identity that is put on a module's output. When the backward pass arrives there, it has the gradient G
+of the losses with respect to that output, one row for each row of the batch.
+
+Some parameters have no rule (`rules.py`): their contribution is broadcast over the batch (tables of relative
+positions, projections of them), they are read directly, or their module is unknown. Taps cut the graph into regions,
+and a parameter p of that kind lies in one or more of them. Rows of different segments do not mix, so by linearity
+
+    dL_s/dp = sum over taps ( d output_tap / dp )^T [ G_tap, with the rows outside segment s set to 0 ]
+
+over the taps that p reaches without passing another tap. This is exact whatever the region computes. It costs one
 backward pass through those regions (not through the model) for every segment.
+
+Shape suffixes: N rows, S segments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from aang_ray.gradients.rules import Call, nodes_until_taps, per_row
+from aang_ray.gradients.rules import per_row
+from aang_ray.model.segments import SegmentRows
+
+
+@dataclass
+class Call:
+    """One call of a module in a forward pass, on whose output there is a tap."""
+
+    rows: SegmentRows
+    arrive: Callable[[Call, Tensor, Tensor], None] | None
+    """Called in the backward pass with G and what was kept of the module's input; None: nothing to do."""
+    below: GradientEdge | None
+    """The module's own output in the graph, before the tap; None if autograd recorded nothing."""
+    cut: Callable[[], bool]
+    """Whether gradients stop at the tap."""
+    remember: bool = False
+    """Whether to store G."""
+    gradient: Tensor | None = None
+    """G, if it is stored."""
+
+
+class Tap(torch.autograd.Function):
+    """The identity on a module's output. Its backward pass hands G and the module's input to the call.
+
+    The input goes through `save_for_backward`, like every saved tensor of autograd: gradient checkpointing recomputes
+    it, and changing it in place is an error. `anchor` is a scalar that requires a gradient, so that the backward pass
+    reaches the tap even if nothing before the tap requires one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, anchor: Tensor, output: Tensor, *kept: Tensor) -> Tensor:
+        ctx.call, ctx.kept = call, len(kept)
+        ctx.save_for_backward(*kept)
+        ctx.set_materialize_grads(False)
+        # detach(): autograd does not treat the result as a view, so the next module may work in place.
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        call: Call = ctx.call
+        grad = grads[0]
+        of_kept = (None,) * ctx.kept
+        if grad is None or call.cut():
+            return (None, None, None, *of_kept)
+        if call.remember:
+            call.gradient = grad
+        if call.arrive is not None:
+            (kept,) = ctx.saved_tensors
+            call.arrive(call, grad, kept)
+        return (None, None, grad, *of_kept)
+
+
+def is_tap(node: Node) -> bool:
+    """Whether a node of the graph is a tap."""
+    return isinstance(node, Tap._backward_cls)
+
+
+def nodes_until_taps(start: Node | None) -> Iterable[Node]:
+    """The nodes of a graph from `start` down to, and including, the first tap on every path."""
+    seen: set[Node] = set()
+    open_nodes = [start]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        if not is_tap(node):
+            open_nodes.extend(below for below, _ in node.next_functions)
 
 
 class Regions:
-    """The regions of one forward pass that hold parameters."""
+    """The regions of one forward pass that contain parameters.
+
+    Args:
+        calls: the tapped calls of the pass.
+        losses_S: the segments' losses; the region between the last taps and the losses counts, too.
+        wanted: the parameters to look for.
+    """
 
     def __init__(self, calls: Iterable[Call], losses_S: Tensor, wanted: frozenset[nn.Parameter]) -> None:
         self.parameters: dict[nn.Parameter, None] = {}
+        """The wanted parameters that lie in a region (an ordered set)."""
         self._calls: list[tuple[Call, GradientEdge]] = []
         self._losses_S = losses_S.detach()
         self._below_losses: GradientEdge | None = None
         for call in calls:
-            if call.rows.rows and call.below is not None and self._note(call.below, wanted):
+            if call.rows.rows and call.below is not None and self._find(call.below, wanted):
                 call.remember = True
                 self._calls.append((call, call.below))
         edge = get_gradient_edge(losses_S)
-        if self._note(edge, wanted):
+        if self._find(edge, wanted):
             self._below_losses = edge
 
-    def _note(self, edge: GradientEdge, wanted: frozenset[nn.Parameter]) -> bool:
+    def _find(self, edge: GradientEdge, wanted: frozenset[nn.Parameter]) -> bool:
+        """Add the wanted parameters of one region to `parameters`; returns whether there are any."""
         leaves = (getattr(node, "variable", None) for node in nodes_until_taps(edge.node))
         found = [leaf for leaf in leaves if leaf is not None and leaf in wanted]
         self.parameters.update(dict.fromkeys(found))
         return bool(found)
 
     def segment(self, parameters: Sequence[nn.Parameter], segment: int) -> list[Tensor | None]:
-        """The regions' part of one segment's gradient of each parameter."""
+        """The regions' part of g_s, for each parameter; None where there is none."""
 
         def restricted(call: Call, gradient: Tensor) -> Tensor:
             part = call.rows.of(segment)
@@ -55,7 +140,7 @@ class Regions:
         return self._product(parameters, restricted, one_S)
 
     def weighted(self, parameters: Sequence[nn.Parameter], coefficients_S: Tensor) -> list[Tensor | None]:
-        """The regions' part of sum_s c_s g_s of each parameter."""
+        """The regions' part of sum_s c_s g_s, for each parameter; None where there is none."""
 
         def restricted(call: Call, gradient: Tensor) -> Tensor:
             weights_N = per_row(coefficients_S, call.rows).to(gradient.dtype)

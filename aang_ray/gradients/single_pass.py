@@ -1,13 +1,48 @@
-"""The gradients of all segments for the price of their sum."""
+"""The gradients of all segments from one forward and one backward pass.
+
+Why this is possible. Take a linear layer y_i = W x_i + b, applied to every row (token) i of a batch, and the
+*unweighted* sum L = sum_s L_s of the segments' losses. Let row i belong to segment s. It influences L_s and no other
+loss, so a single backward pass of L leaves at the layer's output, in row i,
+
+    G_i = dL/dy_i = dL_s/dy_i
+
+and the weight's gradient, which plain training computes as GᵀX, a sum over all rows, splits by segment:
+
+    dL_s/dW = sum over rows i of segment s of G_i x_iᵀ = G_sᵀ X_s,      GᵀX = sum_s G_sᵀ X_s
+
+The parts take the same multiplications as their sum. Each part is added to the update with its coefficient c_s,
+multiplied by the dev segment's part and by itself for the scores, and dropped. The losses are not weighted before the
+backward pass, so that norms are exact even where a weight underflows. docs/single-pass.md has the derivation for
+other layers and the costs; docs/semantics.md, section 3, says what the scores are used for.
+
+How it is done, in the order of a step:
+
+1. `Recorder.hooked` puts hooks on every module that owns parameters.
+2. Forward pass. Before a module with a rule is called (`_before`), its parameters are taken away from autograd:
+   gradients of activations are computed as usual, gradients of these parameters are not. After the call (`_after`) a
+   *tap* is put on the module's output (`regions.py`), which keeps the module's input X.
+3. Backward pass of the unweighted losses. When it arrives at a tap, `_arrive` receives G and X, and the module's rule
+   (`rules.py`) turns them into contributions to the gradients of its parameters, still as factors. Contributions to
+   one parameter are collected until the last of its uses has arrived, as the norm of a sum is wanted, not a sum of
+   norms.
+4. `settle` multiplies the factors for one segment after the other and adds the products to the `Ledger`.
+5. Parameters without a rule, whose gradients have no rows, are settled after the backward pass, by one backward pass
+   through small regions of the graph for each segment (`regions.py`).
+
+Heads get only sum_s c_s g_s, from one product with weighted rows. Their rows are texts or labelled positions instead
+of tokens: `segment_rows` tells which segment owns which.
+
+Shape suffixes: S segments, B entries of a block, P entries of a parameter.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,122 +60,67 @@ from aang_ray.gradients.engine import (
 )
 from aang_ray.gradients.ledger import Ledger
 from aang_ray.gradients.products import SegmentProducts
-from aang_ray.gradients.regions import Regions
-from aang_ray.gradients.rules import (
-    Call,
-    Contribution,
-    Lookups,
-    Products,
-    Rule,
-    Sums,
-    Tap,
-    is_tap,
-    nodes_until_taps,
-    rule_for,
-)
+from aang_ray.gradients.regions import Call, Regions, Tap, is_tap, nodes_until_taps
+from aang_ray.gradients.rules import Contribution, Lookups, OuterProducts, RowSums, Rule, rule_for
 from aang_ray.gradients.tables import settle_lookups
 from aang_ray.model.segments import SegmentRows, current_segment_rows
 
-# --- gradients.settle: Hands the contributions to one parameter over to the ledger: added per segment first, then scored.
-#
-# Shape suffixes: S segments, B entries of a block, P entries of the parameter.
 
+class SegmentEngine:
+    """Computes a step's gradients by one forward and one backward pass (for each piece).
 
-BLOCK = 160_000
-"""Most entries of a block: what is read and written of a gradient, v and the update stays in a core's cache."""
+    Memory beyond that of a plain step: three gradients of one matrix on a CPU (the segment's, v, and the joint one),
+    S of them on a GPU. See `Ledger` for several pieces, the Gram matrix and separate gradients.
 
+    Args:
+        body: the encoder; its parameters are scored.
+        heads: all heads; they get their update only.
+        tied_in_scores: whether the decoder's part of a tied embedding table counts in scores and norms. It counts in
+            the update in any case.
 
-def settle(ledger: Ledger, parameter: nn.Parameter, contributions: Sequence[Contribution]) -> None:
-    """Add all that one pass contributes to a parameter; segments' norms are norms of the sums."""
-    sums = [c for c in contributions if isinstance(c, Sums)]
-    products = [c for c in contributions if isinstance(c, Products)]
-    lookups = [c for c in contributions if isinstance(c, Lookups)]
-    if len(sums) == len(contributions):
-        columns_SP = sums[0].columns(ledger.dtype, ledger.members)
-        for other in sums[1:]:
-            columns_SP += other.columns(ledger.dtype, ledger.members)
-        ledger.add_columns(parameter, 0, columns_SP)
-    elif len(products) == len(contributions):
-        _settle_products(ledger, parameter, products)
-    elif len(lookups) == len(contributions):
-        settle_lookups(ledger, parameter, lookups)
-    else:
-        settle_dense(ledger, [parameter], lambda _: [ledger.zeros(*parameter.shape)], {parameter: contributions})
-
-
-def _settle_products(ledger: Ledger, parameter: nn.Parameter, products: Sequence[Products]) -> None:
-    """P_s = sum over calls of G_sᵀ X_s, for one segment after the other, dropped as soon as it is scored."""
-    factors = [SegmentProducts(c.grads_NO, c.inputs_NI, c.rows, ledger.padded) for c in products]
-    if ledger.by_columns:
-        columns_SP = ledger.zeros(ledger.segments, *parameter.shape)
-        for segment in ledger.present():
-            for factor in factors:
-                columns_SP[segment] += factor.product(segment)
-        ledger.add_columns(parameter, 0, columns_SP.flatten(1))
-        return
-    entries = parameter.numel()
-    size = -(-entries // -(-entries // BLOCK))
-    starts = range(0, entries, size)
-    blocks = [ledger.block(parameter, start, min(start + size, entries)) for start in starts]
-    scratch_B = ledger.zeros(size)
-    for segment in ledger.present():
-        gradients = [factor.product(segment).view(-1) for factor in factors]
-        for start, block in zip(starts, blocks, strict=True):
-            parts = [gradient[start : start + size] for gradient in gradients]
-            # One call's product in the statistics' own type is used as it is.
-            gradient_B = parts[0]
-            if len(parts) > 1 or gradient_B.dtype != ledger.dtype:
-                gradient_B = scratch_B[: len(gradient_B)].copy_(gradient_B)
-                for other in parts[1:]:
-                    gradient_B += other
-            block.add(segment, gradient_B)
-    for block in blocks:
-        block.finish()
-
-
-def settle_dense(
-    ledger: Ledger,
-    parameters: Sequence[nn.Parameter],
-    gradients_of: Callable[[int], Sequence[Tensor]],
-    contributions: Mapping[nn.Parameter, Sequence[Contribution]],
-) -> None:
-    """The general way: each segment's whole gradient of a few parameters, one segment after the other.
-
-    `gradients_of(s)` gives one fresh tensor for each parameter, to which its contributions are added.
+    Raises:
+        UnsupportedModule: a module mixes rows, or has no exact segment gradients for another reason.
     """
-    columns = [ledger.zeros(ledger.segments, p.numel()) for p in parameters] if ledger.by_columns else []
-    blocks = [] if ledger.by_columns else [ledger.block(p, 0, p.numel()) for p in parameters]
-    for segment in ledger.present():
-        for index, (parameter, gradient) in enumerate(zip(parameters, gradients_of(segment), strict=True)):
-            for contribution in contributions.get(parameter, ()):
-                contribution.add_to(segment, gradient)
-            ledger.add_joint_table(parameter, segment, gradient)
-            if ledger.by_columns:
-                columns[index][segment] = gradient.view(-1)
-            else:
-                blocks[index].add(segment, gradient.view(-1))
-    for block in blocks:
-        block.finish()
-    for parameter, columns_SP in zip(parameters, columns, strict=False):
-        ledger.add_columns(parameter, 0, columns_SP)
 
+    per_segment = False
 
-# --- gradients.recorder: Hooks on modules that make one forward and one backward pass yield every segment's gradient.
+    def __init__(self, body: nn.Module, heads: nn.Module, tied_in_scores: bool) -> None:
+        self._body, self._heads, self._tied_in_scores = body, heads, tied_in_scores
+        self._sites = [
+            Site(name, module, rule_for(module, name), head)
+            for root, head in ((body, False), (heads, True))
+            for name, module in root.named_modules()
+            if module._parameters
+        ]
 
-
-@dataclass(frozen=True)
-class Parameters:
-    """What is trained."""
-
-    body: tuple[nn.Parameter, ...]
-    all: frozenset[nn.Parameter]
-    """Body and heads."""
-
-    @classmethod
-    def of(cls, body: nn.Module, heads: nn.Module) -> Self:
-        """The parameters that require a gradient."""
-        of_body = tuple(p for p in body.parameters() if p.requires_grad)
-        return cls(of_body, frozenset((*of_body, *(p for p in heads.parameters() if p.requires_grad))))
+    def __call__(
+        self,
+        pieces: Sequence[P],
+        losses: Callable[[P], Tensor],
+        request: Request,
+        on_complete: OnComplete | None = None,
+    ) -> StepGradients:
+        if not (request.scores or request.gram or request.separate):
+            return weighted_pass(pieces, losses, request, self._body, on_complete)
+        body = [p for p in self._body.parameters() if p.requires_grad]
+        trained = frozenset((*body, *(p for p in self._heads.parameters() if p.requires_grad)))
+        if request.separate or (request.gram and len(pieces) > 1):
+            check_memory(body, len(request.coefficients_S))
+        elif len(pieces) > 1:
+            # v, a segment that continues in the next piece, the joint gradient, and what is to be kept.
+            check_memory(body, 3 + len(request.keep))
+        ledger = Ledger(body, request, [piece.tokens for piece in pieces])
+        recorder = Recorder(self._sites, ledger, frozenset(body), trained, self._tied_in_scores)
+        total_S = torch.zeros_like(ledger.coefficients_S)
+        with recorder.hooked(self._body, self._heads):
+            for number, piece in enumerate(pieces, start=1):
+                recorder.begin(piece.tokens, on_complete if number == len(pieces) else None)
+                losses_S = losses(piece)
+                if losses_S.requires_grad:
+                    recorder.backward(losses_S)
+                ledger.end_piece()
+                total_S += losses_S.detach()
+        return ledger.result(total_S)
 
 
 @dataclass
@@ -152,53 +132,52 @@ class Site:
     rule: Rule | None
     head: bool
     taken: list[list[nn.Parameter] | None] = field(default_factory=list)
-    """For each call that is running: the parameters out of autograd's hands; None if it is not tapped."""
-
-
-def find_sites(body: nn.Module, heads: nn.Module) -> list[Site]:
-    """Every module of body and heads that owns parameters, with its rule.
-
-    Raises:
-        UnsupportedModule: for a module whose gradient is not a sum over its rows.
-    """
-    return [
-        Site(name, module, rule_for(module, name), head)
-        for root, head in ((body, False), (heads, True))
-        for name, module in root.named_modules()
-        if module._parameters
-    ]
+    """For each call that is running: the parameters taken away from autograd; None if the call gets no tap."""
 
 
 class Recorder:
-    """Listens to one step's passes.
+    """Hooks on modules, and what they record in one step's passes.
 
-    Parameters that a rule knows take no part in autograd during the module's call; activations do. A
-    parameter's contributions are counted in the forward pass and settled when the last one has arrived in
-    the backward pass, so that a parameter used twice is scored once.
+    Args:
+        sites: every module that owns parameters.
+        ledger: where segment gradients are added up.
+        body: the body's parameters that are trained.
+        trained: those of body and heads.
+        tied_in_scores: as in `SegmentEngine`.
     """
 
-    def __init__(self, sites: Iterable[Site], ledger: Ledger, parameters: Parameters, tied_in_scores: bool) -> None:
-        self.ledger = ledger
-        self._cutting = False
-        self.calls: list[Call] = []
-        self._sites = list(sites)
-        self._parameters = parameters
-        self._of_body = frozenset(parameters.body)
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        ledger: Ledger,
+        body: frozenset[nn.Parameter],
+        trained: frozenset[nn.Parameter],
+        tied_in_scores: bool,
+    ) -> None:
+        self._sites, self._ledger, self._body, self._trained = sites, ledger, body, trained
         self._tied_in_scores = tied_in_scores
+        self._anchor = torch.zeros((), device=ledger.device, requires_grad=True)
         self._tokens: SegmentRows | None = None
-        self._expected: dict[nn.Parameter, int] = {}
-        self._open: dict[nn.Parameter, int] = {}
         self._on_complete: OnComplete | None = None
+        self._forward = False
+        """False in the backward pass, where checkpointing calls modules a second time."""
+        self._cutting = False
+        """Whether gradients stop at taps: while regions are differentiated."""
+        self._calls: list[Call] = []
+        self._uses: dict[nn.Parameter, int] = {}
+        """How often a parameter was used, and the backward pass has not arrived yet."""
+        self._expected: dict[nn.Parameter, int] = {}
+        """How many contributions to a parameter's scored gradient there will be."""
         self._arrived: dict[nn.Parameter, list[Contribution]] = {}
         self._deferred: frozenset[nn.Parameter] = frozenset()
-        self._forward = False
+        """Parameters in regions, which are settled after the backward pass."""
         self._given: dict[int, Tensor] = {}
+        """Tensors given to modules that contain others, by address."""
         self._cast: tuple[Tensor, int, Tensor] | None = None
-        self._anchor = torch.zeros((), device=ledger.device, requires_grad=True)
 
     @contextmanager
     def hooked(self, *roots: nn.Module) -> Iterator[None]:
-        """Hooks in place; afterwards they are gone and every parameter requires its gradient again."""
+        """Inside the block the hooks are in place; afterwards every parameter requires its gradient again."""
         handles: list[RemovableHandle] = []
         try:
             for site in self._sites:
@@ -206,58 +185,38 @@ class Recorder:
                 handles.append(site.module.register_forward_hook(partial(self._after, site), with_kwargs=True))
             for module in {module for root in roots for module in root.modules()}:
                 if next(module.children(), None) is not None:
-                    handles.append(module.register_forward_pre_hook(self._give, with_kwargs=True))
+                    handles.append(module.register_forward_pre_hook(self._remember_given, with_kwargs=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
             for site in self._sites:
                 site.taken.clear()
-            for parameter in self._parameters.all:
+            for parameter in self._trained:
                 parameter.requires_grad_(True)
             self._forget()
 
-    def _forget(self) -> None:
-        """Let go of the graph. Its nodes hold calls that lead back here: a circle that only C++ could see."""
-        self.calls.clear()
-        self._expected.clear()
-        self._open.clear()
-        self._given.clear()
-        self._arrived.clear()
-        self._cast = None
-
     def begin(self, tokens: SegmentRows, on_complete: OnComplete | None = None) -> None:
-        """A piece's forward pass begins; `on_complete` is told of the body's parameters that its backward pass completes."""
+        """Prepare for a piece's forward pass.
+
+        Args:
+            tokens: which segment owns which row of the body.
+            on_complete: called with the body's parameters that this piece's backward pass completes.
+        """
         self._forget()
         self._tokens, self._forward, self._on_complete = tokens, True, on_complete
 
-    def backward(self, losses_S: Tensor, deferred: Iterable[nn.Parameter], retain_graph: bool) -> None:
-        """The backward pass of the unweighted losses; all but the deferred parameters are settled."""
-        self._forward = False
-        self._deferred = frozenset(deferred)
+    def _forget(self) -> None:
+        """Drop the graph. Its nodes refer to calls, and calls to this object: a cycle that Python cannot collect."""
+        for collected in (self._calls, self._expected, self._uses, self._given, self._arrived):
+            collected.clear()
         self._cast = None
-        torch.autograd.grad(losses_S.sum(), [self._anchor], retain_graph=retain_graph, allow_unused=True)
-        for parameter in [p for p in self._arrived if p not in self._deferred]:
-            settle(self.ledger, parameter, self._arrived.pop(parameter))
 
-    @contextmanager
-    def gradients_cut(self) -> Iterator[None]:
-        """Gradients do not pass through taps, and nothing arrives there."""
-        self._cutting = True
-        try:
-            yield
-        finally:
-            self._cutting = False
+    # The forward pass.
 
-    def take_deferred(self) -> Mapping[nn.Parameter, list[Contribution]]:
-        """What arrived for the deferred parameters."""
-        arrived, self._arrived = self._arrived, {}
-        return arrived
-
-    def _give(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.is_grad_enabled():  # a pass that no gradient comes from: nothing of it is kept
-            return
-        self._given.update({t.data_ptr(): t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)})
+    def _remember_given(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.is_grad_enabled():  # a pass without gradients needs nothing of this
+            self._given.update({t.data_ptr(): t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)})
 
     def _before(self, site: Site, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if isinstance(site.module, nn.modules.batchnorm._BatchNorm) and site.module.training:
@@ -265,7 +224,7 @@ class Recorder:
         taken: list[nn.Parameter] | None = None
         inputs = _first(args, kwargs)
         if torch.is_grad_enabled() and inputs is not None and self._carries_rows(site, inputs):
-            taken = [] if site.rule is None else [p for p in site.rule.parameters if p in self._parameters.all]
+            taken = [] if site.rule is None else [p for p in site.rule.parameters if p in self._trained]
             for parameter in taken:
                 parameter.requires_grad_(False)
         site.taken.append(taken)
@@ -289,9 +248,9 @@ class Recorder:
             cut=lambda: self._cutting,
         )
         if self._forward:
-            self.calls.append(call)
+            self._calls.append(call)
             for parameter in taken:
-                self._open[parameter] = self._open.get(parameter, 0) + 1
+                self._uses[parameter] = self._uses.get(parameter, 0) + 1
                 if self._scored(site, parameter):
                     self._expected[parameter] = self._expected.get(parameter, 0) + 1
         kept = (self._keep(site.rule, inputs, output),) if site.rule is not None and taken else ()
@@ -299,7 +258,7 @@ class Recorder:
         return tap(call, self._anchor, output, *kept)
 
     def _keep(self, rule: Rule, inputs: Tensor, output: Tensor) -> Tensor:
-        """What the rule keeps of an input; several calls in a row on one input share it."""
+        """What the rule keeps of an input. Several modules called in a row on one input share it."""
         inputs = inputs.detach()
         if self._cast is not None:
             source, version, kept = self._cast
@@ -311,31 +270,6 @@ class Recorder:
             self._cast = (inputs, inputs._version, kept)
         return kept
 
-    def _scored(self, site: Site, parameter: nn.Parameter) -> bool:
-        """Whether the site's part of the parameter's gradient counts in scores and norms."""
-        return parameter in self._of_body and (not site.head or self._tied_in_scores)
-
-    def _arrive(self, site: Site, call: Call, grads: Tensor, kept: Tensor) -> None:
-        assert site.rule is not None
-        for parameter, contribution in site.rule.contributions(kept, grads, call.rows):
-            if parameter not in self._parameters.all:
-                continue
-            self._open[parameter] -= 1
-            if self._scored(site, parameter):
-                arrived = self._arrived.setdefault(parameter, [])
-                arrived.append(contribution)
-                if len(arrived) == self._expected[parameter] and parameter not in self._deferred:
-                    settle(self.ledger, parameter, self._arrived.pop(parameter))
-            else:
-                contribution.add_total(self.ledger.coefficients_S, self.ledger.update(parameter))
-            self._settled(parameter)
-
-    def _settled(self, parameter: nn.Parameter) -> None:
-        """Tell whoever listens if nothing more can come for a parameter of the body."""
-        waits = self._open[parameter] > 0 or parameter in self._arrived or parameter in self._deferred
-        if self._on_complete is not None and parameter in self._of_body and not waits:
-            self._on_complete(parameter)
-
     def _rows(self, site: Site) -> SegmentRows:
         rows = current_segment_rows() if site.head else self._tokens
         if rows is None:
@@ -343,11 +277,11 @@ class Recorder:
         return rows
 
     def _carries_rows(self, site: Site, inputs: Tensor) -> bool:
-        """Whether the input has one entry for every row, and not by coincidence.
+        """Whether the input has one entry for every row of the batch, and not by coincidence.
 
-        A table of relative positions may be as long as the batch has tokens. So a computed input must come
-        from another such call, and a plain one must be given to a module that contains this one, or be
-        a matrix of ids that is not square (relative positions are).
+        A table of relative positions may happen to be as long as the batch. So a computed input must come from
+        another tapped call. An input that was not computed must have been given to a module that contains this one,
+        or be a matrix of ids that is not square (matrices of relative positions are square).
         """
         rows = self._rows(site).rows
         leading = _leading(inputs.shape, rows) if site.rule is None else site.rule.leading(inputs)
@@ -356,12 +290,76 @@ class Recorder:
         if inputs.grad_fn is not None:
             return any(is_tap(node) for node in nodes_until_taps(inputs.grad_fn))
         if inputs.requires_grad:
-            return inputs not in self._parameters.all
+            return inputs not in self._trained
         ids = not inputs.is_floating_point() and inputs.ndim == 2 and inputs.shape[0] != inputs.shape[1]
         return ids or inputs.data_ptr() in self._given
 
+    # The backward pass.
+
+    def backward(self, losses_S: Tensor) -> None:
+        """The backward pass of the unweighted losses; afterwards the piece's gradients are in the ledger."""
+        regions = Regions(self._calls, losses_S, self._trained)
+        self._forward = False
+        self._deferred = frozenset(regions.parameters)
+        self._cast = None
+        retain_graph = bool(regions.parameters)
+        torch.autograd.grad(losses_S.sum(), [self._anchor], retain_graph=retain_graph, allow_unused=True)
+        # Parameters of which not all uses influence the losses: what has arrived is complete.
+        for parameter in [p for p in self._arrived if p not in self._deferred]:
+            settle(self._ledger, parameter, self._arrived.pop(parameter))
+        if regions.parameters:
+            self._cutting = True
+            try:
+                self._settle_regions(regions)
+            finally:
+                self._cutting = False
+
+    def _arrive(self, site: Site, call: Call, grads: Tensor, kept: Tensor) -> None:
+        """The backward pass is at a tap: `grads` is G at the module's output, `kept` its input."""
+        assert site.rule is not None
+        for parameter, contribution in site.rule.contributions(kept, grads, call.rows):
+            if parameter not in self._trained:
+                continue
+            self._uses[parameter] -= 1
+            if self._scored(site, parameter):
+                arrived = self._arrived.setdefault(parameter, [])
+                arrived.append(contribution)
+                if len(arrived) == self._expected[parameter] and parameter not in self._deferred:
+                    settle(self._ledger, parameter, self._arrived.pop(parameter))
+            else:
+                contribution.add_total(self._ledger.coefficients_S, self._ledger.update(parameter))
+            waits = self._uses[parameter] > 0 or parameter in self._arrived or parameter in self._deferred
+            if self._on_complete is not None and parameter in self._body and not waits:
+                self._on_complete(parameter)
+
+    def _scored(self, site: Site, parameter: nn.Parameter) -> bool:
+        """Whether the site's part of the parameter's gradient counts in scores and norms."""
+        return parameter in self._body and (not site.head or self._tied_in_scores)
+
+    def _settle_regions(self, regions: Regions) -> None:
+        """Settle the deferred parameters: what arrived for them, and what autograd computes for each segment."""
+        ledger = self._ledger
+        of_body = [p for p in regions.parameters if p in self._body]
+        of_heads = [p for p in regions.parameters if p not in self._body]
+        if of_body:
+
+            def gradients_of(segment: int) -> list[Tensor]:
+                found = regions.segment(of_body, segment)
+                return [
+                    ledger.zeros(*p.shape) if g is None else g.to(ledger.dtype, copy=True).contiguous()
+                    for p, g in zip(of_body, found, strict=True)
+                ]
+
+            arrived, self._arrived = self._arrived, {}
+            settle_dense(ledger, of_body, gradients_of, arrived)
+        if of_heads:
+            for parameter, gradient in zip(of_heads, regions.weighted(of_heads, ledger.coefficients_S), strict=True):
+                if gradient is not None:
+                    ledger.update(parameter).add_(gradient)
+
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """A module's first argument, if it is a tensor."""
     value = args[0] if args else next(iter(kwargs.values()), None)
     return value if isinstance(value, Tensor) else None
 
@@ -376,78 +374,87 @@ def _leading(shape: torch.Size, rows: int) -> int | None:
     return None
 
 
-class SegmentEngine:
-    """One forward and one backward pass of the unweighted losses of all segments (semantics section 3).
+BLOCK = 160_000
+"""Largest number of entries of a block: its parts of a gradient, of v and of the update fit into a core's cache."""
 
-    The gradient of a linear layer's weight is Gᵀ X, a sum over tokens, and segments are ranges of tokens:
-    G_sᵀ X_s for every s costs the multiplications of the sum. Each is multiplied by c_s into the update,
-    by v and by itself into the statistics, and dropped. Not weighting the losses keeps norms exact where
-    a weight underflows. Heads get their weighted sum only. `tied_in_scores` counts the decoder's part of
-    a tied table in scores and norms as well as in the update.
 
-    Memory beyond a plain step: gradients of one matrix, for v, the joint gradient and the segment at hand; see
-    `Ledger` for several pieces, the Gram matrix and separate gradients.
+def settle(ledger: Ledger, parameter: nn.Parameter, contributions: Sequence[Contribution]) -> None:
+    """Add all that one pass contributes to a parameter to the ledger.
 
-    Raises:
-        UnsupportedModule: a module mixes rows, or otherwise has no exact segment gradients.
+    Contributions are added for each segment before norms and inner products are taken.
     """
-
-    per_segment = False
-
-    def __init__(self, body: nn.Module, heads: nn.Module, tied_in_scores: bool) -> None:
-        self._body, self._heads, self._tied_in_scores = body, heads, tied_in_scores
-        self._sites = find_sites(body, heads)
-
-    def __call__(
-        self,
-        pieces: Sequence[P],
-        losses: Callable[[P], Tensor],
-        request: Request,
-        on_complete: OnComplete | None = None,
-    ) -> StepGradients:
-        if not (request.scores or request.gram or request.separate):
-            return weighted_pass(pieces, losses, request, self._body, on_complete)
-        parameters = Parameters.of(self._body, self._heads)
-        cuts = [piece.tokens for piece in pieces]
-        if request.separate or (request.gram and len(pieces) > 1):
-            check_memory(parameters.body, len(request.coefficients_S))
-        elif len(pieces) > 1:
-            # v, a segment that goes on in the next piece, the joint gradient, and what is to be kept.
-            check_memory(parameters.body, 3 + len(request.keep))
-        ledger = Ledger(parameters.body, request, cuts)
-        recorder = Recorder(self._sites, ledger, parameters, self._tied_in_scores)
-        total_S = torch.zeros_like(ledger.coefficients_S)
-        with recorder.hooked(self._body, self._heads):
-            for number, piece in enumerate(pieces, start=1):
-                recorder.begin(piece.tokens, on_complete if number == len(pieces) else None)
-                losses_S = losses(piece)
-                if losses_S.requires_grad:
-                    _backward(recorder, ledger, parameters, losses_S)
-                ledger.end_piece()
-                total_S += losses_S.detach()
-        return ledger.result(total_S)
+    sums = [c for c in contributions if isinstance(c, RowSums)]
+    products = [c for c in contributions if isinstance(c, OuterProducts)]
+    lookups = [c for c in contributions if isinstance(c, Lookups)]
+    if len(sums) == len(contributions):
+        gradients_SP = sums[0].stacked(ledger.dtype, ledger.members)
+        for other in sums[1:]:
+            gradients_SP += other.stacked(ledger.dtype, ledger.members)
+        ledger.add_stacked(parameter, gradients_SP)
+    elif len(products) == len(contributions):
+        _settle_products(ledger, parameter, products)
+    elif len(lookups) == len(contributions):
+        settle_lookups(ledger, parameter, lookups)
+    else:
+        settle_dense(ledger, [parameter], lambda _: [ledger.zeros(*parameter.shape)], {parameter: contributions})
 
 
-def _backward(recorder: Recorder, ledger: Ledger, parameters: Parameters, losses_S: Tensor) -> None:
-    regions = Regions(recorder.calls, losses_S, parameters.all)
-    recorder.backward(losses_S, regions.parameters, retain_graph=bool(regions.parameters))
-    if not regions.parameters:
+def _settle_products(ledger: Ledger, parameter: nn.Parameter, products: Sequence[OuterProducts]) -> None:
+    """G_sᵀ X_s, added over the parameter's uses, for one segment after the other."""
+    factors = [SegmentProducts(c.grads_NO, c.inputs_NI, c.rows, ledger.copies) for c in products]
+    if ledger.takes_stacked:
+        gradients_SP = ledger.zeros(ledger.segments, *parameter.shape)
+        for segment in ledger.present():
+            for factor in factors:
+                gradients_SP[segment] += factor.product(segment)
+        ledger.add_stacked(parameter, gradients_SP.flatten(1))
         return
-    body = frozenset(parameters.body)
-    of_body = [p for p in regions.parameters if p in body]
-    of_heads = [p for p in regions.parameters if p not in body]
-    with recorder.gradients_cut():
-        if of_body:
+    entries = parameter.numel()
+    size = -(-entries // -(-entries // BLOCK))
+    starts = range(0, entries, size)
+    blocks = [ledger.block(parameter, start, min(start + size, entries)) for start in starts]
+    scratch_B = ledger.zeros(size)
+    for segment in ledger.present():
+        gradients = [factor.product(segment).view(-1) for factor in factors]
+        for start, block in zip(starts, blocks, strict=True):
+            parts = [gradient[start : start + size] for gradient in gradients]
+            # A single product in the statistics' own type is used as it is, without a copy.
+            gradient_B = parts[0]
+            if len(parts) > 1 or gradient_B.dtype != ledger.dtype:
+                gradient_B = scratch_B[: len(gradient_B)].copy_(gradient_B)
+                for other in parts[1:]:
+                    gradient_B += other
+            block.add(segment, gradient_B)
+    for block in blocks:
+        block.finish()
 
-            def gradients_of(segment: int) -> list[Tensor]:
-                found = regions.segment(of_body, segment)
-                return [
-                    ledger.zeros(*p.shape) if g is None else g.to(ledger.dtype, copy=True).contiguous()
-                    for p, g in zip(of_body, found, strict=True)
-                ]
 
-            settle_dense(ledger, of_body, gradients_of, recorder.take_deferred())
-        if of_heads:
-            for parameter, gradient in zip(of_heads, regions.weighted(of_heads, ledger.coefficients_S), strict=True):
-                if gradient is not None:
-                    ledger.update(parameter).add_(gradient)
+def settle_dense(
+    ledger: Ledger,
+    parameters: Sequence[nn.Parameter],
+    gradients_of: Callable[[int], Sequence[Tensor]],
+    contributions: Mapping[nn.Parameter, Sequence[Contribution]],
+) -> None:
+    """Settle parameters of which each segment's whole gradient is made, one segment after the other.
+
+    Args:
+        ledger: where to add the gradients.
+        parameters: what to settle.
+        gradients_of: returns a segment's gradient of each parameter so far, in a new tensor.
+        contributions: what is to be added to it, for some of the parameters.
+    """
+    stacked = [ledger.zeros(ledger.segments, p.numel()) for p in parameters] if ledger.takes_stacked else []
+    blocks = [] if ledger.takes_stacked else [ledger.block(p, 0, p.numel()) for p in parameters]
+    for segment in ledger.present():
+        for index, (parameter, gradient) in enumerate(zip(parameters, gradients_of(segment), strict=True)):
+            for contribution in contributions.get(parameter, ()):
+                contribution.add_to(segment, gradient)
+            ledger.add_joint_table(parameter, segment, gradient)
+            if ledger.takes_stacked:
+                stacked[index][segment] = gradient.view(-1)
+            else:
+                blocks[index].add(segment, gradient.view(-1))
+    for block in blocks:
+        block.finish()
+    for parameter, gradients_SP in zip(parameters, stacked, strict=False):
+        ledger.add_stacked(parameter, gradients_SP)

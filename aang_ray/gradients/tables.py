@@ -1,6 +1,10 @@
-"""Tables that are read at ids: their segment gradients are sparse, and are never spread out over the vocabulary.
+"""Segment gradients of embedding tables: sparse, and never spread out over the vocabulary.
 
-Shape suffixes: N rows, S segments, V entries, H width.
+The pass leaves N rows of G with ids and segments. Row v of g_s is the sum of the rows with id v and segment s. Norms
+and inner products are computed from sums over rows with equal keys; equal keys are found by sorting, so all sizes are
+known beforehand and nothing waits for the device.
+
+Shape suffixes: N rows, S segments, V entries of the table, H width.
 """
 
 from __future__ import annotations
@@ -16,10 +20,7 @@ from aang_ray.gradients.rules import Lookups, per_row
 
 
 class TableGradient:
-    """The rows of G that a pass adds to a table: g_s has the sum of the segment's rows with id v in row v.
-
-    Equal ids are found by sorting, so that all sizes are known beforehand and nothing waits for the device.
-    """
+    """All rows of G that a pass adds to a table, with their ids and segments."""
 
     def __init__(self, lookups: Sequence[Lookups], entries: int, dtype: torch.dtype) -> None:
         self.segments = lookups[0].rows.count
@@ -30,7 +31,7 @@ class TableGradient:
         self.segment_N = _joined([per_row(numbers_S, lookup.rows) for lookup in lookups])
 
     def norms2(self) -> Tensor:
-        """||g_s||^2, [S]: rows of G with equal ids of a segment are added, then squared."""
+        """||g_s||^2, [S]: rows with equal id and segment are added, then squared."""
         group_N, key_N = _groups(self.segment_N * self.entries + self.ids_N)
         sums_NH = torch.zeros_like(self.grads_NH).index_add_(0, group_N, self.grads_NH)
         return self._by_segment(torch.linalg.vector_norm(sums_NH, dim=1).square_(), key_N // self.entries)
@@ -46,7 +47,7 @@ class TableGradient:
         return self._by_segment((table_VH.index_select(0, self.ids_N) * self.grads_NH).sum(1), self.segment_N)
 
     def dots_with_dev(self) -> Tensor:
-        """<g_0, g_s>, [S]; g_0 is summed up in as many rows as there are rows of G."""
+        """<g_0, g_s>, [S]; g_0 takes as many rows as G has, not V."""
         group_N, _ = _groups(self.ids_N)
         of_dev_N = self.segment_N == 0
         v_NH = torch.zeros_like(self.grads_NH).index_add_(0, group_N, self.grads_NH * of_dev_N[:, None])
@@ -59,20 +60,20 @@ class TableGradient:
         """Every row of G times its segment's coefficient, [N, H]."""
         return self.grads_NH * coefficients_S[self.segment_N][:, None]
 
-    def columns(self) -> Tensor:
+    def stacked(self) -> Tensor:
         """All g_s spread out, [S, V * H]."""
-        columns = self.grads_NH.new_zeros(self.segments * self.entries, self.grads_NH.shape[1])
-        columns.index_add_(0, self.segment_N * self.entries + self.ids_N, self.grads_NH)
-        return columns.view(self.segments, -1)
+        result = self.grads_NH.new_zeros(self.segments * self.entries, self.grads_NH.shape[1])
+        result.index_add_(0, self.segment_N * self.entries + self.ids_N, self.grads_NH)
+        return result.view(self.segments, -1)
 
 
 def settle_lookups(ledger: Ledger, parameter: nn.Parameter, lookups: Sequence[Lookups]) -> None:
-    """Hand a table's gradients over to the ledger."""
+    """Add a table's segment gradients to the ledger: all that one pass contributes to it by lookups."""
     entries = parameter.shape[0]
     gradient = TableGradient(lookups, entries, ledger.dtype)
     ledger.add_joint_lookups(parameter, gradient.ids_N, gradient.weighted)
-    if ledger.segments * entries <= 2 * len(gradient.ids_N):
-        ledger.add_columns(parameter, 0, gradient.columns())
+    if ledger.segments * entries <= 2 * len(gradient.ids_N):  # a small table is not worth sorting
+        ledger.add_stacked(parameter, gradient.stacked())
         return
     for segment in ledger.present():
         _scatter(lookups, segment, ledger.kept(parameter, segment))
@@ -80,7 +81,7 @@ def settle_lookups(ledger: Ledger, parameter: nn.Parameter, lookups: Sequence[Lo
         target_VH.index_add_(0, gradient.ids_N, gradient.weighted(coefficients_S).to(target_VH.dtype))
     if ledger.rows_SP is not None:
         for segment in ledger.present():
-            _scatter(lookups, segment, ledger.separate(parameter, segment))
+            _scatter(lookups, segment, ledger.part_of(ledger.rows_SP[segment], parameter))
     elif ledger.gram_SS is not None:
         for segment in ledger.present():
             table_VH = ledger.zeros(*parameter.shape)
@@ -88,8 +89,8 @@ def settle_lookups(ledger: Ledger, parameter: nn.Parameter, lookups: Sequence[Lo
             ledger.gram_SS[segment] += gradient.dots(table_VH)
     else:
         for segment in ledger.present():
-            _scatter(lookups, segment, ledger.held(parameter, segment))
-        v_VH = ledger.held(parameter, 0)
+            _scatter(lookups, segment, ledger.buffer(parameter, segment))
+        v_VH = ledger.buffer(parameter, 0)
         ledger.add_scores(gradient.norms2(), gradient.dots_with_dev() if v_VH is None else gradient.dots(v_VH))
         ledger.add_joint_score(gradient.norm2_of)
 
@@ -99,7 +100,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _groups(keys_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers for equal keys: each row's group, [N], and each group's key, [N], 0 after the last group."""
+    """Number equal keys: the group of each row, [N], and the key of each group, [N], 0 after the last group."""
     sorted_N, order_N = keys_N.sort()
     group_N = torch.cat([sorted_N.new_zeros(1), (sorted_N[1:] != sorted_N[:-1]).long()]).cumsum(0)
     of_row_N = torch.empty_like(order_N).scatter_(0, order_N, group_N)

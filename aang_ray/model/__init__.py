@@ -1,1 +1,1 @@
-"""The encoder under a chosen visibility, and the heads on it."""
+"""The encoder, which runs under a given visibility, and the heads on it."""

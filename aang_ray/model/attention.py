@@ -1,17 +1,20 @@
-"""How an encoder family is told who sees whom: one adapter per attention-mask convention.
+"""The encoder's input, and how each encoder family is made to attend to visible tokens only.
 
-Visibility is a boolean matrix [R, L, L], rows are queries (semantics section 2.5). Families take it as
+A batch is R rows of L tokens. A row holds one text (padded layout) or several (packed layout); tokens of different
+texts never see each other. Which position sees which is the boolean visibility matrix [R, L, L] (rows are queries,
+columns are keys), computed from ranks (docs/semantics.md, section 2, step 5). Families differ in the attention mask
+that they take, and there is one adapter for each convention:
 
-- an additive float mask [R, 1, L, L] given to the model's forward (a boolean one would be *added* by
-  eager attention, and leak): BERT, RoBERTa and its descendants, DistilBERT, ELECTRA, MPNet;
-- a boolean keep-mask [R, L, L] given to the layers, because the model's forward accepts padding
-  masks only: DeBERTa-v2;
-- two additive masks, for its full and its sliding-window layers: ModernBERT.
+- `AdditiveMask`: an additive float mask [R, 1, L, L] for the model's forward (eager attention would *add* a boolean
+  one, and leak): BERT, RoBERTa and its descendants, DistilBERT, ELECTRA, MPNet;
+- `KeepMask`: a boolean mask [R, L, L] for the layers, because the model's forward accepts padding masks only:
+  DeBERTa-v2;
+- `TwoMasks`: two additive masks, for layers with full and with sliding-window attention: ModernBERT.
 
-Position and token-type ids are always given, [R, L]: without them a family looks up one row [1, L]
-for the whole batch, and the gradient of those embeddings is no longer a sum over tokens of one text.
+Position and token-type ids are always given, [R, L]. Without them a family looks up one row [1, L] for the whole
+batch, and the gradient of those embeddings is no longer a sum over the tokens of single texts.
 
-Shape suffixes: R rows, L columns, H hidden size.
+Shape suffixes: R rows, L columns, E texts, N noised tokens, W width of the embeddings, H hidden size.
 """
 
 from __future__ import annotations
@@ -26,19 +29,13 @@ from torch import Tensor, nn
 
 from aang_ray.errors import UserError
 
-# --- model.inputs: What the encoder reads: texts laid out in rows.
-#
-# Shape suffixes: R rows, L columns, E texts, N noised tokens, W width of the embeddings. A row holds one text (padded
-# layout) or several (packed); tokens of different texts never see each other.
-
 
 @dataclass(frozen=True)
 class TokenInputs:
     """E texts in R rows of L tokens.
 
-    Row position i sees key j iff both are tokens of the same text and either i = j or
-    `key_ranks[j] <= ranks[i]` (semantics section 2.5); padding is seen by nobody and sees its own
-    row's padding only, so that its softmax is defined.
+    Position i sees key j iff both are tokens of the same text and either i = j or `key_ranks[j] <= ranks[i]`.
+    Padding sees, and is seen by, the padding of its own row only; so its softmax is defined.
     """
 
     ids_RL: Tensor
@@ -46,9 +43,9 @@ class TokenInputs:
     positions_RL: Tensor
     """Position of the token in its text, from 0, int64; the encoder adds its family's offset."""
     ranks_RL: Tensor
-    """What a position sees, int32."""
+    """Rank of the position as a query: it sees keys of this or a lower rank, int32."""
     key_ranks_RL: Tensor
-    """Who sees a position, int32; differs from `ranks_RL` only where nobody may see it."""
+    """Rank of the position as a key, int32; differs from `ranks_RL` only for positions that nobody may see."""
     texts_RL: Tensor
     """Index of the text, int32; -1 on padding."""
     first_E: Tensor
@@ -56,11 +53,11 @@ class TokenInputs:
     lengths_E: Tensor
     """Tokens of each text, int64."""
     visible_RLL: Tensor | None = None
-    """Overrides the rank rule where given (published visibility): bool, [R, L, L]."""
+    """If given, used in place of the ranks (published visibility): bool."""
     noised_N: Tensor | None = None
     """Positions whose input embeddings get noise, in the flattened [R * L] axis, int64."""
     noise_NW: Tensor | None = None
-    """What is added to them, float."""
+    """The noise that is added to them, float."""
 
     def to(self, device: torch.device) -> Self:
         """The same inputs on a device; the copy does not block where the memory is pinned."""
@@ -69,7 +66,7 @@ class TokenInputs:
         return replace(self, **moved)
 
     def visibility_RLL(self) -> Tensor:
-        """The boolean matrix of who sees whom: [R, L, L], rows are queries, columns are keys."""
+        """Whether a query (second axis) sees a key (third axis): bool, [R, L, L]."""
         if self.visible_RLL is not None:
             return self.visible_RLL
         same = self.texts_RL[:, :, None] == self.texts_RL[:, None, :]
@@ -78,10 +75,10 @@ class TokenInputs:
 
 
 class Adapter(Protocol):
-    """Runs a body under a visibility matrix."""
+    """Runs a body under the visibility of its inputs."""
 
     positions_given: bool
-    """Whether a token's place is its position id alone, so that it can stand anywhere in its row."""
+    """Whether the family places a token by its position id alone, so that it can stand anywhere in its row."""
 
     def __call__(self, body: nn.Module, inputs: TokenInputs) -> Tensor:
         """The last hidden states, [R, L, H]."""
@@ -89,10 +86,10 @@ class Adapter(Protocol):
 
 
 def additive(visible_RLL: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where visible, the lowest finite value of `dtype` elsewhere: [R, 1, L, L].
+    """An additive mask: 0 where visible, the lowest finite value of `dtype` elsewhere, [R, 1, L, L].
 
-    Finite, so that a row that sees nothing has a softmax without NaN; exp() of it is exactly 0 beside
-    any visible key.
+    It is finite so that the softmax of a row that sees nothing has no NaN; if a key is visible, its exp() is exactly
+    0.
     """
     mask_RLL = torch.zeros(visible_RLL.shape, dtype=dtype, device=visible_RLL.device)
     return mask_RLL.masked_fill_(~visible_RLL, torch.finfo(dtype).min).unsqueeze(1)
@@ -106,10 +103,10 @@ def attention_dtype(body: nn.Module, device: torch.device) -> torch.dtype:
 
 
 def position_offset(body: nn.Module) -> int:
-    """Position id of a text's first token.
+    """The position id of a text's first token.
 
-    Families that descend from fairseq reserve the ids up to the padding id: their table of positions
-    has a padding row, and places start behind it.
+    Families that descend from fairseq reserve the ids up to the padding id: their position table has a padding row,
+    and positions start after it.
     """
     for name, module in body.named_modules():
         if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
@@ -118,7 +115,7 @@ def position_offset(body: nn.Module) -> int:
 
 
 class ExplicitIds:
-    """Position and token-type ids as a body takes them."""
+    """Makes the position and token-type ids that a body's forward (or its embeddings' forward) takes."""
 
     def __init__(self, body: nn.Module, takes: Callable[..., Any]) -> None:
         names = inspect.signature(takes).parameters
@@ -128,7 +125,7 @@ class ExplicitIds:
         self.offset = position_offset(body)
 
     def __call__(self, inputs: TokenInputs) -> dict[str, Tensor]:
-        """Keyword arguments, each [R, L]; texts of a row all have token type 0."""
+        """Keyword arguments, each [R, L]; all tokens have token type 0."""
         ids: dict[str, Tensor] = {}
         if self.positions:
             ids["position_ids"] = inputs.positions_RL + self.offset
@@ -138,7 +135,11 @@ class ExplicitIds:
 
 
 class AdditiveMask:
-    """One additive mask for all layers, through the model's own forward."""
+    """One additive mask for all layers, through the model's own forward.
+
+    Raises:
+        UserError: the model's forward takes no attention mask.
+    """
 
     positions_given = False
 
@@ -159,16 +160,19 @@ class AdditiveMask:
 
 
 class AdditiveMaskGivenPositions(AdditiveMask):
-    """The same for families whose only sense of place is the table of absolute positions."""
+    """The same for families that know positions from a table of absolute positions only."""
 
     positions_given = True
 
 
 class KeepMask:
-    """A boolean mask through embeddings and layers, for families with relative places by column.
+    """A boolean mask, given to the layers; for families with relative positions that are differences of columns.
 
-    Differences of columns inside one text of a packed row are those of the text alone; a token out of
-    order would be misplaced.
+    Within one text of a packed row these are the differences of the text alone. A token out of order would be
+    misplaced.
+
+    Raises:
+        UserError: the encoder has a convolution over neighbouring tokens, which no attention mask restricts.
     """
 
     positions_given = False
@@ -178,7 +182,7 @@ class KeepMask:
         if getattr(model.encoder, "conv", None) is not None:
             raise UserError(
                 f"encoder of type {model.config.model_type!r} has a convolution over neighbouring tokens "
-                "(conv_kernel_size > 0), which no attention mask restrains: choose an encoder without one"
+                "(conv_kernel_size > 0), which no attention mask restricts: choose an encoder without one"
             )
         self.ids = ExplicitIds(body, model.embeddings.forward)
 
@@ -191,9 +195,9 @@ class KeepMask:
 
 
 class TwoMasks:
-    """ModernBERT: layers with full attention, and layers with a window of `sliding_window` places.
+    """ModernBERT: some layers attend to all tokens, the others to those at most `sliding_window` positions away.
 
-    The window is a distance of position ids, not of columns, so that a token may stand out of order.
+    The distance is one of position ids, not of columns, so that a token may stand out of order.
     """
 
     positions_given = True
@@ -227,16 +231,14 @@ ADAPTERS: Mapping[str, Callable[[nn.Module], Adapter]] = {
     "deberta-v2": KeepMask,
     "modernbert": TwoMasks,
 }
-"""By the configuration's `model_type`."""
+"""The adapter of each family, by the configuration's `model_type`."""
 
 
 def adapter_for(body: nn.Module) -> Adapter:
-    """The adapter of a body's family; an unknown family is tried with an additive mask.
-
-    The leak test decides whether it obeys (`aang_ray.model.leak`).
+    """The adapter of a body's family. An unknown family gets an additive mask; the leak test (`loading.py`) checks it.
 
     Raises:
-        UserError: the family cannot be told who sees whom.
+        UserError: the visibility of this body cannot be set.
     """
     settings: Any = body.config
     return ADAPTERS.get(settings.model_type, AdditiveMask)(body)

@@ -1,6 +1,7 @@
-"""The body: a pretrained encoder under a visibility of our choice, and how a text's vector is read.
+"""The body: a pretrained encoder that runs under a given visibility, and pools each text into one vector.
 
-Shape suffixes: R rows, L columns, E texts, H hidden size.
+Shape suffixes: R rows, L columns, T = R * L positions, E texts, H hidden size, W width of the embeddings, N noised
+tokens.
 """
 
 from __future__ import annotations
@@ -15,16 +16,14 @@ from torch import Tensor, nn
 from aang_ray.errors import UserError
 from aang_ray.model.attention import TokenInputs, adapter_for, position_offset
 
-# --- model.noise: Noise on input embeddings, whatever the family does with them next.
-#
-# Shape suffixes: R rows, L columns, W width of the embeddings, N noised tokens.
+Pooling = Literal["first", "mean"]
 
 
 @contextmanager
 def noised(table: nn.Embedding, inputs: TokenInputs) -> Iterator[None]:
-    """What the table looks up inside the block gets the inputs' noise, where they have some.
+    """Inside the block, the inputs' noise (if any) is added to the embeddings that the table returns.
 
-    A constant is added, so that the gradient of the table is as without.
+    The noise is a constant, so the gradient with respect to the table is the usual one.
     """
     noised_N, noise_NW = inputs.noised_N, inputs.noise_NW
     if noised_N is None or noise_NW is None:
@@ -42,17 +41,15 @@ def noised(table: nn.Embedding, inputs: TokenInputs) -> Iterator[None]:
         handle.remove()
 
 
-Pooling = Literal["first", "mean"]
-
-
 class Encoder(nn.Module):
-    """A transformer encoder without heads (semantics section 1: theta).
+    """A transformer encoder without heads: theta of docs/semantics.md, section 1.
 
-    `body` is a Hugging Face model that returns `last_hidden_state`; every parameter of it takes part
-    in `forward`.
+    Args:
+        body: a Hugging Face model that returns `last_hidden_state`, and uses every parameter in its forward.
+        pooling: how a text's vector is read: `first` token, or `mean` over its tokens.
 
     Raises:
-        UserError: the family cannot be told who sees whom.
+        UserError: the visibility of this family cannot be set.
     """
 
     def __init__(self, body: nn.Module, pooling: Pooling) -> None:
@@ -71,7 +68,7 @@ class Encoder(nn.Module):
 
     @property
     def word_embeddings(self) -> nn.Embedding:
-        """The table that looks tokens up; its width may differ from the hidden size (ELECTRA)."""
+        """The embedding table of tokens; its width may differ from the hidden size (ELECTRA)."""
         body: Any = self.body
         table = body.get_input_embeddings()
         assert isinstance(table, nn.Embedding)
@@ -88,22 +85,22 @@ class Encoder(nn.Module):
             return self._adapter(self.body, inputs)
 
     def pool(self, hidden_RLH: Tensor, inputs: TokenInputs) -> Tensor:
-        """Each text's vector, [E, H]: its first token, or the mean over its own tokens."""
+        """Each text's vector, [E, H]: the hidden state of its first token, or the mean over its tokens."""
         flat_TH = hidden_RLH.flatten(0, 1)
         if self.pooling == "first":
             return flat_TH.index_select(0, inputs.first_E)
         texts = inputs.lengths_E.shape[0]
-        # Padding goes to a row of its own, which is dropped; sums of half-precision numbers are made in fp32.
+        # Padding is summed into a row of its own, which is dropped. Half-precision numbers are summed in fp32.
         owner_T = torch.where(inputs.texts_RL < 0, texts, inputs.texts_RL).flatten().long()
         flat_TH = flat_TH.to(torch.promote_types(flat_TH.dtype, torch.float32))
         sums_EH = flat_TH.new_zeros(texts + 1, self.hidden_size).index_add(0, owner_T, flat_TH)[:texts]
         return sums_EH / inputs.lengths_E.unsqueeze(1)
 
     def enable_checkpointing(self) -> None:
-        """Recompute activations in the backward pass.
+        """Store no activations of the layers; recompute them in the backward pass.
 
         Raises:
-            UserError: the family does not offer it.
+            UserError: the family does not support it.
         """
         body: Any = self.body
         if not body.supports_gradient_checkpointing:

@@ -1,4 +1,7 @@
-"""Output heads (semantics section 4).
+"""Output heads: classes of a text, and vocabulary logits of labelled positions (docs/semantics.md, section 4).
+
+A vocabulary head starts from the checkpoint's own masked-LM head if it has one. The last part of this file finds that
+head's parts in the models of each family.
 
 Shape suffixes: E texts, M labelled positions, H hidden size, W width of the embeddings, C classes, V vocabulary.
 """
@@ -16,25 +19,25 @@ from torch import Tensor, nn
 
 
 class ClassificationHead(nn.Sequential):
-    """Linear, Tanh, Dropout, Linear on a pooled text: [E, H] to [E, C]."""
+    """Linear, Tanh, Dropout, Linear on pooled texts: [E, H] to [E, C]."""
 
     def __init__(self, hidden: int, classes: int, dropout: float) -> None:
         super().__init__(nn.Linear(hidden, hidden), nn.Tanh(), nn.Dropout(dropout), nn.Linear(hidden, classes))
 
 
 class TiedDecoder(nn.Module):
-    """Logits over the vocabulary through the encoder's own table of embeddings: x Wᵀ + b, [M, W] to [M, V].
+    """Vocabulary logits x Wᵀ + b, [M, W] to [M, V], where W is the encoder's embedding table.
 
-    The table stays the encoder's: it is not among this module's parameters, the bias is.
+    The bias is a parameter of this module; the table remains a parameter of the encoder only.
     """
 
     alias: Tensor | None
-    """Stands in for the table where set: a plain tensor (not a Parameter), so that the gradient of the
-    table as decoder can be told from its gradient as lookup."""
+    """If set, used in place of the table: a plain tensor (not a Parameter) with a gradient of its own, so that the
+    gradient of the table as decoder can be told from its gradient as lookup."""
 
     def __init__(self, table: nn.Embedding, bias_V: Tensor | None = None) -> None:
         super().__init__()
-        # Past nn.Module's registration, which would make the table a parameter of the head.
+        # Bypasses nn.Module's registration, which would make the table a parameter of the head.
         object.__setattr__(self, "_table", table)
         self.bias = nn.Parameter(_bias(table, bias_V))
         self.alias = None
@@ -53,7 +56,7 @@ class TiedDecoder(nn.Module):
 
 @dataclass(frozen=True)
 class MaskedLMHead:
-    """The parts of a checkpoint's own masked-LM head, in the order of their use."""
+    """The parts of a checkpoint's own masked-LM head, in the order in which they are applied."""
 
     dense: nn.Linear
     activation: Callable[[Tensor], Tensor]
@@ -62,12 +65,19 @@ class MaskedLMHead:
 
 
 class TokenHead(nn.Module):
-    """Vocabulary logits at labelled positions alone: dense, GELU, LayerNorm, decoder; [M, H] to [M, V].
+    """Vocabulary logits of labelled positions: dense, GELU, LayerNorm, decoder; [M, H] to [M, V].
 
-    Starts as a copy of the checkpoint's own masked-LM head where it has one (`start`). Else fresh, with
-    weights of standard deviation `std`, and with `bias_V` on the output: at the log unigram frequencies of
-    the corpus the head predicts what is frequent from the first step on, and does not start by shaking the
-    body. `untied` gives the decoder its own copy of the table, trained with the head.
+    Args:
+        table: the encoder's embedding table, to which the decoder is tied.
+        hidden: H.
+        bias_V: the decoder's bias of a fresh head. With the log unigram frequencies of the corpus the head predicts
+            frequent tokens from the first step on; otherwise its first gradients would disturb the body.
+        start: the checkpoint's own masked-LM head; this head starts as a copy of it, bias included.
+        untied: the decoder gets its own copy of the table, trained with the head.
+        std: standard deviation of a fresh head's weights.
+
+    Raises:
+        ValueError: the bias has another length than the vocabulary.
     """
 
     def __init__(
@@ -102,7 +112,7 @@ class TokenHead(nn.Module):
 
 def _own_decoder(table: nn.Embedding, bias_V: Tensor | None) -> nn.Linear:
     weight = table.weight
-    # Made without storage: the default initialisation would draw from the random stream and be overwritten.
+    # Made without storage: the default initialisation would draw from the random stream, only to be overwritten.
     decoder = nn.Linear(table.embedding_dim, table.num_embeddings, device="meta", dtype=weight.dtype)
     decoder = decoder.to_empty(device=weight.device)
     with torch.no_grad():
@@ -112,11 +122,7 @@ def _own_decoder(table: nn.Embedding, bias_V: Tensor | None) -> nn.Linear:
 
 
 def _bias(table: nn.Embedding, bias_V: Tensor | None) -> Tensor:
-    """A copy of the bias beside the table, or zeros.
-
-    Raises:
-        ValueError: if its length is not the vocabulary's.
-    """
+    """A copy of the bias in the table's type and device; zeros if there is none."""
     if bias_V is None:
         return table.weight.new_zeros(table.num_embeddings)
     if bias_V.shape != (table.num_embeddings,):
@@ -124,20 +130,17 @@ def _bias(table: nn.Embedding, bias_V: Tensor | None) -> Tensor:
     return bias_V.detach().to(table.weight, copy=True)
 
 
-# --- model.checkpoint_head: The masked-LM head that a checkpoint brings along, in the parts that `TokenHead` is made of.
-
-
 @dataclass(frozen=True)
 class HeadNames:
-    """Dotted names of a family's parts inside its masked-LM model."""
+    """Dotted names of the masked-LM head's parts in the models of a family."""
 
     dense: str
     norm: str
     bias: str
     activation: str | None
-    """None: GELU, called as a function."""
+    """None: GELU, which the model calls as a function."""
     decoder: str | None
-    """The output layer; None where the model multiplies by the table of embeddings itself."""
+    """The output layer; None if the model multiplies by the embedding table itself."""
 
 
 def _bert_like(activation: str = "transform_act_fn") -> HeadNames:
@@ -193,14 +196,15 @@ _NAMES: Mapping[str, tuple[HeadNames, ...]] = {
 
 
 def masked_lm_head(model: nn.Module, missing: Collection[str]) -> MaskedLMHead | None:
-    """The head of a masked-LM model, if the checkpoint brought all of it.
+    """The head of a masked-LM model, if the checkpoint contained all of it.
 
     Args:
         model: a Hugging Face masked-LM model.
-        missing: names of parameters that the checkpoint lacked, so that they are random.
+        missing: names of parameters that the checkpoint lacked; they are random.
 
-    None also where its decoder is not the table of embeddings: the transform in front of another
-    matrix says nothing about the table.
+    Returns:
+        The head's parts. None if parts are missing, the family is unknown, or the decoder is not the embedding table
+        (then its dense layer was trained for another matrix).
     """
     wrapped: Any = model
     parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -1,6 +1,6 @@
 """A small convolutional body for images, without heads.
 
-Shape suffixes: E images, H height, W width, F features.
+Shape suffixes: E images, H height, W width, F features; 1 is the single colour channel.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ class LeNet(nn.Module):
     | convolution 5 x 5, stride 2, 16 filters, ReLU | 16 x 3 x 3 |
     | linear, ReLU | 64 |
 
-    Strides instead of pooling also make a step on a CPU three times as fast. It starts at random, from PyTorch's
-    global generator, with weights of the size that rectified layers need (He et al. 2015): from PyTorch's smaller
-    ones plain SGD takes some hundred steps to begin. There is no dropout.
+    Strides in place of pooling make a step on a CPU three times as fast. Weights are drawn from PyTorch's global
+    generator in the size that rectified layers need (He et al. 2015); with PyTorch's smaller defaults plain SGD makes
+    no progress for some hundred steps. There is no dropout.
+
+    Args:
+        height: of the images, in pixels.
+        width: of the images, in pixels.
     """
 
     def __init__(self, height: int, width: int) -> None:

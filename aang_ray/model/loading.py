@@ -1,10 +1,21 @@
-"""From a folder or a name on the Hub to an encoder that obeys its visibility."""
+"""Loads a pretrained encoder from a folder or the Hub, and checks that it obeys the visibility that it is given.
+
+Three parts, in this order:
+
+1. `load_encoder`: configuration, weights (safetensors only), and the checkpoint's own masked-LM head.
+2. `checkpoint_pooling`: how the checkpoint was trained to pool a text.
+3. `check_no_leak`: the gradient leak test (docs/semantics.md, section 8). For every position i and every token j that i
+   must not see, the derivative of i's output with respect to j's embedding has to be exactly 0 through all layers.
+   Some visible token other than i itself has to matter, too: otherwise nothing was tested.
+
+Shape suffixes: R rows, L columns, W width of the embeddings, H hidden size.
+"""
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,216 +38,37 @@ if TYPE_CHECKING:
     from aang_ray.data.pretrained import Located
 
 
-# --- model.pooling: How a checkpoint was trained to read a text's vector, from the file that says so.
-
-
-_FILE = "1_Pooling/config.json"
-# Earlier releases of the sentence-transformers layout have a flag a mode, later ones the mode's name.
-_FLAGS: Mapping[str, Pooling] = {"pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean"}
-_MODES: Mapping[str, Pooling] = {"cls": "first", "mean": "mean"}
-
-
-def checkpoint_pooling(located: Located) -> Pooling:
-    """What `pooling: auto` stands for (semantics section 4).
-
-    A sentence-embedding checkpoint carries `1_Pooling/config.json`; without one the first token's
-    vector is what a pretrained encoder offers.
-
-    Raises:
-        UserError: the file names a pooling that there is not here, or cannot be fetched.
-    """
-    path = Path(located.source) / _FILE if located.local else _on_hub(located)
-    if path is None or not path.is_file():
-        return "first"
-    try:
-        stated: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"encoder.pooling: {_FILE} of {located.source} is not valid JSON: {error}") from error
-    modes = _modes(stated)
-    known = {**_FLAGS, **_MODES}
-    if len(modes) == 1 and modes[0] in known:
-        return known[modes[0]]
-    raise UserError(
-        f"encoder.pooling: {_FILE} of {located.source} states {' + '.join(modes) or 'no mode'}; "
-        "choose encoder.pooling first or mean"
-    )
-
-
-def _modes(stated: Any) -> list[str]:
-    if not isinstance(stated, dict):
-        return []
-    mode = stated.get("pooling_mode")
-    if mode is None:
-        return [key for key, value in stated.items() if key.startswith("pooling_mode_") and value is True]
-    return [str(entry) for entry in mode] if isinstance(mode, list) else [str(mode)]
-
-
-def _on_hub(located: Located) -> Path | None:
-    """The file on the Hub, from the cache where it was asked for before; None where there is none."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    cached = try_to_load_from_cache(located.source, _FILE, revision=located.revision)
-    if cached is not None:
-        # Anything but a path is the mark that the Hub was asked and has no such file.
-        return Path(cached) if isinstance(cached, str) else None
-    try:
-        return Path(hf_hub_download(located.source, _FILE, revision=located.revision))
-    except LocalEntryNotFoundError as error:
-        raise UserError(
-            f"encoder.pooling: auto needs {_FILE} of {located.source}, and the Hub cannot be asked; "
-            "choose encoder.pooling first or mean"
-        ) from error
-    except EntryNotFoundError:
-        return None
-
-
-# --- model.leak: The gradient leak test: no output may depend on a token that it must not see (semantics section 8).
-#
-# For every position i and every input j that i must not see, the derivative of i's output with respect
-# to j's embedding has to be exactly 0, through all layers; and some visible token other than i itself
-# has to matter, or nothing was tested.
-#
-# Shape suffixes: R rows (one representation each), L columns, W width of the embeddings.
-
-
-# A row holds a text of five tokens, one of four, and two columns of padding.
-_LENGTHS = (5, 4)
-_COLUMNS = 11
-# Ranks, and key ranks where they differ, of the longer text; the shorter one takes its beginning. -9 and 9:
-# the first token is seen by all and sees itself alone, or sees all and is seen by nobody (semantics section 2.5).
-_RANKS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "bidirectional": ((0, 0, 0, 0, 0), (0, 0, 0, 0, 0)),
-    "left-to-right": ((-9, 2, 4, 6, 8), (-9, 2, 4, 6, 8)),
-    "right-to-left": ((-9, 8, 6, 4, 2), (-9, 8, 6, 4, 2)),
-    "random-factorized": ((-9, 6, 2, 8, 4), (-9, 6, 2, 8, 4)),
-    "random-factorized (first token last)": ((9, 6, 2, 8, 4), (9, 6, 2, 8, 4)),
-    "random-factorized (with queries)": ((-9, 4, 2, 3, 1), (-9, 4, 2, 9, 9)),
-}
-
-
-def check_no_leak(encoder: Encoder) -> None:
-    """Refuse an encoder whose attention does not obey the visibility that it is given.
-
-    Runs in eval mode on a few random tokens; leaves mode, random state and gradients as they were.
-
-    Raises:
-        UserError: names the encoder's type and the representation that leaked.
-    """
-    table = encoder.word_embeddings
-    inputs = _probe(encoder.vocab_size).to(table.weight.device)
-    with _eval_mode(encoder), torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(0)
-        try:
-            influence_RLL = _influence(encoder, table, inputs)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise UserError(f"encoder of type {encoder.model_type!r} cannot be told who sees whom: {error}") from error
-    visible_RLL = inputs.visibility_RLL()
-    self_LL = torch.eye(_COLUMNS, dtype=torch.bool, device=visible_RLL.device)
-    leaks_R = ((influence_RLL != 0) & ~visible_RLL).flatten(1).any(1).tolist()
-    context_RL = (visible_RLL & ~self_LL).any(2)
-    used_RL = ((influence_RLL != 0) & visible_RLL & ~self_LL).any(2)
-    deaf_R = (context_RL & ~used_RL & (inputs.texts_RL >= 0)).any(1).tolist()
-    for name, leaks, deaf in zip(_RANKS, leaks_R, deaf_R, strict=True):
-        if leaks:
-            raise UserError(
-                f"encoder of type {encoder.model_type!r} does not obey its attention mask: under {name} visibility "
-                "an output depends on a token that it must not see"
-            )
-        if deaf:
-            raise UserError(
-                f"encoder of type {encoder.model_type!r} ignores its context: under {name} visibility "
-                "an output depends on no token but its own"
-            )
-
-
-def _probe(vocab_size: int) -> TokenInputs:
-    """One row a representation, each with the same two packed texts and padding."""
-    rows = len(_RANKS)
-    padding = _COLUMNS - sum(_LENGTHS)
-    generator = torch.Generator().manual_seed(0)
-    ranks, key_ranks = (
-        torch.tensor([order[k] + order[k][: _LENGTHS[1]] + (0,) * padding for order in _RANKS.values()]) for k in (0, 1)
-    )
-    firsts = [row * _COLUMNS + start for row in range(rows) for start in (0, _LENGTHS[0])]
-    positions = [*range(_LENGTHS[0]), *range(_LENGTHS[1]), *[0] * padding]
-    return TokenInputs(
-        ids_RL=torch.randint(vocab_size, (rows, _COLUMNS), generator=generator),
-        positions_RL=torch.tensor(positions).expand(rows, -1).contiguous(),
-        ranks_RL=ranks.int(),
-        key_ranks_RL=key_ranks.int(),
-        texts_RL=torch.tensor([_texts(row, padding) for row in range(rows)], dtype=torch.int32),
-        first_E=torch.tensor(firsts),
-        lengths_E=torch.tensor(_LENGTHS * rows),
-    )
-
-
-def _texts(row: int, padding: int) -> Sequence[int]:
-    return [2 * row] * _LENGTHS[0] + [2 * row + 1] * _LENGTHS[1] + [-1] * padding
-
-
-def _influence(encoder: Encoder, table: nn.Embedding, inputs: TokenInputs) -> Tensor:
-    """Largest derivative of a random projection of output i with respect to embedding j: [R, L, L]."""
-    seen: list[Tensor] = []
-
-    def capture(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-        seen.append(output.detach().requires_grad_())
-        return seen[-1]
-
-    handle = table.register_forward_hook(capture)
-    try:
-        with torch.autocast(inputs.ids_RL.device.type, enabled=False):
-            hidden_RLH = encoder(inputs)
-    finally:
-        handle.remove()
-    projected_RL = hidden_RLH @ torch.randn(encoder.hidden_size, dtype=hidden_RLH.dtype, device=hidden_RLH.device)
-    columns = []
-    for column in range(_COLUMNS):
-        # Rows do not touch each other, so that one backward pass serves the column in all of them.
-        (gradient_RLW,) = torch.autograd.grad(projected_RL[:, column].sum(), seen[0], retain_graph=True)
-        columns.append(gradient_RLW.abs().amax(2))
-    return torch.stack(columns, dim=1)
-
-
-@contextmanager
-def _eval_mode(encoder: Encoder) -> Iterator[None]:
-    training = {name: module.training for name, module in encoder.named_modules()}
-    encoder.eval()
-    try:
-        yield
-    finally:
-        for name, module in encoder.named_modules():
-            module.training = training[name]
-
-
-_obedient: set[tuple[str, int | None]] = set()
-"""Encoders, by content and depth, that passed the leak test in this process: it takes longer than reading them."""
+_passed: set[tuple[str, int | None]] = set()
+"""Encoders, by content and depth, that passed the leak test in this process. The test takes longer than loading."""
 
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """An encoder, and what its checkpoint brings along for heads."""
+    """An encoder, and the head that came with its checkpoint."""
 
     encoder: Encoder
     mlm_head: MaskedLMHead | None
-    """The checkpoint's own masked-LM head, where it has one."""
+    """The checkpoint's own masked-LM head; None if it has none."""
 
 
 def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
-    """The pretrained encoder, in fp32, on the CPU, in train mode; it passed the leak test.
+    """Load a pretrained encoder, in fp32, on the CPU, in train mode, and run the leak test.
 
-    Weights come from safetensors files alone, and code that a checkpoint brings is not run. Of a
-    checkpoint with more layers than `config.layers` the first ones are read.
+    Weights are read from safetensors files only, and code in a checkpoint is not run.
+
+    Args:
+        config: depth (the first `layers` layers are loaded), dropout and pooling.
+        located: where the checkpoint is.
 
     Raises:
-        UserError: the checkpoint cannot be read, lacks weights of the body, has fewer layers than
-            asked for, or is of a family whose attention cannot be restricted.
+        UserError: the checkpoint cannot be read, lacks weights of the body, has fewer layers than asked for, or is of
+            a family whose attention cannot be restricted.
     """
     with _quiet():
         settings = _settings(config, located)
         model, missing = _read(settings, located)
     body: Any = model.base_model
-    # Missing names carry the prefix of the body's place in the model, in which heads stand beside it.
+    # In a model with heads, names of the body's parameters have a prefix.
     inside = "" if body is model else f"{model.base_model_prefix}."
     absent = sorted(name for name in missing if name.startswith(inside))
     if absent:
@@ -244,9 +76,9 @@ def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
     pooling = checkpoint_pooling(located) if config.pooling == "auto" else config.pooling
     encoder = Encoder(body, pooling)
     content = (encoder_fingerprint(located), config.layers)
-    if content not in _obedient:
+    if content not in _passed:
         check_no_leak(encoder)
-        _obedient.add(content)
+        _passed.add(content)
     return LoadedEncoder(encoder.train(), None if body is model else masked_lm_head(model, missing))
 
 
@@ -281,11 +113,11 @@ def _cut(settings: Any, layers: int, name: str) -> None:
 
 
 def _read(settings: Any, located: Located) -> tuple[Any, frozenset[str]]:
-    """The model, with its masked-LM head where the family has one, and the names that the checkpoint lacks."""
+    """The model, with its masked-LM head if the family has one, and the names that the checkpoint lacks."""
     family = MODEL_FOR_MASKED_LM_MAPPING if type(settings) in MODEL_FOR_MASKED_LM_MAPPING else MODEL_MAPPING
     choices: Any = family[type(settings)]
     model_class = choices[0] if isinstance(choices, tuple) else choices
-    # Masked-LM models have no pooler; of a bare one nothing would read it, and weight decay would move it.
+    # Masked-LM models have no pooler. In a bare model nothing would use it, but weight decay would change it.
     takes = inspect.signature(model_class.__init__).parameters
     without_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
     try:
@@ -311,7 +143,7 @@ def _unreadable(located: Located, error: Exception) -> UserError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without reports of weights that are left out on purpose, and without progress bars."""
+    """Inside the block, Transformers neither reports weights that are left out on purpose nor shows progress bars."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -322,3 +154,172 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+_FILE = "1_Pooling/config.json"
+# Earlier releases of the sentence-transformers layout have one flag for each mode, later ones the mode's name.
+_FLAGS: Mapping[str, Pooling] = {"pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean"}
+_MODES: Mapping[str, Pooling] = {"cls": "first", "mean": "mean"}
+
+
+def checkpoint_pooling(located: Located) -> Pooling:
+    """The pooling that `pooling: auto` chooses (docs/semantics.md, section 4).
+
+    A sentence-embedding checkpoint has a file `1_Pooling/config.json` that names its pooling. Other pretrained
+    encoders are pooled by their first token.
+
+    Raises:
+        UserError: the file names a pooling other than `first` and `mean`, or cannot be fetched.
+    """
+    path = Path(located.source) / _FILE if located.local else _on_hub(located)
+    if path is None or not path.is_file():
+        return "first"
+    try:
+        stated: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"encoder.pooling: {_FILE} of {located.source} is not valid JSON: {error}") from error
+    modes = _modes(stated)
+    known = {**_FLAGS, **_MODES}
+    if len(modes) == 1 and modes[0] in known:
+        return known[modes[0]]
+    raise UserError(
+        f"encoder.pooling: {_FILE} of {located.source} states {' + '.join(modes) or 'no mode'}; "
+        "choose encoder.pooling first or mean"
+    )
+
+
+def _modes(stated: Any) -> list[str]:
+    if not isinstance(stated, dict):
+        return []
+    mode = stated.get("pooling_mode")
+    if mode is None:
+        return [key for key, value in stated.items() if key.startswith("pooling_mode_") and value is True]
+    return [str(entry) for entry in mode] if isinstance(mode, list) else [str(mode)]
+
+
+def _on_hub(located: Located) -> Path | None:
+    """The pooling file of a checkpoint on the Hub, from the local cache if possible; None if there is none."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    cached = try_to_load_from_cache(located.source, _FILE, revision=located.revision)
+    if cached is not None:
+        # Not a path: the cache has a mark that the Hub was asked and has no such file.
+        return Path(cached) if isinstance(cached, str) else None
+    try:
+        return Path(hf_hub_download(located.source, _FILE, revision=located.revision))
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"encoder.pooling: auto needs {_FILE} of {located.source}, and the Hub cannot be asked; "
+            "choose encoder.pooling first or mean"
+        ) from error
+    except EntryNotFoundError:
+        return None
+
+
+# The leak test's batch has a row for each visibility: a text of five tokens, one of four, and two columns of padding.
+_LENGTHS = (5, 4)
+_COLUMNS = 11
+# For each visibility the ranks and key ranks of the longer text; the shorter one takes the first four. A first token of
+# rank -9 is seen by all and sees itself only; of rank 9 it sees all and is seen by nobody (docs/semantics.md,
+# section 2, step 5).
+_RANKS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "bidirectional": ((0, 0, 0, 0, 0), (0, 0, 0, 0, 0)),
+    "left-to-right": ((-9, 2, 4, 6, 8), (-9, 2, 4, 6, 8)),
+    "right-to-left": ((-9, 8, 6, 4, 2), (-9, 8, 6, 4, 2)),
+    "random-factorized": ((-9, 6, 2, 8, 4), (-9, 6, 2, 8, 4)),
+    "random-factorized (first token last)": ((9, 6, 2, 8, 4), (9, 6, 2, 8, 4)),
+    "random-factorized (with queries)": ((-9, 4, 2, 3, 1), (-9, 4, 2, 9, 9)),
+}
+
+
+def check_no_leak(encoder: Encoder) -> None:
+    """Refuse an encoder whose attention does not obey the visibility that it is given.
+
+    It is run in eval mode on a few random tokens; its mode, gradients and the random state stay as they were.
+
+    Raises:
+        UserError: an output depends on a hidden token, or on no other token; the message has the encoder's type and
+            the visibility.
+    """
+    table = encoder.word_embeddings
+    inputs = _probe(encoder.vocab_size).to(table.weight.device)
+    with _eval_mode(encoder), torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(0)
+        try:
+            influence_RLL = _influence(encoder, table, inputs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise UserError(f"encoder of type {encoder.model_type!r} cannot be told who sees whom: {error}") from error
+    visible_RLL = inputs.visibility_RLL()
+    self_LL = torch.eye(_COLUMNS, dtype=torch.bool, device=visible_RLL.device)
+    leaks_R = ((influence_RLL != 0) & ~visible_RLL).flatten(1).any(1).tolist()
+    context_RL = (visible_RLL & ~self_LL).any(2)
+    used_RL = ((influence_RLL != 0) & visible_RLL & ~self_LL).any(2)
+    deaf_R = (context_RL & ~used_RL & (inputs.texts_RL >= 0)).any(1).tolist()
+    for name, leaks, deaf in zip(_RANKS, leaks_R, deaf_R, strict=True):
+        if leaks:
+            raise UserError(
+                f"encoder of type {encoder.model_type!r} does not obey its attention mask: under {name} visibility "
+                "an output depends on a token that it must not see"
+            )
+        if deaf:
+            raise UserError(
+                f"encoder of type {encoder.model_type!r} ignores its context: under {name} visibility "
+                "an output depends on no token but its own"
+            )
+
+
+def _probe(vocab_size: int) -> TokenInputs:
+    """One row for each visibility, each with the same two packed texts and padding."""
+    rows = len(_RANKS)
+    padding = _COLUMNS - sum(_LENGTHS)
+    generator = torch.Generator().manual_seed(0)
+    ranks, key_ranks = (
+        torch.tensor([order[k] + order[k][: _LENGTHS[1]] + (0,) * padding for order in _RANKS.values()]) for k in (0, 1)
+    )
+    firsts = [row * _COLUMNS + start for row in range(rows) for start in (0, _LENGTHS[0])]
+    positions = [*range(_LENGTHS[0]), *range(_LENGTHS[1]), *[0] * padding]
+    texts = [[2 * row] * _LENGTHS[0] + [2 * row + 1] * _LENGTHS[1] + [-1] * padding for row in range(rows)]
+    return TokenInputs(
+        ids_RL=torch.randint(vocab_size, (rows, _COLUMNS), generator=generator),
+        positions_RL=torch.tensor(positions).expand(rows, -1).contiguous(),
+        ranks_RL=ranks.int(),
+        key_ranks_RL=key_ranks.int(),
+        texts_RL=torch.tensor(texts, dtype=torch.int32),
+        first_E=torch.tensor(firsts),
+        lengths_E=torch.tensor(_LENGTHS * rows),
+    )
+
+
+def _influence(encoder: Encoder, table: nn.Embedding, inputs: TokenInputs) -> Tensor:
+    """Largest derivative of a random projection of output i with respect to the embedding of token j: [R, L, L]."""
+    embedded: list[Tensor] = []
+
+    def capture(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    handle = table.register_forward_hook(capture)
+    try:
+        with torch.autocast(inputs.ids_RL.device.type, enabled=False):
+            hidden_RLH = encoder(inputs)
+    finally:
+        handle.remove()
+    projected_RL = hidden_RLH @ torch.randn(encoder.hidden_size, dtype=hidden_RLH.dtype, device=hidden_RLH.device)
+    columns = []
+    for column in range(_COLUMNS):
+        # Rows do not influence each other, so one backward pass gives the derivatives of the column in all of them.
+        (gradient_RLW,) = torch.autograd.grad(projected_RL[:, column].sum(), embedded[0], retain_graph=True)
+        columns.append(gradient_RLW.abs().amax(2))
+    return torch.stack(columns, dim=1)
+
+
+@contextmanager
+def _eval_mode(encoder: Encoder) -> Iterator[None]:
+    training = {name: module.training for name, module in encoder.named_modules()}
+    encoder.eval()
+    try:
+        yield
+    finally:
+        for name, module in encoder.named_modules():
+            module.training = training[name]

@@ -1,8 +1,8 @@
 """Which rows of a tensor belong to which segment of a batch.
 
-A batch is cut into *segments*: the dev batch, the end task's examples, the examples of each sampled
-objective. Rows are laid out so that every segment is one contiguous range; what a row is depends on
-the tensor: a token of the body, a labelled position of a vocabulary head, a text of a pooled head.
+A batch is divided into *segments*: the dev batch, the end task's examples, and the examples of each sampled
+objective. Rows are laid out so that every segment is one contiguous range. What a row is depends on the tensor: a
+token for the body, a labelled position for a vocabulary head, a text for a head on pooled vectors.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SegmentRows:
-    """Segment s owns rows `bounds[s]` to `bounds[s + 1]` of a tensor whose leading axes are flattened.
-
-    `bounds` has S + 1 entries, starts at 0, never decreases; a segment may be empty. They are plain
-    integers from the data thread, so that nothing on the device waits for them.
-    """
+    """Segment s owns rows `bounds[s]` up to `bounds[s + 1]` of a tensor whose leading axes are flattened."""
 
     bounds: tuple[int, ...]
+    """S + 1 integers that start at 0 and never decrease; a segment may be empty. They are plain Python integers, made
+    by the data thread, so that nothing waits for a value from the device."""
 
     def __post_init__(self) -> None:
         if self.bounds[0] != 0 or any(b < a for a, b in zip(self.bounds, self.bounds[1:], strict=False)):
@@ -29,13 +27,16 @@ class SegmentRows:
 
     @property
     def count(self) -> int:
+        """The number of segments, S."""
         return len(self.bounds) - 1
 
     @property
     def rows(self) -> int:
+        """The number of rows of all segments."""
         return self.bounds[-1]
 
     def of(self, segment: int) -> slice:
+        """The rows of a segment."""
         return slice(self.bounds[segment], self.bounds[segment + 1])
 
 
@@ -44,9 +45,9 @@ _current: ContextVar[SegmentRows | None] = ContextVar("segment_rows", default=No
 
 @contextmanager
 def segment_rows(rows: SegmentRows) -> Iterator[None]:
-    """State to whom the rows belong that modules see inside the block.
+    """Set the segment of every row for the modules called inside the block.
 
-    The single-pass gradients read it; without them it has no effect.
+    Heads are called in such a block. The single-pass engine reads it; otherwise it has no effect.
     """
     token = _current.set(rows)
     try:
@@ -56,5 +57,5 @@ def segment_rows(rows: SegmentRows) -> Iterator[None]:
 
 
 def current_segment_rows() -> SegmentRows | None:
-    """The innermost statement made by `segment_rows`."""
+    """What the innermost `segment_rows` block has set; None outside of any."""
     return _current.get()

@@ -12,10 +12,10 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -32,6 +32,9 @@ from aang_ray.store.schema import (
     to_tables,
     with_partitions,
 )
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 SUFFIX = ".parquet"
 _ORDER: tuple[TableName, ...] = ("history", "weights", "results")
@@ -168,6 +171,8 @@ def read_files(
     Raises:
         UserError: A file is not whole, or this version cannot read it.
     """
+    import pyarrow.dataset as ds  # late: imports pandas, and the cache of data imports this package
+
     schema = with_partitions(table)
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
     with ThreadPoolExecutor(_READERS) as pool:
@@ -192,6 +197,8 @@ def _fragment(location: Location, file: CellFile, wanted: pa.Schema) -> ds.Fragm
     Raises:
         UserError: The file is not Parquet, is of a newer version, or was written by something else.
     """
+    import pyarrow.dataset as ds
+
     format_ = ds.ParquetFileFormat()
     partition = (ds.field("task") == file.task) & (ds.field("method") == file.method)
     try:

@@ -25,7 +25,7 @@ class Text:
 
 
 def text(ids: Sequence[int], representation: str = "bidirectional") -> Text:
-    """A text under a representation; the order of semantics section 2.5."""
+    """A text under a representation; ranked as in docs/semantics.md, section 2, step 5."""
     length = len(ids)
     ranks = {
         "bidirectional": [0] * length,

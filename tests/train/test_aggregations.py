@@ -31,6 +31,12 @@ AGGREGATORS: dict[str, tuple[dict[str, Any], Callable[[int], Callable[[Tensor], 
     "upgrad": ({"preference": "static"}, lambda rows: aggregation.UPGrad(torch.tensor([1 / 2] + [1 / 6] * 3).double())),
     "dualproj": ({}, lambda rows: aggregation.DualProj()),
     "graddrop": ({}, lambda rows: aggregation.GradDrop()),
+    "fairgrad": ({"alpha": 2.0}, lambda rows: aggregation.FairGrad(2.0)),
+    "config": ({}, lambda rows: aggregation.ConFIG()),
+    "gradvac": ({}, lambda rows: aggregation.GradVac()),
+    "pcd": ({}, lambda rows: aggregation.PCD()),
+    "krum": ({"n_selected": 2}, lambda rows: aggregation.Krum(0, 2)),
+    "trimmed_mean": ({}, lambda rows: aggregation.TrimmedMean(1)),
 }
 
 

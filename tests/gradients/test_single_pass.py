@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from aang_ray.gradients import make_engine, single_pass
 from aang_ray.gradients.engine import Request
-from aang_ray.gradients.regions import Regions
-from aang_ray.gradients.rules import Call
+from aang_ray.gradients.regions import Call, Regions
 from tests.gradients.steps import (
     JOINT_FROM,
     SEGMENTS,

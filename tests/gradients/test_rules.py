@@ -12,6 +12,9 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from aang_ray.gradients import SegmentEngine
 from aang_ray.gradients.engine import Request, UnsupportedModule
+from aang_ray.gradients.ledger import Ledger
+from aang_ray.gradients.rules import RowSums
+from aang_ray.model.segments import SegmentRows
 from tests.gradients.examples import example_losses, examples, heads_of
 from tests.gradients.steps import JOINT_FROM, assert_matches, reference, run
 
@@ -245,3 +248,15 @@ def test_everything_is_as_before_after_success_and_failure() -> None:
     for module in (*body.modules(), *heads.modules()):
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
+
+
+def test_sums_of_half_precision_rows() -> None:
+    rows = SegmentRows((0, 3, 3, 10))
+    parameter = nn.Parameter(torch.zeros(4))
+    ledger = Ledger([parameter], Request(torch.zeros(3), scores=True), [rows])
+    grads = torch.randint(-2, 3, (10, 4), generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = torch.stack([grads[rows.of(s)].float().sum(0) for s in range(3)])
+    assert torch.equal(RowSums(grads, rows).stacked(torch.float32, ledger.members), expected)
+    other = SegmentRows((0, 1, 2, 10))
+    expected = torch.stack([grads[other.of(s)].float().sum(0) for s in range(3)])
+    assert torch.equal(RowSums(grads, other).stacked(torch.float32, ledger.members), expected)
