@@ -1,4 +1,4 @@
-"""ATTITTUD on problems with two parameters, and its state. (semantics section 6)"""
+"""ATTITTUD on problems with two parameters, and its state. (docs/semantics.md, section 6)"""
 
 from __future__ import annotations
 
