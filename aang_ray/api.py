@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from aang_ray.config import RunConfig
     from aang_ray.store import CellRecord, Store
-    from aang_ray.sweep.outcome import SweepOutcome
+    from aang_ray.sweep.command import SweepOutcome
 
 STORE_VARIABLE = "AANG_STORE"
 """Environment variable that names the store where none is given."""
@@ -53,7 +53,7 @@ def train(
     """
     from aang_ray.config import RunConfig, load_config, parse_config
     from aang_ray.config.load import override
-    from aang_ray.sweep.single import train_once
+    from aang_ray.sweep.command import train_once
 
     if config is None or isinstance(config, str | Path):
         run = load_config(None if config is None else Path(config), settings)
@@ -105,8 +105,7 @@ def sweep(
     import yaml
 
     from aang_ray.sweep.command import sweep_file
-    from aang_ray.sweep.rungs import Asha
-    from aang_ray.sweep.spec import SweepOverrides
+    from aang_ray.sweep.spec import Asha, SweepOverrides
 
     overrides = SweepOverrides(tuple(tasks), metric, tuple(seeds), tuple(settings))
     with tempfile.TemporaryDirectory() as folder:

@@ -76,7 +76,7 @@ def train(
     from rich.console import Console
 
     from aang_ray.config import load_config
-    from aang_ray.sweep.single import train_once
+    from aang_ray.sweep.command import train_once
 
     run = load_config(config, settings or [])
     result = train_once(run, open_store(store), Console(), export).result
@@ -117,8 +117,7 @@ def sweep(
     from rich.console import Console
 
     from aang_ray.sweep.command import sweep_file
-    from aang_ray.sweep.rungs import Asha
-    from aang_ray.sweep.spec import SweepOverrides, parse_seeds
+    from aang_ray.sweep.spec import Asha, SweepOverrides, parse_seeds
 
     if max_hours is not None and max_hours <= 0:
         raise UserError(f"--max-hours {max_hours:g}: must be above 0")
@@ -161,8 +160,7 @@ def status(
     from rich.console import Console
 
     from aang_ray.store import Store
-    from aang_ray.sweep.live import cluster_lines
-    from aang_ray.sweep.status import read_status, show_status
+    from aang_ray.sweep.status import cluster_lines, read_status, show_status
 
     for line in cluster_lines():
         typer.echo(line)

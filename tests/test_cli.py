@@ -185,13 +185,12 @@ def test_a_dry_run_shows_the_cells_and_touches_nothing(
 def test_a_sweep_with_everything_done_prints_the_table_without_ray(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from aang_ray.sweep import run
-    from aang_ray.sweep.expand import expand
     from aang_ray.sweep.plan import plan
-    from aang_ray.sweep.spec import SweepOverrides, load_sweep
+    from aang_ray.sweep.spec import SweepOverrides, expand, load_sweep
 
     install(monkeypatch)
-    monkeypatch.setattr(run, "ray_cluster", lambda: pytest.fail("started Ray"))
+    monkeypatch.setattr("aang_ray.sweep.cluster.ray_cluster", lambda: pytest.fail("started Ray"))
+    monkeypatch.setitem(sys.modules, "aang_ray.sweep.tune", None)  # importing it is an error
     spec = load_sweep(Path("jobs/demo.yaml"), SweepOverrides())
     store = Store(tmp_path)
     for cell in plan(expand(spec, SweepOverrides(), "demo"), spec.seeds, {}, fake_resolve):

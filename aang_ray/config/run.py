@@ -53,6 +53,8 @@ class RunConfig(Section):
     final_finetune: Annotated[FinalFinetuneConfig | None, Neutral(None)] = None
     """A last stage on the end task alone; null: none."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    label: Annotated[str | None, NotInName(), Field(min_length=1, exclude_if=lambda label: label is None)] = None
+    """Name of the row in a table, in place of the one made from the settings; it does not change the result."""
     resources: Annotated[ResourcesConfig, NotInName()] = ResourcesConfig()
     fingerprints: Fingerprints = Fingerprints()
     """Filled in when the run is planned. Do not set it by hand."""
@@ -129,7 +131,7 @@ class RunConfig(Section):
     @property
     def row_name(self) -> str:
         """The name of the row in a table, for example `aang-td n=6`."""
-        return _row_name(self)
+        return self.label or _row_name(self)
 
     @property
     def total_steps(self) -> int:

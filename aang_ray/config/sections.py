@@ -70,7 +70,7 @@ class Section(BaseModel):
             if isinstance(value, Section):
                 values[name] = value.named_settings()
             if any(_leaves_out(mark, value) for mark in field.metadata):
-                del values[name]
+                values.pop(name, None)  # a label that is not set is not among them
         return values
 
 

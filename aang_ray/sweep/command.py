@@ -1,29 +1,48 @@
-"""`aang sweep` as a function: from a sweep file to finished cells."""
+"""`aang sweep` and `aang train` as functions: from a file or a configuration to rows in the store."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from aang_ray.config import RunConfig
 from aang_ray.errors import UserError
-from aang_ray.store import Store
-from aang_ray.sweep.agenda import write_agenda
-from aang_ray.sweep.expand import expand
-from aang_ray.sweep.halving import Halving
-from aang_ray.sweep.jobs import Grid, Strategy
-from aang_ray.sweep.needs import Need
-from aang_ray.sweep.outcome import SweepOutcome, outcome_of, report
-from aang_ray.sweep.past import dev_scores, read_past
-from aang_ray.sweep.plan import PlannedCell, plan, to_run
-from aang_ray.sweep.preview import preview, preview_search
-from aang_ray.sweep.progress import SweepProgress
-from aang_ray.sweep.run import Ends, run_jobs
-from aang_ray.sweep.rungs import Asha
-from aang_ray.sweep.search_space import check_space
-from aang_ray.sweep.spec import SweepOverrides, SweepSpec, load_sweep
+from aang_ray.store import CellRecord, HistoryRow, Scores, Store
+from aang_ray.sweep.cluster import check_fits, ray_cluster, set_environment
+from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, preview, preview_search, to_run
+from aang_ray.sweep.progress import ProgressFile, ProgressLines
+from aang_ray.sweep.spec import Asha, SweepOverrides, SweepSpec, check_space, expand, load_sweep
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """How a sweep ended."""
+
+    cells: int
+    done: int
+    """Cells with a done row, those of earlier sweeps included."""
+    cut: int
+    """Cells that the scheduler of this sweep cut short."""
+    failed: Mapping[str, str]
+    """Title of each failed cell -> its error."""
+
+    @property
+    def remaining(self) -> int:
+        """Cells that would still have to run."""
+        return self.cells - self.done - self.cut - len(self.failed)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every cell is done or was cut short on purpose, else 1."""
+        return 0 if self.done + self.cut == self.cells else 1
 
 
 def sweep_file(
@@ -38,27 +57,39 @@ def sweep_file(
     asha: Asha | None = None,
     is_preset: bool = False,
 ) -> SweepOutcome | None:
-    """Run the sweep of a file, or the preset of that name, into a store and say how it ended.
+    """Run the sweep of a file, or the preset of that name, into a store, and print how it ended.
 
-    With `dry_run` only show what it would do (None).
+    Cells with a done row are skipped, so running the same sweep again continues where it ended.
 
-    Cells with a done row are skipped, so running the same sweep again goes on where it ended. With `asha` runs of the
-    less promising configurations are cut short.
+    Args:
+        path: the sweep file, or the name of a preset.
+        overrides: what the command line changes.
+        store: where rows and checkpoints are.
+        console: where progress is printed.
+        dry_run: only show what the sweep would do.
+        keep_failed: do not run failed cells again.
+        max_hours: end after so many hours, with the checkpoints of running cells written.
+        asha: cut runs of the less promising configurations short.
+        is_preset: whether `path` is the name of a preset.
+
+    Returns:
+        How the sweep ended; None after a dry run.
 
     Raises:
-        UserError: for a sweep, a task or an encoder that is not as it should be.
+        UserError: for a sweep, a task or an encoder that is not valid.
     """
     spec = load_sweep(path, overrides, is_preset=is_preset)
     if spec.search is not None and asha is not None:
         raise UserError(f"{path}: search: does not go with --scheduler asha; choose one")
     runs = expand(spec, overrides, str(path))
-    from aang_ray.train.plan import (
-        check_n,  # after the file was read: a slip in it is told at once
-        resolve,
-    )
+    from aang_ray.train.plan import check_n, resolve  # imports much: a mistake in the file was reported before
 
     if spec.search is not None:
-        outcome = _search(path, spec, runs, store, console, dry_run=dry_run, max_hours=max_hours)
+        check_space(spec.search, runs)
+        if dry_run:
+            preview_search(runs, spec.search, spec.seeds, console)
+            return None
+        outcome = _search(path, spec, runs, store, console, max_hours)
     else:
         for run in runs:
             check_n(run)
@@ -67,8 +98,7 @@ def sweep_file(
             preview(cells, store, console, keep_failed=keep_failed)
             return None
         outcome = _grid(path, cells, store, console, keep_failed=keep_failed, max_hours=max_hours, asha=asha)
-    if outcome is not None:
-        report(outcome, console, max_hours)
+    report(outcome, console, max_hours)
     return outcome
 
 
@@ -82,67 +112,199 @@ def _grid(
     max_hours: float | None,
     asha: Asha | None,
 ) -> SweepOutcome:
-    """Every cell of the plan, to its end or as far as a scheduler lets it."""
+    """Run every cell of the plan, to its end or as far as a scheduler lets it."""
     from aang_ray.train.checkpoint import checkpoint_folder, discard_done
 
     store.check_writable()
-    _say_done(cells, len(cells), console)
-    write_agenda(store.uri, path, cells)
-    discard_done(checkpoint_folder(store.uri), {cell.cell for cell in cells if cell.state == "done"})
+    _print_done(cells, len(cells), console)
+    done = [cell for cell in cells if cell.state == "done"]
+    discard_done(checkpoint_folder(store.uri), {cell.cell for cell in done})
     left = to_run(cells, keep_failed=keep_failed)
-    strategy: Strategy = Grid(left)
-    if asha is not None:
-        kept = [cell for cell in cells if cell.state == "done" or cell in left]
-        strategy = Halving(kept, read_past(store, [cell.cell for cell in kept]), asha)
-    ends = Ends()
-    if not strategy.finished:
-        needs = [Need.of(cell.config) for cell in left]
-        ends = run_jobs(strategy, needs, store, console, SweepProgress(left, console), max_hours)
-    return outcome_of(cells, ends, scheduled=asha is not None)
+    key = "\n".join(sorted(cell.cell for cell in cells))
+    file = ProgressFile(store.uri, path.stem, key)
+    file.add(cells)
+    with file:
+        if not left:
+            return outcome_of(cells, {}, {})
+        set_environment()
+        from aang_ray.sweep.tune import Sweep, run_grid
+
+        ends = run_grid(Sweep(store, console, ProgressLines(left, console), file, max_hours), left, done, asha)
+    return outcome_of(cells, ends.status, ends.errors, scheduled=asha is not None)
 
 
 def _search(
-    path: Path,
-    spec: SweepSpec,
-    runs: Sequence[RunConfig],
-    store: Store,
-    console: Console,
-    *,
-    dry_run: bool,
-    max_hours: float | None,
-) -> SweepOutcome | None:
-    """The configurations that Optuna asks for."""
-    from aang_ray.sweep.search import Search
-    from aang_ray.sweep.search_memory import SearchMemory
+    path: Path, spec: SweepSpec, runs: Sequence[RunConfig], store: Store, console: Console, max_hours: float | None
+) -> SweepOutcome:
+    """Run the configurations that Optuna asks for."""
+    set_environment()
+    from aang_ray.sweep.search import Searches
+    from aang_ray.sweep.tune import Ends, Sweep, run_search
     from aang_ray.train.plan import resolve
 
     assert spec.search is not None
-    check_space(spec.search, runs)
-    if dry_run:
-        preview_search(runs, spec.search, spec.seeds, console)
-        return None
     store.check_writable()
     status = store.done()
-    progress = SweepProgress([], console)
-    agenda: list[PlannedCell] = []
+    lines = ProgressLines([], console)
+    key = "\n".join([*(run.group for run in runs), str(spec.seeds), spec.search.model_dump_json()])
+    with ProgressFile(store.uri, path.stem, key) as file:
 
-    def lay_out(run: RunConfig) -> list[PlannedCell]:
-        return plan([run], spec.seeds, status, resolve)
+        def planned(cells: Sequence[PlannedCell]) -> None:
+            file.add(cells)
+            lines.add([cell for cell in cells if cell.state != "done"])
 
-    def planned(cells: Sequence[PlannedCell]) -> None:
-        agenda.extend(cells)
-        progress.add([cell for cell in cells if cell.state != "done"])
-        write_agenda(store.uri, path, agenda)
+        def lay_out(run: RunConfig) -> list[PlannedCell]:
+            return plan([run], spec.seeds, status, resolve)
 
-    strategy = Search(runs, spec.search, lay_out, dev_scores(store), SearchMemory(store.uri), planned)
-    _say_done(strategy.cells, len(strategy.cells) + strategy.unasked * len(spec.seeds), console)
-    ends = Ends()
-    if not strategy.finished:
-        needs = [Need.of(run) for run in runs for _ in range(spec.search.samples * len(spec.seeds))]
-        ends = run_jobs(strategy, needs, store, console, progress, max_hours)
-    return outcome_of(strategy.cells, ends, to_come=strategy.unasked * len(spec.seeds))
+        searches = Searches(runs, spec.search, len(spec.seeds), store, lay_out, planned)
+        known = list(searches.cells.values())
+        _print_done(known, len(known) + searches.unasked * len(spec.seeds), console)
+        ends = Ends()
+        if not searches.finished:
+            needs = [Need.of(run) for run in runs for _ in range(spec.search.samples * len(spec.seeds))]
+            ends = run_search(Sweep(store, console, lines, file, max_hours), searches, needs)
+    cells = list(searches.cells.values())
+    return outcome_of(cells, ends.status, ends.errors, to_come=searches.unasked * len(spec.seeds))
 
 
-def _say_done(cells: Sequence[PlannedCell], all_cells: int, console: Console) -> None:
+def _print_done(cells: Sequence[PlannedCell], all_cells: int, console: Console) -> None:
     done = sum(cell.state == "done" for cell in cells)
     console.print(f"all {done} cells are done" if done == all_cells else f"{all_cells} cells, {done} of them done")
+
+
+def outcome_of(
+    cells: Sequence[PlannedCell],
+    ended: Mapping[str, str],
+    errors: Mapping[str, str],
+    *,
+    scheduled: bool = False,
+    to_come: int = 0,
+) -> SweepOutcome:
+    """Count how the cells of a sweep ended.
+
+    Args:
+        cells: the plan.
+        ended: cell -> how its trial ended, see `tune.Ends`.
+        errors: failed cell -> its error.
+        scheduled: whether cells may be cut short on purpose.
+        to_come: how many cells were not planned yet when the sweep ended.
+    """
+    status = {cell.cell: ended.get(cell.cell, cell.state) for cell in cells}
+    failed = {
+        cell.title: errors.get(cell.cell, "failed before (kept)") for cell in cells if status[cell.cell] == "failed"
+    }
+    done = sum(state in ("done", "elsewhere") for state in status.values())
+    cut = sum(state == "cut" for state in status.values()) if scheduled else 0
+    return SweepOutcome(len(cells) + to_come, done, cut, failed)
+
+
+def report(outcome: SweepOutcome, console: Console, max_hours: float | None) -> None:
+    """Print what failed, what was cut short, and what remains."""
+    for title, error in outcome.failed.items():
+        console.print(f"failed: {title}: {error}", markup=False, highlight=False, soft_wrap=True)
+    if outcome.cut:
+        console.print(
+            f"{outcome.cut} cells were cut short by asha and have no test score; without --scheduler the same command "
+            "runs them to their end",
+            soft_wrap=True,
+        )
+    if outcome.remaining:
+        reason = f"--max-hours {max_hours:g} is over" if max_hours is not None else "the sweep ended early"
+        console.print(f"{reason}: {outcome.remaining} cells remain; run the same command again to go on")
+
+
+def train_once(config: RunConfig, store: Store, console: Console, export: Path | None = None) -> CellRecord:
+    """Run one cell, from its checkpoint if it has one, print its evaluations and scores, and write its row.
+
+    A cell that is done is only shown, unless its model is wanted.
+
+    Args:
+        config: the run.
+        store: where its row and its checkpoint are.
+        console: where progress and scores are printed.
+        export: a folder for the trained classifier.
+
+    Raises:
+        UserError: for a task or an encoder that is not valid.
+    """
+    from aang_ray.train.checkpoint import checkpoint_folder, discard
+    from aang_ray.train.plan import resolve
+
+    config = resolve(config)
+    checkpoints = checkpoint_folder(store.uri)
+    done = store.done().get(config.cell) == "done"
+    if done and export is None:
+        console.print(f"cell {config.cell} is done already, from the store:")
+        record = store.record(config.cell)
+    else:
+        store.check_writable()
+        console.print(f"cell {config.cell}: {config.row_name}, seed {config.seed}, at most {config.total_steps} steps")
+        file = ProgressFile(store.uri, "train", config.cell)
+        file.add([PlannedCell(config, config.cell, "waiting")])
+        file.update(config.cell, state="running", host=socket.gethostname())
+        with file:
+
+            def evaluated(row: HistoryRow) -> None:
+                text = ", ".join(f"loss of {name} {loss:.3f}" for name, loss in row.losses.items())
+                score: float | None = None
+                if row.dev is not None:
+                    text = f"dev {_scores(row.dev)}"
+                    score = getattr(row.dev, config.data.metric or "accuracy")
+                file.update(config.cell, step=row.step, seconds=row.seconds, score=score)
+                line = f"step {row.step}/{config.total_steps} · {text} · {duration(row.seconds)}"
+                console.print(line, markup=False, highlight=False)
+
+            record = _run(config, checkpoints, evaluated, export)
+            if not done:
+                store.write(record)
+            file.update(config.cell, state="ended")
+        if record.result.status == "done":
+            discard(checkpoints, config.cell)
+    show_scores(record, console)
+    return record
+
+
+def _run(
+    config: RunConfig, checkpoints: str, evaluated: Callable[[HistoryRow], None], export: Path | None
+) -> CellRecord:
+    """One worker needs no Ray; several are actors of the cluster of RAY_ADDRESS, or of one on this machine."""
+    if config.resources.workers == 1:
+        from aang_ray.train.run import run_cell
+
+        return run_cell(config, on_evaluation=evaluated, checkpoints=checkpoints, export=export)
+    with ray_cluster():
+        from aang_ray.train.workers.launch import launch
+
+        check_fits([Need.of(config)])
+        threads = config.resources.threads or max(1, int(config.resources.cpus_per_worker))
+        config = config.model_copy(update={"resources": config.resources.model_copy(update={"threads": threads})})
+        return launch(config, on_evaluation=evaluated, checkpoints=checkpoints, export=export)
+
+
+def show_scores(record: CellRecord, console: Console) -> None:
+    """Print the scores of a cell, a line each; nothing for a failed one."""
+    row = record.result
+    views = {
+        "dev before the final fine-tuning": row.dev_before,
+        "test before the final fine-tuning": row.test_before,
+        "dev": row.dev,
+        "test": row.test,
+        "test without texts of train or dev": row.test_clean,
+    }
+    for name, scores in views.items():
+        if scores is not None:
+            classes = ", ".join(f"{label} {count}" for label, count in scores.per_class.items())
+            console.print(f"{name}: {_scores(scores)}, {scores.examples} examples ({classes})", highlight=False)
+    if row.test_clean_low is not None and row.test_clean_high is not None:
+        interval = f"{100 * row.test_clean_low:.2f} to {100 * row.test_clean_high:.2f}"
+        console.print(f"95 % of resampled such tests lie between {interval} {row.metric}", highlight=False)
+    if row.majority:
+        console.print("warning: dev never left what the majority class scores")
+    if row.status == "done":
+        console.print(
+            f"best step {row.best_step} of {row.steps}, {duration(row.seconds)}, {row.device}, {row.precision}"
+        )
+
+
+def _scores(scores: Scores) -> str:
+    return f"accuracy {100 * scores.accuracy:.2f}, macro-F1 {100 * scores.macro_f1:.2f}"

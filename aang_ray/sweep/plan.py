@@ -1,23 +1,35 @@
-"""What a sweep has to do: its cells, which of them are done, and how long the rest may take."""
+"""What a sweep has to do: its cells, which of them are done, what a trial needs, and how long the rest may take."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
 
 from aang_ray.config import RunConfig
-from aang_ray.store import Status
+from aang_ray.store import Status, Store
+from aang_ray.sweep.spec import SearchSpec
 
 State = Literal["done", "failed", "cut", "waiting"]
-"""`cut`: a scheduler ended it early, and its checkpoint waits."""
+"""`cut`: a scheduler ended the run early, and its checkpoint is kept."""
+
+OWN_CPUS = 0.0001
+"""What the process of a trial with several workers reserves: it only waits for them. The least that Ray counts."""
+
+WORKERS_SHARE = 0.99
+"""Share of `cpus_per_worker` that is reserved. A node full of workers keeps 1 % of its CPUs free, which is room for the
+processes of 100 trials a CPU."""
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """One run of the sweep, resolved, with what the store knows about it."""
+    """One resolved run of the sweep, and its state in the store when the sweep was planned."""
 
     config: RunConfig
     cell: str
@@ -25,14 +37,14 @@ class PlannedCell:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps at most; early stopping may end it sooner."""
+        """Optimiser steps at most; early stopping may end the run sooner."""
         return self.config.total_steps
 
     @property
     def work(self) -> int:
         """Texts that go forward and backward through the body: steps x (end task + auxiliary + dev), in every stage.
 
-        The unit of the time estimate. The fit of the dev head is forward alone and left out.
+        The unit of all estimates of time. Fitting the dev head is forward alone and not counted.
         """
         config, batch = self.config, self.config.batch
         texts = batch.end_task or 0
@@ -44,14 +56,9 @@ class PlannedCell:
         return config.method.pretraining_texts + (config.schedule.steps or 0) * texts + final
 
     @property
-    def task(self) -> str:
-        """The task without the folders that lead to it."""
-        return self.config.task_name
-
-    @property
     def title(self) -> str:
-        """Task, row and seed, as a person names a run."""
-        return f"{self.task} · {self.config.row_name} · seed {self.config.seed}"
+        """Task, row and seed: the name of the run in every message."""
+        return f"{self.config.task_name} · {self.config.row_name} · seed {self.config.seed}"
 
 
 def plan(
@@ -60,10 +67,15 @@ def plan(
     status: Mapping[str, Status],
     resolve: Callable[[RunConfig], RunConfig],
 ) -> list[PlannedCell]:
-    """Resolve each run once and lay it out over the seeds, seeds varying slowest, cells that coincide dropped.
+    """Lay runs out over the seeds. Seeds vary slowest; of runs with the same cell the first is kept.
 
-    Seeds vary slowest so that a sweep that is cut short holds whole seeds of every method. What
-    `resolve` fills in does not depend on the seed.
+    Seeds vary slowest so that a sweep that is cut short holds whole seeds of every method.
+
+    Args:
+        runs: the runs of the sweep file.
+        seeds: the seeds of every run.
+        status: state of the cells that have a row in the store.
+        resolve: fills in what a run leaves open. It is called once a run, because nothing of it depends on the seed.
     """
     resolved = [resolve(run) for run in runs]
     cells: dict[str, PlannedCell] = {}
@@ -77,15 +89,118 @@ def plan(
 
 
 def to_run(cells: Iterable[PlannedCell], *, keep_failed: bool) -> list[PlannedCell]:
-    """The cells that are not done; without those that failed before, where they are to be kept so."""
+    """The cells that are not done; with `keep_failed` also without those that failed before."""
     return [cell for cell in cells if cell.state != "done" and not (keep_failed and cell.state == "failed")]
 
 
-def seconds_per_text(config: RunConfig, finished: Iterable[Mapping[str, Any]]) -> float | None:
-    """Mean seconds a text from finished rows of the same encoder, of the same row where there are any; else None.
+@dataclass(frozen=True, order=True)
+class Need:
+    """The resources of one trial."""
 
-    `finished` holds `row`, `config` (a mapping), `seconds` and `steps` of done cells. A row whose configuration this
-    version would refuse has no say.
+    workers: int
+    cpus: float
+    """CPUs of each worker, as asked for."""
+    gpus: float
+    """GPUs of each worker."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Need:
+        """What a run asks for: one process with `cpus` and `gpus`, or several workers with their own."""
+        resources = config.resources
+        if resources.workers == 1:
+            return cls(1, resources.cpus, resources.gpus)
+        return cls(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
+
+    @property
+    def nested(self) -> bool:
+        """Whether the workers are further processes, which the trial's own process starts."""
+        return self.workers > 1
+
+    @property
+    def worker_cpus(self) -> float:
+        """What Ray reserves of each worker's CPUs."""
+        return round(WORKERS_SHARE * self.cpus, 4) if self.nested else self.cpus
+
+    @property
+    def trial(self) -> dict[str, float]:
+        """What Tune reserves for the trial's own process."""
+        return {"cpu": OWN_CPUS, "gpu": 0.0} if self.nested else {"cpu": self.cpus, "gpu": self.gpus}
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What must be free at once, each bundle on one node."""
+        worker = {"CPU": self.worker_cpus} | ({"GPU": self.gpus} if self.gpus else {})
+        return [worker] * self.workers
+
+    def held_by(self, nodes: Iterable[Mapping[str, float]]) -> int:
+        """How many such trials the nodes hold at once: whole workers a node, `workers` of them a trial."""
+        wanted = {"CPU": self.worker_cpus, "GPU": self.gpus}
+        return (
+            sum(
+                min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items() if amount)
+                for node in nodes
+            )
+            // self.workers
+        )
+
+    def __str__(self) -> str:
+        each = f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+        return f"{self.workers} workers of {each} each" if self.nested else each
+
+
+def trials_at_once(needs: Sequence[Need], nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many trials run side by side: as many as the nodes hold of the smallest, at most all; at least 1."""
+    return max(1, min(len(needs), max(need.held_by(nodes) for need in set(needs))))
+
+
+def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, keep_failed: bool) -> None:
+    """Print the cells with their state, the steps that are left and, where the store has a measure, the time.
+
+    The estimate is (texts left) x (seconds a text of finished rows) / (trials that this machine holds at once). With
+    early stopping it is an upper bound.
+    """
+    left = to_run(cells, keep_failed=keep_failed)
+    table = Table("task", "row", "seed", "cell", "steps", "state")
+    for cell in cells:
+        config = cell.config
+        table.add_row(config.task_name, config.row_name, str(config.seed), cell.cell, f"{cell.steps:,}", cell.state)
+    console.print(table)
+    steps, texts = sum(cell.steps for cell in left), sum(cell.work for cell in left)
+    console.print(f"{len(cells)} cells, {len(left)} to run: {steps:,} steps at most, {texts:,} texts through the body")
+    if not left:
+        return
+    rows = (row for row in store.results().to_pylist() if row["status"] == "done")
+    finished = [{**row, "config": json.loads(row["config"])} for row in rows]
+    rates = [seconds_per_text(cell.config, finished) for cell in left]
+    known = [cell.work * rate for cell, rate in zip(left, rates, strict=True) if rate is not None]
+    if len(known) < len(left):
+        console.print(
+            "time: unknown until a first cell with this encoder has finished; the sweep then shows what is left"
+        )
+        return
+    at_once = trials_at_once([Need.of(cell.config) for cell in left], [this_machine()])
+    console.print(
+        f"time: at most about {duration(sum(known) / at_once)} at {at_once} trials at once, by the rows in the store"
+    )
+
+
+def preview_search(runs: Sequence[RunConfig], spec: SearchSpec, seeds: Sequence[int], console: Console) -> None:
+    """Print how many configurations a search asks for and from which values; which ones depends on results."""
+    for run in runs:
+        console.print(
+            f"{run.task_name} · {run.row_name}: {spec.samples} configurations x {len(seeds)} seeds", highlight=False
+        )
+    for key, values in spec.space.items():
+        console.print(f"  {key}: {values}", markup=False, highlight=False)
+
+
+def seconds_per_text(config: RunConfig, finished: Iterable[Mapping[str, Any]]) -> float | None:
+    """Mean seconds a text of finished rows with the same encoder, of the same row where there are any; else None.
+
+    Args:
+        config: the run whose time is estimated.
+        finished: `row`, `config` (a mapping), `seconds` and `steps` of done cells. A row whose configuration is not
+            valid in this version is left out.
     """
     same_row: list[tuple[float, int]] = []
     others: list[tuple[float, int]] = []
@@ -102,3 +217,20 @@ def seconds_per_text(config: RunConfig, finished: Iterable[Mapping[str, Any]]) -
     chosen = same_row or others
     total = sum(work for _, work in chosen)
     return sum(seconds for seconds, _ in chosen) / total if total else None
+
+
+def this_machine() -> dict[str, float]:
+    """CPUs and GPUs of this machine, as Ray would count them, without starting Ray."""
+    import torch
+
+    return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

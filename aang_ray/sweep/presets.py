@@ -1,13 +1,14 @@
-"""The grids of the AANG paper as sweeps: `paper/<task>/<row>` (Dery et al. 2023, Tables 4-7; semantics section 4).
+"""The grids of the AANG paper as sweeps: `paper/<task>/<row>` (Dery et al. 2023, Tables 4-7).
 
-As the released code applied them: every `published` switch is on (but allocation for MT-TARTAN, whose weights are
-equal), and the tables' "learning rate" is that of the heads, while the body learns at 1e-4.
+See docs/semantics.md, section 4. As the released code applied them: every `published` switch is on (but allocation
+for MT-TARTAN, whose weights are equal), and the tables' "learning rate" is that of the heads, while the body learns at
+1e-4.
 
 | rows | source | grid |
 |---|---|---|
 | `roberta`, `tapt`, `dapt`, `tapt+dapt` | Gururangan et al. 2020 | none: 2e-5, batch 16, 10 epochs, patience 3 |
 | `gpt`, `xlnet`, `bert`, `meta-tartan` | Table 7 (which has no `aux_lr`: 0.1) | `sopt_lr` x rate of the heads |
-| `mt-tartan` | semantics section 4 | none: body 1e-4, heads 1e-3 |
+| `mt-tartan` | docs/semantics.md, section 4 | none: body 1e-4, heads 1e-3 |
 | `static-td` | Table 5, without factors to learn | n x rate of the heads |
 | `xyz`, `aang-td` | Table 5 (`xyz`: n = 3, all there are) | `aux_lr` x `sopt_lr` x n x rate of the heads |
 | `aang-td+ed` | Table 6 | `aux_lr` x n |

@@ -1,24 +1,112 @@
-"""The sweep file: what varies, and what the command line changes about it."""
+"""The sweep file: its fields, what the command line changes about them, and the runs that they stand for.
+
+`load_sweep` reads and checks a file, `expand` makes its runs: tasks x methods x grid. Seeds are laid out later, by
+`plan.plan`, and values of `search` are chosen while the sweep runs, by `search.Search`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
-from aang_ray.config.load import describe_error, override, read_yaml
+from aang_ray.config import RunConfig, parse_config
+from aang_ray.config.load import describe_error, nearest, override, read_yaml, set_path
+from aang_ray.config.methods import method_sections
 from aang_ray.errors import UserError
 from aang_ray.sweep.presets import preset
-from aang_ray.sweep.search_space import SearchSpec
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+RESERVED = {
+    "seed": "seeds (or --seeds)",
+    "data.task": "tasks (or --task)",
+    "method": "methods",
+    "method.name": "methods",
+    "fingerprints": "nothing: they are measured",
+}
+"""Settings that a sweep varies by a field of their own."""
+
+
+class Range(BaseModel):
+    """An interval of values, both ends included. Exactly one of the three kinds is given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uniform: Bounds | None = None
+    log: Bounds | None = None
+    """Uniform in the logarithm, for example for a learning rate."""
+    integer: Bounds | None = None
+
+    @model_validator(mode="after")
+    def _valid(self) -> Self:
+        if sum(bounds is not None for bounds in (self.uniform, self.log, self.integer)) != 1:
+            raise ValueError("expected one of uniform, log, integer with [low, high]")
+        low, high = self._given
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError("expected [low, high] with low below high")
+        if self.log is not None and low <= 0:
+            raise ValueError("log: expected bounds above 0")
+        if self.integer is not None and (low % 1 or high % 1):
+            raise ValueError("integer: expected whole bounds")
+        return self
+
+    def __str__(self) -> str:
+        kind = "integer" if self.integer is not None else "log" if self.log is not None else "uniform"
+        low, high = self.bounds
+        return f"{kind} in {low:g} to {high:g}"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest value; whole numbers for an integer range."""
+        low, high = self._given
+        return (int(low), int(high)) if self.integer is not None else (low, high)
+
+    @property
+    def _given(self) -> Sequence[float]:
+        return next(bounds for bounds in (self.uniform, self.log, self.integer) if bounds is not None)
+
+
+def _kind(values: object) -> str:
+    return "range" if isinstance(values, Mapping | Range) else "list"
+
+
+Values = Annotated[
+    Annotated[list[Any], Field(min_length=1), Tag("list")] | Annotated[Range, Tag("range")], Discriminator(_kind)
+]
+"""A list of values, or a range."""
+
+
+class SearchSpec(BaseModel):
+    """Settings that Optuna chooses. Each run of the sweep file has a search of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: PositiveInt
+    """Configurations a run, each with all seeds."""
+    space: Annotated[dict[str, Values], Field(min_length=1)]
+    """Dotted setting -> a list of values, or a range."""
+    seed: int = 0
+    """Seed of the sampler."""
 
 
 class SweepSpec(BaseModel):
-    """A grid task x method x settings x seed of runs over a common base."""
+    """A sweep file: a grid of task x method x settings x seed over common settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -27,7 +115,8 @@ class SweepSpec(BaseModel):
     tasks: Annotated[list[str | dict[str, Any]], Field(min_length=1)] = [{}]
     """Each a `data.task`, or a mapping of settings of `data`; by default the base's task."""
     methods: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
-    """Each a method's name, or a mapping of settings of a run that may hold a `grid` of its own."""
+    """Each a method's name, or a mapping of settings of a run. The mapping may hold a `grid` of its own, and a `label`
+    that names its row in the table."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """Dotted setting -> its values; applied to the methods that have the setting."""
@@ -40,13 +129,48 @@ class SweepOverrides:
     """What the command line changes about a sweep file."""
 
     tasks: tuple[str, ...] = ()
-    """Take the place of the file's tasks."""
+    """Replace the file's tasks."""
     metric: str | None = None
     """`data.metric` of every run."""
     seeds: tuple[int, ...] = ()
-    """Take the place of the file's seeds."""
+    """Replace the file's seeds."""
     settings: tuple[str, ...] = ()
     """`a.b=value`, applied last to every run whose method has the setting."""
+
+
+@dataclass(frozen=True)
+class Asha:
+    """Settings of asynchronous successive halving (Li et al. 2020, arXiv:1810.05934)."""
+
+    grace: float = 0.1
+    """Share of a run's steps after which it may be cut for the first time."""
+    reduction: int = 3
+    """At each rung the best of so many runs go on, to so many times the steps: eta of the paper."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings for which there are no rungs."""
+        if not 0 < self.grace < 1:
+            raise UserError(f"--grace {self.grace:g}: must be a share of a run's steps, between 0 and 1")
+        if self.reduction < 2:
+            raise UserError(f"--reduction {self.reduction}: must be at least 2")
+
+    def rungs(self, config: RunConfig) -> list[tuple[float, int]]:
+        """The rungs of a run: share of the run, and the step at which it is judged.
+
+        Rung k is at `grace * reduction**k` of the steps in which dev decides, rounded up to an evaluation. A
+        pretraining stage before these steps and a last fine-tuning after them are never cut.
+        """
+        steps, every = config.schedule.steps or 0, config.schedule.eval_every
+        final = config.final_finetune.steps if config.final_finetune is not None else 0
+        before = config.total_steps - steps - final
+        rungs: dict[int, float] = {}
+        level = 0
+        while (share := self.grace * self.reduction**level) < 1:
+            step = math.ceil(round(share * steps / every, 9)) * every
+            if step < steps:
+                rungs.setdefault(before + step, share)
+            level += 1
+        return [(share, step) for step, share in rungs.items()]
 
 
 def load_sweep(path: Path, overrides: SweepOverrides, *, is_preset: bool = False) -> SweepSpec:
@@ -69,10 +193,10 @@ def load_sweep(path: Path, overrides: SweepOverrides, *, is_preset: bool = False
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds from text such as `0,1,2` or `0-4`.
+    """Parse seeds such as `0,1,2` or `0-4`; repeated ones are dropped.
 
     Raises:
-        UserError: for anything else.
+        UserError: for any other text.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -85,11 +209,171 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
-    """The dotted key and the value of `a.b=value`."""
-    mapping: Mapping[str, Any] = override({}, [text])
+def expand(spec: SweepSpec, overrides: SweepOverrides, where: str) -> list[RunConfig]:
+    """Make the runs of a sweep, without its seeds: each has seed 0. Tasks vary slowest, duplicates are dropped.
+
+    A `method.` setting of `grid` or `--set` is applied to the methods that have it. Relative paths are made absolute,
+    because trials may run in another directory.
+
+    Args:
+        spec: the sweep file.
+        overrides: what the command line changes.
+        where: name of the sweep file, for messages.
+
+    Raises:
+        UserError: for a run that is not valid, or a setting that no method has.
+    """
+    settings = dict(_parse_setting(text) for text in overrides.settings)
+    if overrides.metric is not None:
+        settings["data.metric"] = overrides.metric
+    _check_settings(spec, settings, where)
+    runs: dict[RunConfig, None] = {}
+    for task, (index, method) in itertools.product(spec.tasks, enumerate(spec.methods)):
+        label = f"{where}: methods[{index}]"
+        for mapping in _variants(spec, task, method, settings, label):
+            runs[_with_absolute_paths(parse_config(mapping, label))] = None
+    return list(runs)
+
+
+def _parse_setting(text: str) -> tuple[str, Any]:
+    """Split `a.b=value` into the dotted key and the value."""
+    value: Any = override({}, [text])
     key = text.partition("=")[0].strip()
-    value: Any = mapping
     for part in key.split("."):
         value = value[part]
     return key, value
+
+
+def _variants(
+    spec: SweepSpec, task: str | dict[str, Any], method: str | dict[str, Any], settings: Mapping[str, Any], where: str
+) -> Iterator[dict[str, Any]]:
+    """Every combination of the grid's values for one task and one method."""
+    changes = {"method": method} if isinstance(method, str) else dict(method)
+    own_grid: Any = changes.pop("grid", {})
+    if not isinstance(own_grid, dict) or not all(isinstance(values, list) and values for values in own_grid.values()):
+        raise UserError(
+            f"{where}.grid: expected settings with a list of values each, for example method.aux_lr: [1, 0.1]"
+        )
+    for key in own_grid:
+        _check_reserved(f"{where}.grid", key)
+    mapping = _merge(spec.base, {"data": {"task": task} if isinstance(task, str) else task})
+    mapping = _merge(mapping, changes)
+    name = _method_name(mapping.get("method"))
+    grid = {key: values for key, values in spec.grid.items() if _applies(key, name)} | own_grid
+    last = {key: value for key, value in settings.items() if _applies(key, name)}
+    for values in itertools.product(*grid.values()):
+        variant = mapping
+        for key, value in [*zip(grid, values, strict=True), *last.items()]:
+            if key.startswith("method.") and variant.get("method") is None:
+                variant = {**variant, "method": {"name": name}}  # or the setting would be taken for another method's
+            variant = set_path(variant, key, value)
+        yield {**variant, "seed": 0}
+
+
+def _merge(mapping: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `changes` over `mapping`, section by section; a `method` is replaced as a whole."""
+    result = dict(mapping)
+    for key, value in changes.items():
+        inner = result.get(key)
+        if key != "method" and isinstance(inner, Mapping) and isinstance(value, Mapping):
+            value = _merge(inner, value)
+        elif key != "method" and isinstance(value, Mapping) and inner is not None:
+            raise UserError(f"base: {key}: expected a section of settings, got {inner!r}")
+        result[key] = value
+    return result
+
+
+def _method_name(method: object) -> str:
+    """The name of the method that a run's `method` field means; the default method's where it names none."""
+    if isinstance(method, str):
+        return method
+    default = RunConfig.model_fields["method"].default.name
+    return str(method.get("name", default)) if isinstance(method, Mapping) else str(default)
+
+
+def _applies(key: str, method: str) -> bool:
+    """Whether a method has a setting; settings outside `method.` apply to every run.
+
+    An unknown method counts as having it: the validation of the run then names the method.
+    """
+    section, _, field = key.partition(".")
+    model = method_sections().get(method)
+    return section != "method" or model is None or field in model.model_fields
+
+
+def _check_settings(spec: SweepSpec, settings: Mapping[str, Any], where: str) -> None:
+    """Refuse settings that have a field of their own, that no method has, and that no method of this file has.
+
+    `--set` may name a setting that no method of this file has: the same command line may be used with many files.
+    """
+    known = sorted({field for model in method_sections().values() for field in model.model_fields})
+    entries = [entry if isinstance(entry, dict) else {"method": entry} for entry in spec.methods]
+    methods = list(dict.fromkeys(_method_name(entry.get("method", spec.base.get("method"))) for entry in entries))
+    sources: dict[str, Iterable[str]] = {
+        f"{where}: grid": spec.grid,
+        f"{where}: search.space": spec.search.space if spec.search is not None else {},
+        "--set": settings,
+    }
+    for source, key in ((source, key) for source, keys in sources.items() for key in keys):
+        _check_reserved(source, key)
+        section, _, field = key.partition(".")
+        if section == "method" and field not in known:
+            close = nearest(field, known)
+            hint = f"did you mean method.{close}?" if close else f"allowed: {', '.join(known)}"
+            raise UserError(f"{source}: unknown key {key}; {hint}")
+        if source != "--set" and not any(_applies(key, method) for method in methods):
+            having = ", ".join(method for method in method_sections() if _applies(key, method))
+            raise UserError(f"{source}: no method of the sweep ({', '.join(methods)}) has {key}; it is of {having}")
+
+
+def _check_reserved(source: str, key: str) -> None:
+    if key in RESERVED:
+        raise UserError(f"{source}: {key} is not set here, use {RESERVED[key]}")
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Make every relative path of a run that exists absolute."""
+    data, encoder = config.data, config.encoder
+    names = ("task", "in_domain", "out_of_domain", "neural_lm")
+    changes: dict[str, Any] = {name: _absolute(getattr(data, name)) for name in names}
+    changes["external"] = tuple(str(_absolute(task)) for task in data.external)
+    return config.model_copy(
+        update={
+            "data": data.model_copy(update=changes),
+            "encoder": encoder.model_copy(update={"name": _absolute(encoder.name)}),
+            "space": _absolute(config.space),
+        }
+    )
+
+
+def _absolute(name: str | None) -> str | None:
+    """Names of cards, spaces and packages stay as they are; an existing path becomes absolute."""
+    if name is None or not ("/" in name or name.startswith((".", "~")) or Path(name).suffix):
+        return name
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
+def space_of(spec: SearchSpec, run: RunConfig) -> dict[str, Values]:
+    """The settings of a search space that a run's method has."""
+    return {key: values for key, values in spec.space.items() if _applies(key, run.method.name)}
+
+
+def check_space(spec: SearchSpec, runs: Iterable[RunConfig]) -> None:
+    """Try every value of a list and both ends of a range.
+
+    Raises:
+        UserError: for a value that is not valid for a run.
+    """
+    for run in runs:
+        for key, values in space_of(spec, run).items():
+            for value in values.bounds if isinstance(values, Range) else values:
+                changed(run, {key: value})
+
+
+def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """A run with settings replaced, by dotted name."""
+    mapping = run.model_dump(mode="json")
+    for key, value in settings.items():
+        mapping = set_path(mapping, key, value)
+    return parse_config(mapping, "search.space")

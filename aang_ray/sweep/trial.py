@@ -1,4 +1,4 @@
-"""What one Ray Tune trial does: run a cell, write its row, say how it went."""
+"""What one Tune trial does: run a cell, write its row, report how it went."""
 
 from __future__ import annotations
 
@@ -6,46 +6,152 @@ import gc
 import json
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store import CellIsDone, CellRecord, HistoryRow, Store
-from aang_ray.sweep.heartbeat import Heartbeat
 from aang_ray.train.control import Interrupted
 from aang_ray.train.record import failed_record
 
 if TYPE_CHECKING:
     from aang_ray.train.workers.launch import Channel
 
+Report = Callable[[dict[str, Any]], None]
+Rung = tuple[float, int]
+"""A share of the run, and the step at which the run is judged for it."""
+
 logger = logging.getLogger(__name__)
 
-Report = Callable[[dict[str, Any]], None]
 
-
-def tune_trial(params: Mapping[str, Any], store: str, line: Channel) -> None:
-    """The Tune trainable: `params` hold a configuration (`run`, as JSON) and the step to stop at (`until`), if any.
-
-    The sweep closes the channel (`line`) when its trials are to stop.
+def tune_trial(config: Mapping[str, Any], store: str, channel: Channel) -> None:
+    """The Tune trainable.
 
     Trials share processes, so all that a cell depends on is in its configuration, the number of threads included.
+
+    Args:
+        config: under `trial` the run as JSON (`run`) and its `rungs`.
+        store: URI of the store.
+        channel: `channel.closed()` is true when the sweep wants its trials to stop.
     """
+    import ray
     from ray import tune
 
     _log_to_stderr()
-    config = parse_config(json.loads(params["run"]), "trial")
-    logger.info("cell %s begins", config.cell)  # before its first sign of life: whoever dies early has a last word
+    run = parse_config(json.loads(config["trial"]["run"]), "trial")
+    if channel.closed():
+        tune.report({"status": "not started"})
+        return
+    logger.info("cell %s begins", run.cell)  # so that the log of a process that dies early names its cell
+    tune.report({"step": 0, "actor": ray.get_runtime_context().get_actor_id()})
     try:
-        run_and_store(config, Store(store), tune.report, params["until"], line.closed)
+        run_and_store(run, Store(store), tune.report, config["trial"]["rungs"], channel.closed)
     except Interrupted:
         tune.report({"status": "stopped"})
-    finally:
-        _make_room()
+
+
+def run_and_store(
+    config: RunConfig,
+    store: Store,
+    report: Report,
+    rungs: Iterable[Rung] = (),
+    abandoned: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run a cell, from its checkpoint if it has one, and write its row before reporting the end.
+
+    So a driver that dies loses nothing. The checkpoint of a cell that is done is removed.
+
+    At each rung the run ends with its checkpoint and a row with status `cut` written, reports its best dev score so
+    far (`rung`, `dev`), and goes on from the checkpoint unless the scheduler ends the trial in that report: Tune gives
+    a function that it ends no time to write anything. A rung that an earlier attempt has passed is reported from its
+    row.
+
+    Each evaluation reports `step`, `seconds` and `score`; a run that goes on from a checkpoint first reports `resumed`
+    and the `step`. The end reports `status`, with scores or the error: `done`, `failed`, or `elsewhere` for a cell that
+    another process has done in the meantime.
+
+    Raises:
+        Interrupted: when it was `abandoned`, with the checkpoint written.
+    """
+    from aang_ray.train.checkpoint import CheckpointFiles, checkpoint_folder, discard
+
+    checkpoints = checkpoint_folder(store.uri)
+    status = store.done().get(config.cell)
+    if status == "done":
+        report(outcome(store.record(config.cell)) | {"status": "elsewhere"})
+        return
+    reached = CheckpointFiles(checkpoints, config.cell).newest_step()
+    if reached:
+        report({"resumed": True, "step": reached})
+    history = store.record(config.cell).history if reached and status == "cut" else ()
+
+    def evaluated(row: HistoryRow) -> None:
+        score = None if row.dev is None else getattr(row.dev, config.data.metric or "accuracy")
+        report({"step": row.step, "seconds": row.seconds, "score": score})
+
+    for share, until in [*rungs, (1.0, None)]:
+        if until is not None and until <= reached:
+            score = best_until(history, until, config.data.metric or "accuracy")
+            if score is not None:
+                report({"rung": share, "dev": score, "step": until})
+            continue
+        record = _run(config, checkpoints, evaluated, until, abandoned)
+        _free_memory()
+        end = outcome(record)
+        try:
+            store.write(record)
+        except CellIsDone:
+            end["status"] = "elsewhere"
+        if end["status"] != "cut":
+            break
+        if end.get("dev") is not None:
+            report({"rung": share, "dev": end["dev"], "step": end["step"]})
+    if end["status"] in ("done", "elsewhere"):
+        discard(checkpoints, config.cell)
+    report(end)
+
+
+def _run(
+    config: RunConfig,
+    checkpoints: str,
+    evaluated: Callable[[HistoryRow], None],
+    until: int | None,
+    abandoned: Callable[[], bool],
+) -> CellRecord:
+    """Run a cell up to a step or to its end; whatever exception it raises becomes a failed record."""
+    from aang_ray.train.workers.launch import WorkerError, launch
+
+    try:
+        return launch(config, on_evaluation=evaluated, checkpoints=checkpoints, until=until, abandoned=abandoned)
+    except (UserError, RunFailure, WorkerError) as error:  # their messages are whole sentences
+        logger.exception("cell %s failed", config.cell)
+        return failed_record(config, str(error), traceback.format_exc())
+    except Exception as error:  # the sweep goes on, whatever a cell does
+        logger.exception("cell %s failed", config.cell)
+        return failed_record(config, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def best_until(history: Sequence[HistoryRow], step: int, metric: str) -> float | None:
+    """Best dev score of the evaluations up to a step; None if dev was not scored until then."""
+    scores = (getattr(row.dev, metric) for row in history if row.step <= step and row.dev is not None)
+    return max(scores, default=None)
+
+
+def outcome(record: CellRecord) -> dict[str, Any]:
+    """The end of a cell in a few plain values."""
+    row = record.result
+    values: dict[str, Any] = {"status": row.status, "seconds": row.seconds, "metric": row.metric, "error": row.error}
+    values["step"] = row.steps
+    if row.dev is not None:
+        values["dev"] = getattr(row.dev, row.metric)
+    if row.test is not None:
+        values |= {"test": getattr(row.test, row.metric), "majority": bool(row.majority)}
+    return values
 
 
 def _log_to_stderr() -> None:
-    """Ray keeps what a process prints, so that a row of one that died can end with its last words."""
+    """Ray keeps what a process prints, so that the row of one that died can hold the end of its log."""
     package = logging.getLogger("aang_ray")
     if not package.handlers:  # the process may have run a trial before
         handler = logging.StreamHandler()
@@ -54,73 +160,9 @@ def _log_to_stderr() -> None:
         package.setLevel(logging.INFO)
 
 
-def _make_room() -> None:
-    """Give back what a trial held: its process stays for the next, and others may share the GPU."""
+def _free_memory() -> None:
+    """Release what a run used: its process stays for the next trial, and others may share the GPU."""
     import torch
 
     gc.collect()  # a model and its optimiser refer to each other
-    torch.cuda.empty_cache()  # nothing to do where no GPU was used
-
-
-def run_and_store(
-    config: RunConfig,
-    store: Store,
-    report: Report,
-    until: int | None = None,
-    abandoned: Callable[[], bool] = lambda: False,
-) -> None:
-    """Run a cell, from its checkpoint if it has one, to its end or a step, and write its row before saying so.
-
-    So a driver that dies loses nothing. The checkpoint of a cell that is done is removed.
-
-    A run that goes on from a checkpoint first reports from which step (`resumed`). Each evaluation reports `step` and
-    `steps`; the end reports `status` (`done`, `failed`, `cut` for one that stopped at `until`, or `elsewhere` for a
-    cell that another sweep on the same store has done in the meantime) with scores or the error.
-
-    Raises:
-        Interrupted: when it was `abandoned`, with the checkpoint written.
-    """
-    from aang_ray.train.checkpoint import CheckpointFiles, checkpoint_folder, discard
-    from aang_ray.train.workers.launch import WorkerError, launch
-
-    checkpoints = checkpoint_folder(store.uri)
-    if store.done().get(config.cell) == "done":
-        report({"status": "elsewhere"})
-        return
-
-    with Heartbeat(store.uri, config) as heart:
-
-        def evaluated(row: HistoryRow) -> None:
-            heart.evaluated(row)
-            report({"step": row.step, "steps": config.total_steps, "seconds": row.seconds})
-
-        reached = CheckpointFiles(checkpoints, config.cell).newest_step()
-        if reached:
-            report({"resumed": reached, "step": reached, "steps": config.total_steps})
-        try:
-            record = launch(config, on_evaluation=evaluated, checkpoints=checkpoints, until=until, abandoned=abandoned)
-        except (UserError, RunFailure, WorkerError) as error:  # their messages are whole sentences
-            logger.exception("cell %s failed", config.cell)
-            record = failed_record(config, str(error), traceback.format_exc())
-        except Exception as error:  # the sweep goes on whatever a cell does; the row says what it was
-            logger.exception("cell %s failed", config.cell)
-            record = failed_record(config, f"{type(error).__name__}: {error}", traceback.format_exc())
-        try:
-            store.write(record)
-            end = outcome(record)
-        except CellIsDone:
-            end = {"status": "elsewhere"}
-        if end["status"] in ("done", "elsewhere"):
-            discard(checkpoints, config.cell)
-    report(end)
-
-
-def outcome(record: CellRecord) -> dict[str, Any]:
-    """The end of a cell in a few plain values."""
-    row = record.result
-    values: dict[str, Any] = {"status": row.status, "seconds": row.seconds, "metric": row.metric, "error": row.error}
-    if row.dev is not None:
-        values |= {"dev": getattr(row.dev, row.metric), "step": row.steps}
-    if row.test is not None:
-        values |= {"test": getattr(row.test, row.metric), "majority": bool(row.majority)}
-    return values
+    torch.cuda.empty_cache()  # does nothing where no GPU was used

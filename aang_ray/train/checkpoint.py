@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import pickle
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -62,7 +61,6 @@ class CheckpointFiles:
 
         Returns the path of the state. Older files are removed when all is durable.
         """
-        self._make_folder()
         best = self._save_best(best_step, kept) if kept else ""
         stream = io.BytesIO()
         torch.save({"format": FORMAT, "cell": self._cell, "best": best, "state": dict(state)}, stream)
@@ -165,19 +163,6 @@ class CheckpointFiles:
             raise self.unusable(self._location.path(name), "is no safetensors file") from error
         return kept
 
-    def _make_folder(self) -> None:
-        """With names of new folders as durable as the files in them will be."""
-        if self._location.kind != "local":
-            return
-        missing = [folder for folder in _upwards(Path(self._location.root)) if not folder.is_dir()]
-        os.makedirs(self._location.root, exist_ok=True)
-        for folder in missing:
-            handle = os.open(folder.parent, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-
 
 def checkpoint_folder(store: str | Path) -> str:
     """Where the runs of a store keep their checkpoints: `<store>/.checkpoints`, which holds no rows for its readers.
@@ -200,10 +185,6 @@ def discard_done(checkpoints: Path | str, done: Collection[str]) -> None:
     for info in infos:
         if info.type == fs.FileType.Directory and info.base_name in done:
             location.filesystem.delete_dir(info.path)
-
-
-def _upwards(folder: Path) -> list[Path]:
-    return [folder, *folder.parents]
 
 
 def _step(name: str) -> int:

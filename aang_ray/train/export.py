@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +32,7 @@ from aang_ray.model.encoder import Encoder
 from aang_ray.model.heads import ClassificationHead
 from aang_ray.model.loading import load_encoder
 from aang_ray.objectives.source import END_TASK_HEAD
+from aang_ray.store.files import new_folder
 from aang_ray.store.schema import ResultRow
 from aang_ray.train.device import Compute
 from aang_ray.train.evaluate import SplitReader
@@ -66,23 +65,8 @@ def export_model(folder: Path, setup: Setup, result: ResultRow) -> None:
         UserError: where there is something that is not an exported model.
     """
     check_export(folder, setup.config.data)
-    folder = folder.absolute()
-    draft, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (draft, old):
-        _remove(leftover)
-    draft.mkdir(parents=True)
-    _write(draft, setup, result)
-    _make_durable(draft)
-    if folder.exists():
-        folder.rename(old)  # a folder that is not empty cannot be replaced in one action
-    draft.rename(folder)
-    _sync(folder.parent)
-    _remove(old)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+    with new_folder(folder.absolute(), replace=True) as draft:
+        _write(draft, setup, result)
 
 
 def _write(folder: Path, setup: Setup, result: ResultRow) -> None:
@@ -114,21 +98,6 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(entry) for entry in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _make_durable(folder: Path) -> None:
-    """Files and names survive a power cut after this."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # --- train.classifier: An exported model at work: texts in, labels and probabilities out.

@@ -26,7 +26,7 @@ from aang_ray.train.checkpoint import Checkpointer
 from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
 from aang_ray.train.record import Progress, SplitScores
-from aang_ray.train.round_methods import make_stepper
+from aang_ray.train.rounds import make_stepper
 from aang_ray.train.setup import Setup, majority_class, setup_of_stage, stages_of
 from aang_ray.train.step import Prepared
 from aang_ray.train.workers.group import gathered

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aang_ray.config.methods import AangConfig
 from aang_ray.gradients import make_engine
 from aang_ray.gradients.dev_head import fit_dev_head
-from aang_ray.gradients.engine import OnComplete, Request, StepGradients
+from aang_ray.gradients.engine import Request, StepGradients
 from aang_ray.methods.base import Sampled
 from aang_ray.objectives import randomness
 from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD
@@ -30,7 +30,7 @@ from aang_ray.train.optim import (
 from aang_ray.train.primary import NO_PIECES, PrimaryPieces, primary_view
 from aang_ray.train.setup import Setup
 from aang_ray.train.workers.exchange import Exchange, Share, failing_for_all, no_gradients
-from aang_ray.train.workers.group import Sharded, check_same, held
+from aang_ray.train.workers.group import Sharded, check_same, replicated
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Stepper:
         """
         setup = self.setup
         if setup.workers.size > 1:
-            check_same(setup.workers, steps, held(setup.encoder, setup.heads, setup.method.state_dict()))
+            check_same(setup.workers, steps, replicated(setup.encoder, setup.heads, setup.method.state_dict()))
 
     def _gradients_that_fit(self, prepared: Prepared) -> StepGradients:
         # Dropout differs between workers; alone, rank 0 leaves the seed as it is.
@@ -251,14 +251,14 @@ class Stepper:
         if wants_separate(setup.config):
             request = replace(request, separate=True)
 
-        def compute(request: Request, final: OnComplete | None) -> StepGradients:
+        def compute(request: Request) -> StepGradients:
             self._fit_dev_head(prepared)
             if not prepared.pieces:
                 return no_gradients(request, setup.encoder)
-            return self.engine(prepared.pieces, self.losses, request, final)
+            return self.engine(prepared.pieces, self.losses, request)
 
         if prepared.share is None:
-            gradients = compute(request, None)
+            gradients = compute(request)
         else:
             gradients = self.exchange.gradients(failing_for_all(compute), request, prepared.share)
         if gradients.separate_SP is not None and wants_separate(setup.config):

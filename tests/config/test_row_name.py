@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aang_ray.config import load_config
+from aang_ray.config import load_config, parse_config
 from aang_ray.config.run import published_switches
 
 ALL = [
@@ -48,3 +48,11 @@ def test_each_published_switch_is_named(switch: str) -> None:
     key = switch.partition("=")[0].rpartition(".")[2]
     assert [name for name, on in published_switches(published) if on] == [key]
     assert published.cell != plain.cell
+
+
+def test_a_label_names_the_row_and_is_no_part_of_the_runs_identity() -> None:
+    plain, labelled = (parse_config({"method": "static", **more}, "test") for more in ({}, {"label": "my rate"}))
+    assert (labelled.row_name, plain.row_name) == ("my rate", "static-td n=6")
+    assert (labelled.cell, labelled.group) == (plain.cell, plain.group)
+    assert "label" not in plain.model_dump(mode="json"), "stored rows stay as they are"
+    assert parse_config(labelled.model_dump(mode="json"), "test") == labelled

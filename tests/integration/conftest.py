@@ -204,6 +204,14 @@ def start(tmp_path: Path, short_folder: Path) -> Iterator[Start]:
         one.kill()
 
 
+def progress_of(store: Path | str) -> dict[str, dict[str, Any]]:
+    """What the progress file of the one sweep of a store holds, by cell; nothing before there is one."""
+    for path in Path(store).glob(".progress/sweeps/*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {cell["cell"]: cell for cell in content["cells"]}
+    return {}
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, all different."""
     with ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -32,22 +33,37 @@ def test_one_cluster_many_sweeps(
         assert process.wait(150) == code, process.output
         return process.output
 
-    # Six cells on two CPUs, each configuration with two seeds. All pause after 10 of 30 steps, the best goes on.
+    # Six cells on two CPUs, three rates with two seeds, judged after 30 of 60 steps: the first run to come there goes
+    # on, those of the largest rate are the best, and of the others the second seeds find better ones there.
     store = tmp_path / "halved"
-    grid = sweep_file(["finetune"], 2, steps=30, grid=RATES)
-    output = sweep(grid, store, "--scheduler", "asha", "--grace", "0.33")
-    assert statuses(store) == {"cut": 4, "done": 2}, output
-    assert output.count("paused after step 10") == 6
-    assert output.count("goes on from step 10") == 2
-    assert "4 cells were cut short by asha and have no test score" in output
-    assert "‡ finetune on task: 4 runs were cut short by a scheduler after 10 steps and did not compete." in output
-    finished = {row["cell"] for row in Store(store).results().to_pylist() if row["status"] == "done"}
+    grid = sweep_file(["finetune"], 2, steps=60, grid=RATES)
+    output = sweep(grid, store, "--scheduler", "asha", "--grace", "0.5")
+    found = statuses(store)
+    cut = found["cut"]
+    assert found == {"cut": cut, "done": 6 - cut}, output
+    assert 2 <= cut <= 4, output
+    assert output.count("cut short after step 30") == cut
+    assert f"{cut} cells were cut short by asha and have no test score" in output
+    assert f"‡ finetune on task: {cut} runs were cut short by a scheduler after 30 steps and did not compete." in output
+    rows = Store(store).results().to_pylist()
+    finished = {row["cell"] for row in rows if row["status"] == "done"}
+    best = {row["seed"]: row["status"] for row in rows if json.loads(row["config"])["optim"]["body_lr"] == 1e-2}
+    assert best == {0: "done", 1: "done"}, "the best rate is run to its end with both seeds"
+    checkpoints = {path.parent.name for path in store.glob(".checkpoints/*/last-*.pt")}
+    assert checkpoints == {row["cell"] for row in rows if row["status"] == "cut"}
+
+    # Started again it knows what it knew: what is done stays, what was cut may go on from its checkpoint.
+    output = sweep(grid, store, "--scheduler", "asha", "--grace", "0.5")
+    assert f"6 cells, {6 - cut} of them done" in output
+    assert finished <= {cell for cell, status in Store(store).done().items() if status == "done"}
+    left = statuses(store)["cut"]
+    assert left + output.count("accuracy ·") == cut
 
     # The whole sweep later: what was cut goes on, what is done is left alone.
     output = sweep(grid, store)
     assert statuses(store) == {"done": 6}
-    assert "6 cells, 2 of them done" in output
-    assert output.count("goes on from step 10") == 4
+    assert f"6 cells, {6 - left} of them done" in output
+    assert output.count("goes on from step 30") == left
     assert "‡" not in output
     assert finished < set(Store(store).done())
 
@@ -65,7 +81,7 @@ def test_one_cluster_many_sweeps(
     output = sweep(sweep_file(["finetune"], 2, steps=10), store, "--set", "resources.workers=2")
     assert statuses(store) == {"done": 2}, output
 
-    # That it is told within a minute: tests/sweep/test_capacity.py, on a clock of its own.
+    # That it is told within a minute: tests/sweep/test_cluster.py, on a clock of its own.
     output = sweep(grid, tmp_path / "none", "--set", "resources.cpus=3", code=2)
     assert "error: resources: a trial needs 3 CPU, the cluster has 1 node with 2 CPU" in output
     assert not statuses(tmp_path / "none")

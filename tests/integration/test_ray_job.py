@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from aang_ray.store import Store
-from aang_ray.sweep.heartbeat import read_beats
-from tests.integration.conftest import Head, Start, Started
+from tests.integration.conftest import Head, Start, Started, progress_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -46,7 +45,7 @@ def test_sweeps_as_jobs(
     assert "failed: task · static-td n=3 · seed 0: " in bad.output
 
     endless = submit(sweep_file(["static"], 1, steps=10_000_000), tmp_path / "endless")
-    endless.wait_for(lambda: [beat for beat in read_beats(str(tmp_path / "endless")).values() if beat.step > 0], 180)
+    endless.wait_for(lambda: any(cell["step"] for cell in progress_of(tmp_path / "endless").values()), 180)
     (job,) = set(re.findall(r"raysubmit_\w+", endless.output))
     stop = start(["ray", "job", "stop", "--address", head.jobs, job], environment)
     assert stop.wait(120) == 0, stop.output

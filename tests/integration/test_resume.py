@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from aang_ray.store import Store
-from aang_ray.sweep.queue import RETRIES
-from tests.integration.conftest import Start, Started
+from aang_ray.sweep.callback import RETRIES
+from tests.integration.conftest import Start, Started, progress_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -55,14 +53,10 @@ class Sweeps:
                 found[path.parent.name] = max(found.get(path.parent.name, 0), int(path.name.split("-")[1]))
         return found
 
-    def beats(self, what: str = "pid") -> dict[str, int]:
-        """Process of each running cell, or something else that its signs of life tell."""
-        found = {}
-        for path in self.store.glob(".progress/*.json"):
-            with suppress(FileNotFoundError):
-                beat = json.loads(path.read_text(encoding="utf-8"))
-                found[beat["cell"]] = beat[what]
-        return found
+    def running(self, what: str = "pid") -> dict[str, int]:
+        """Process of each running cell that has reported, or something else that the progress file holds."""
+        cells = progress_of(self.store).values()
+        return {cell["cell"]: cell[what] for cell in cells if cell["state"] == "running" and cell["pid"]}
 
     def temporary(self) -> bool:
         """Whether a row is being written under its temporary name right now."""
@@ -140,13 +134,13 @@ def test_a_killed_trial_is_tried_again_and_an_interruption_ends_cleanly(
     def another() -> bool:
         """A further process of the victim is there, and the sweep has heard of it."""
         told = running.output.count("goes on from step") >= len(killed)
-        return "FAILED" in running.output or (told and sweeps.beats().get(victim, 0) not in {0, *killed})
+        return "FAILED" in running.output or (told and sweeps.running().get(victim, 0) not in {0, *killed})
 
     while "FAILED" not in running.output:
         assert len(killed) < 20
         running.wait_for(another, 90)
-        pid = sweeps.beats().get(victim)
-        if pid is not None and pid not in killed:  # soon after its first sign of life: before it trains
+        pid = sweeps.running().get(victim)
+        if pid is not None and pid not in killed:  # soon after its first report: before it trains
             os.kill(pid, 9)
             killed.add(pid)
     lost = [line for line in running.output.splitlines() if line.startswith("lost: ")]
@@ -156,7 +150,7 @@ def test_a_killed_trial_is_tried_again_and_an_interruption_ends_cleanly(
     assert (row["cell"], row["status"]) == (victim, "failed")
     assert "the process ended unexpectedly: out of memory? lower batch.micro" in row["error"]
     assert victim in row["log_tail"], "the process's own log"
-    running.wait_for(lambda: set(sweeps.beats()) >= set(others), 60)  # the sweep goes on
+    running.wait_for(lambda: set(sweeps.running()) >= set(others), 60)  # the sweep goes on
     running.interrupt()
     assert running.wait(150) == 130, running.output
     assert running.output.count("stopped, its checkpoint is written") == len(others)
@@ -170,8 +164,8 @@ def test_stopped_runs_write_their_checkpoints_first(
     file = sweep_file(["static"], 1, steps=10_000_000, grid={"resources.workers": [2]})
     sweeps = Sweeps(start, file, tmp_path / "store", environment | TWO_AT_ONCE)
     running = sweeps.go(checkpoint_minutes=1000)
-    running.wait_for(lambda: any(sweeps.beats("step").values()), 150)
-    (evaluated,) = sweeps.beats("step").values()
+    running.wait_for(lambda: any(sweeps.running("step").values()), 150)
+    (evaluated,) = sweeps.running("step").values()
     running.terminate()
     assert running.wait(150) == 143, running.output
     assert "stopping: 1 run writes its checkpoint" in running.output

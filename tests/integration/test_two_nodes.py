@@ -13,13 +13,13 @@ import pytest
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.store import CellRecord, Store
-from aang_ray.sweep.heartbeat import read_beats
-from aang_ray.sweep.live import ask, cluster_lines
+from aang_ray.sweep.cluster import ask
+from aang_ray.sweep.status import cluster_lines
 from aang_ray.train.checkpoint import CheckpointFiles, checkpoint_folder
 from aang_ray.train.plan import resolve
 from aang_ray.train.run import run_cell
 from aang_ray.train.workers.group import Workers
-from tests.integration.conftest import Start, Started, free_ports
+from tests.integration.conftest import Start, Started, free_ports, progress_of
 from tests.train.parallel.processes import together
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -147,8 +147,8 @@ def test_a_machine_that_got_its_notice_leaves_a_fresh_checkpoint(
     sweep = start(
         [AANG, "sweep", str(sweep_file(["finetune"], 1, ENDLESS)), "--store", store, *rare], environment | cluster
     )
-    sweep.wait_for(lambda: any(beat.step for beat in read_beats(store).values()), 240)
-    (cell,) = read_beats(store)
+    sweep.wait_for(lambda: any(one["step"] for one in progress_of(store).values()), 240)
+    (cell,) = progress_of(store)
     files = CheckpointFiles(checkpoint_folder(store), cell)
     assert files.newest_step() == 0, "it would have a checkpoint without the notice, too"
 
@@ -160,7 +160,9 @@ def test_a_machine_that_got_its_notice_leaves_a_fresh_checkpoint(
     assert notice.wait(60) == 0, notice.output
     sweep.wait_for(lambda: files.newest_step() >= 1, 60)
     written = files.newest_step()
-    sweep.wait_for(lambda: read_beats(store)[cell].step > written, 120)  # it was no signal to end: the run trains on
+    sweep.wait_for(
+        lambda: progress_of(store)[cell]["step"] > written, 120
+    )  # it was no signal to end: the run trains on
     # A busy head may not answer in time, in a line that says so.
     sweep.wait_for(lambda: len(cluster_lines()) == 2, 60)
     first, second = cluster_lines()
@@ -171,6 +173,6 @@ def test_a_machine_that_got_its_notice_leaves_a_fresh_checkpoint(
     sweep.wait_for(lambda: "goes on from step" in sweep.output, 240)
     (went_on,) = re.findall(r"goes on from step (\d+)\n", sweep.output)
     assert int(went_on) >= written
-    sweep.wait_for(lambda: read_beats(store)[cell].step > int(went_on), 120)
+    sweep.wait_for(lambda: progress_of(store)[cell]["step"] > int(went_on), 120)
     sweep.terminate()
     assert sweep.wait(150) == 143, sweep.output

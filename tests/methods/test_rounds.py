@@ -1,4 +1,4 @@
-"""alphaVIL's mixing and DIW's weights on problems worked by hand. (semantics section 7)"""
+"""alphaVIL's mixing and DIW's weights on problems worked by hand. (docs/semantics.md, section 7)"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aang_ray.config.methods import AlphavilConfig, DiwConfig
-from aang_ray.methods.rounds import SMALLEST_WEIGHT, Alphavil, Diw, RoundMethod, mixed
+from aang_ray.methods.rounds import SMALLEST_WEIGHT, Alphavil, Diw, RoundMethod
 from tests.methods.problem import NAMES, Problem, sampled
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def test_the_gradient_of_alpha_is_that_of_finite_differences() -> None:
         return torch.autograd.grad(problem.loss(0, point_P), point_P)[0]
 
     ones_N, h = torch.ones(4, dtype=torch.float64), 1e-5
-    moved_N = mixed(problem.theta_P, deltas_NP, gradient, steps=1, lr=1.0, momentum=0.5)
+    moved_N = alphavil(alpha_steps=1, alpha_lr=1.0).mix(problem.theta_P, deltas_NP, gradient)
     units_NN = h * torch.eye(4, dtype=torch.float64)
     differences = torch.stack([(loss(ones_N + unit) - loss(ones_N - unit)) / (2 * h) for unit in units_NN])
     torch.testing.assert_close(ones_N - moved_N, differences, rtol=1e-8, atol=1e-10)
@@ -86,7 +86,8 @@ def test_laws_of_mixing(seed: int, order: list[int], scale: float) -> None:
     deltas_NP[3] = deltas_NP[0]
 
     def mix(deltas_NP: Tensor, lr: float) -> Tensor:
-        return mixed(theta_P, deltas_NP, lambda point_P: point_P - target_P, steps=5, lr=lr, momentum=0.5)
+        method = alphavil(alpha_steps=5, alpha_lr=lr)
+        return method.mix(theta_P, deltas_NP, lambda point_P: point_P - target_P)
 
     alpha_N = mix(scale * deltas_NP, 0.01 / max(scale, 1.0) ** 2)
     assert alpha_N.isfinite().all()

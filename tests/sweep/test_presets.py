@@ -11,9 +11,8 @@ import yaml
 from aang_ray.cli import main
 from aang_ray.config import AangConfig, RunConfig
 from aang_ray.errors import UserError
-from aang_ray.sweep.expand import expand
 from aang_ray.sweep.presets import ROWS, TRAIN_SIZES, preset, preset_names
-from aang_ray.sweep.spec import SweepOverrides, load_sweep
+from aang_ray.sweep.spec import SweepOverrides, expand, load_sweep
 from aang_ray.train.plan import resolve
 from aang_ray.train.run import run_cell
 from tests.train.conftest import write_encoder, write_task

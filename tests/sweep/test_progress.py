@@ -1,19 +1,27 @@
-"""What a person sees: one line a trial, the time left, how a trial ended."""
+"""What a person sees of a running sweep, and the file that `aang status` reads."""
 
 from __future__ import annotations
 
 import io
+import json
+import logging
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from aang_ray.config import parse_config
+from aang_ray.store import Store
 from aang_ray.sweep import progress as module
-from aang_ray.sweep.crash import CRASHED, describe_crash
-from aang_ray.sweep.monitor import describe_end
 from aang_ray.sweep.plan import PlannedCell
-from aang_ray.sweep.progress import SweepProgress, duration
-from tests.sweep.conftest import fake_resolve
+from aang_ray.sweep.progress import ProgressFile, ProgressLines
+from tests.sweep.conftest import done_record, fake_resolve
 
 
 def cell(method: str) -> PlannedCell:
@@ -42,7 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_a_line_for_every_trial(terminal: bool) -> None:
     stream = io.StringIO()
     cells = [cell("finetune"), cell("static")]
-    with SweepProgress(cells, Console(file=stream, force_terminal=terminal, width=60)) as progress:
+    with ProgressLines(cells, Console(file=stream, force_terminal=terminal, width=60)) as progress:
         progress.ended(cells[1], "dev 76.00 · test 75.00 accuracy · 3 s")
         progress.ended(cells[0], "FAILED: [brackets] stay")
     text = stream.getvalue()
@@ -55,7 +63,7 @@ def test_the_time_left_follows_the_work_done(clock: Clock) -> None:
     # so 60 s x 2400 / 4320 = 33 s.
     stream = io.StringIO()
     cells = [cell("finetune"), cell("static")]
-    with SweepProgress(cells, Console(file=stream, width=100)) as progress:
+    with ProgressLines(cells, Console(file=stream, width=100)) as progress:
         progress.ended(cells[0], "done")
         clock.now = 60.0
         progress.evaluated(cells[1].cell, 30, 60)
@@ -64,10 +72,24 @@ def test_the_time_left_follows_the_work_done(clock: Clock) -> None:
     assert stream.getvalue().splitlines()[1:] == ["1/2 cells, 64 % of the work, about 33 s left"]
 
 
+def test_no_time_is_estimated_before_a_twentieth_of_the_work(clock: Clock) -> None:
+    stream = io.StringIO()
+    cells = [cell("finetune"), cell("static")]
+    with ProgressLines(cells, Console(file=stream, width=100)) as progress:
+        clock.now = 100.0
+        progress.evaluated(cells[1].cell, 3, 60)  # 240 of 6720 texts
+        clock.now = 200.0
+        progress.evaluated(cells[1].cell, 6, 60)
+    assert stream.getvalue().splitlines() == [
+        "0/2 cells, 4 % of the work, time left: not known yet",
+        "0/2 cells, 7 % of the work, about 43 min 20 s left",
+    ]
+
+
 def test_cells_that_come_later_count_from_then_on() -> None:
     stream = io.StringIO()
     cells = [cell("finetune"), cell("static")]
-    with SweepProgress([], Console(file=stream, width=60)) as progress:
+    with ProgressLines([], Console(file=stream, width=60)) as progress:
         progress.add(cells[:1])
         progress.ended(cells[0], "done")
         progress.add(cells[1:])
@@ -75,27 +97,101 @@ def test_cells_that_come_later_count_from_then_on() -> None:
     assert [line[:5] for line in stream.getvalue().splitlines()] == ["[1/1]", "[2/2]"]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+STATIC = cell("static")
 
 
-def test_ends_in_words() -> None:
-    done = {"status": "done", "dev": 0.5, "test": 0.25, "metric": "macro_f1", "seconds": 61, "majority": True}
-    assert describe_end(done) == "dev 50.00 · test 25.00 macro_f1 · 1 min 01 s · stayed at the majority class"
-    assert describe_end({"status": "failed", "error": "out of memory"}) == "FAILED: out of memory"
-    paused = {"status": "cut", "step": 40, "dev": 0.5}
-    assert describe_end(paused) == "paused after step 40 · dev 50.00 so far"
-    assert describe_end({"status": "cut", "step": 4}) == "paused after step 4 · no dev score yet"
-    assert describe_end({"status": "elsewhere"}) == "done already, by another process"
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(module, "QUICKEST_SECONDS", 0.01)
 
 
-def test_crashes_in_words() -> None:
-    assert describe_crash("ray.exceptions.ActorDiedError: The actor died unexpectedly") == CRASHED
-    assert (
-        describe_crash("trace\nModuleNotFoundError: No module\n")
-        == "the trial could not run: ModuleNotFoundError: No module"
-    )
-    assert describe_crash("") == "the trial could not run: Ray gave no reason"
+def content(store: Path) -> dict[str, Any]:
+    """The one progress file of a store."""
+    (path,) = (store / ".progress" / "sweeps").glob("nightly-*.json")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_change_is_written_soon_and_time_goes_on(tmp_path: Path) -> None:
+    with ProgressFile(str(tmp_path), "nightly", "key") as file:
+        file.add([STATIC])
+        until(lambda: bool(content(tmp_path)["cells"]))
+        (found,) = content(tmp_path)["cells"]
+        assert (found["cell"], found["title"], found["state"]) == (STATIC.cell, STATIC.title, "waiting")
+        assert (found["step"], found["steps"], found["work"], found["metric"]) == (0, 60, 4800, "accuracy")
+        file.update(STATIC.cell, state="running", step=30, score=0.75)
+        until(lambda: bool(content(tmp_path)["cells"][0]["step"] == 30))
+        (found,) = content(tmp_path)["cells"]
+        assert (found["state"], found["score"]) == ("running", 0.75)
+        before = content(tmp_path)["updated_at"]
+        until(lambda: bool(content(tmp_path)["updated_at"] > before))  # without a further change
+        assert not content(tmp_path)["ended"]
+    assert content(tmp_path)["ended"]
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_the_last_change_is_in_the_file_at_the_end(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with ProgressFile(str(tmp_path), "nightly", "key") as file:
+            file.add([STATIC])
+            file.update(STATIC.cell, state="stopped", step=30)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert content(tmp_path)["ended"]
+    assert [(one["state"], one["step"]) for one in content(tmp_path)["cells"]] == [("stopped", 30)]
+
+
+def test_the_same_sweep_has_one_file_and_another_of_the_same_name_its_own(tmp_path: Path) -> None:
+    for key in ("a", "b", "a"):
+        with ProgressFile(str(tmp_path), "nightly", key):
+            pass
+    assert len(list((tmp_path / ".progress" / "sweeps").iterdir())) == 2
+
+
+def test_a_store_behind_a_uri() -> None:
+    with ProgressFile("memory://progress", "nightly", "key") as file:
+        file.add([STATIC])
+
+
+def test_rows_and_progress_do_not_meet(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with ProgressFile(store.uri, "nightly", "key"):
+        store.write(done_record(STATIC.config))
+        assert store.done() == {STATIC.cell: "done"}
+        assert store.results().num_rows == 1
+
+
+def test_a_store_that_fails_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / ".progress").write_text("a file where a folder should be")
+    with caplog.at_level(logging.WARNING), ProgressFile(str(tmp_path), "nightly", "key") as file:
+        file.add([STATIC])
+    assert "could not be written" in caplog.text
+
+
+KILLED = """
+import sys, time
+from aang_ray.sweep import progress
+progress.BEAT_SECONDS = progress.QUICKEST_SECONDS = 0.0
+with progress.ProgressFile(sys.argv[1], "nightly", "key"):
+    print("running", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_kill_leaves_a_whole_file(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"running\n"
+        process.send_signal(signal.SIGKILL)
+    assert not content(tmp_path)["ended"]

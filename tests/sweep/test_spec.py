@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aang_ray.config import AangConfig, RunConfig
+from aang_ray.config import AangConfig, RunConfig, parse_config
 from aang_ray.errors import UserError
-from aang_ray.sweep.expand import expand
-from aang_ray.sweep.spec import SweepOverrides, SweepSpec, load_sweep, parse_seeds
+from aang_ray.sweep.plan import plan
+from aang_ray.sweep.spec import Asha, SweepOverrides, SweepSpec, check_space, expand, load_sweep, parse_seeds
+from tests.sweep.conftest import fake_resolve
 
 NOTHING = SweepOverrides()
 
@@ -156,3 +158,65 @@ def test_the_demo_compares_three_methods_at_equal_budgets() -> None:
     assert [run.method.name for run in runs] == ["finetune", "static", "aang"]
     assert len(spec.seeds) == 2
     assert len({(run.schedule.steps, run.batch.end_task) for run in runs}) == 1
+
+
+def test_a_label_makes_rows_of_one_method_stand_apart() -> None:
+    methods = ["static", {"method": "static", "n": 3, "label": "static, few"}]
+    cells = plan(runs_of(methods=methods), [0], {}, fake_resolve)
+    assert [cell.title for cell in cells] == ["movie · static-td n=6 · seed 0", "movie · static, few · seed 0"]
+    unlabelled = plan(runs_of(methods=["static", {"method": "static", "n": 3}]), [0], {}, fake_resolve)
+    assert [cell.cell for cell in cells] == [cell.cell for cell in unlabelled]
+
+
+def run_of(**more: object) -> RunConfig:
+    """60 steps, evaluated after every sixth."""
+    return fake_resolve(parse_config({"method": "finetune", "schedule": {"eval_every": 6}, **more}, "test"))
+
+
+def test_rungs() -> None:
+    assert Asha(0.1, 3).rungs(run_of()) == [(0.1, 6), (pytest.approx(0.3), 18), (pytest.approx(0.9), 54)]
+    assert Asha(0.5, 2).rungs(run_of()) == [(0.5, 30)]
+    assert Asha(0.01, 10).rungs(run_of()) == [(0.01, 6)], "at 0.6 and at 6 steps: after an evaluation, each step once"
+    pretrained = run_of(final_finetune={"steps": 12, "body_lr": 1e-5})
+    assert [step for _, step in Asha(0.1, 3).rungs(pretrained)] == [6, 18, 54], "in the stage that dev decides"
+
+
+@pytest.mark.parametrize("values", [{"grace": 0.0}, {"grace": 1.0}, {"reduction": 1}])
+def test_settings_without_rungs_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"--grace|--reduction"):
+        Asha(**values)
+
+
+@pytest.mark.parametrize(
+    ("search", "line"),
+    [
+        ("{space: {n: [1]}}", "search.samples is missing"),
+        ("{samples: 0, space: {n: [1]}}", "search.samples: "),
+        ("{samples: 2, space: {}}", "search.space: "),
+        ("{samples: 2, space: {n: {integer: [3, 1]}}}", "low below high"),
+        ("{samples: 2, space: {n: {integer: [1.5, 3]}}}", "whole bounds"),
+        ("{samples: 2, space: {optim.clip: {log: [0, 1]}}}", "bounds above 0"),
+        ("{samples: 2, space: {optim.clip: {}}}", "one of uniform, log, integer"),
+        ("{samples: 2, space: {optim.clipp: [1.0]}}", "unknown key optim.clipp; did you mean optim.clip"),
+        ("{samples: 2, space: {seed: [1]}}", "seed is not set here, use seeds"),
+        ("{samples: 2, space: {optim.clip: [-1.0]}}", "optim.clip"),
+    ],
+)
+def test_one_clear_line_about_a_search(sweep_file: Callable[[str], Path], search: str, line: str) -> None:
+    path = sweep_file(f"methods: [finetune]\nsearch: {search}")
+    with pytest.raises(UserError, match=line) as caught:
+        checked(path)
+    assert "\n" not in str(caught.value)
+
+
+def checked(path: Path) -> None:
+    """What happens to a sweep file before anything runs."""
+    spec = load_sweep(path, SweepOverrides())
+    runs = expand(spec, SweepOverrides(), str(path))
+    assert spec.search is not None
+    check_space(spec.search, runs)
+
+
+def test_numbers_as_people_write_them(sweep_file: Callable[[str], Path]) -> None:
+    checked(sweep_file("methods: [finetune]\nsearch: {samples: 2, space: {optim.body_lr: {log: [1e-5, 1e-3]}}}"))
+    checked(sweep_file("methods: [finetune]\nsearch: {samples: 2, space: {optim.body_lr: [1e-5, 0.001]}}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,16 +15,14 @@ from rich.console import Console
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import UserError
 from aang_ray.store import Store
-from aang_ray.sweep import agenda as module
-from aang_ray.sweep.agenda import read_agenda, write_agenda
-from aang_ray.sweep.heartbeat import Beat
+from aang_ray.store.files import open_location
 from aang_ray.sweep.plan import PlannedCell
-from aang_ray.sweep.status import SweepStatus, read_status, show_status
+from aang_ray.sweep.progress import CellProgress, write_json
+from aang_ray.sweep.status import SILENT_SECONDS, SweepStatus, read_status, show_status
 from aang_ray.train.record import failed_record
 from tests.sweep.conftest import done_record, fake_resolve
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=UTC)
-FILE = Path("jobs/nightly.yaml")
 
 
 def config(method: str, seed: int = 0) -> RunConfig:
@@ -35,23 +33,48 @@ FINETUNE, STATIC, AANG, SECOND = config("finetune"), config("static"), config("a
 CELLS = [PlannedCell(one, one.cell, "waiting") for one in (FINETUNE, STATIC, AANG, SECOND)]
 
 
+class Driver:
+    """Writes the progress file of a sweep, as its driver does."""
+
+    def __init__(self, store: Store, name: str = "nightly", cells: Sequence[PlannedCell] = CELLS) -> None:
+        self.location, self.name = open_location(store.uri), name
+        self.cells = {cell.cell: CellProgress.of(cell) for cell in cells}
+        self.write()
+
+    def write(self, silent: float = 0.0, *, ended: bool = False, started: datetime = NOW) -> None:
+        """So many seconds ago."""
+        content = {
+            "name": self.name,
+            "started_at": started.isoformat(),
+            "updated_at": (NOW - timedelta(seconds=silent)).isoformat(),
+            "ended": ended,
+            "cells": [asdict(cell) for cell in self.cells.values()],
+        }
+        path = self.location.path(".progress", "sweeps", f"{self.name}-{len(self.cells)}.json")
+        write_json(self.location, path, content)
+
+    def runs(self, run: RunConfig, ago: float = 0.0, **changes: Any) -> None:
+        """A cell that runs, and reported so many seconds ago."""
+        at = (NOW - timedelta(seconds=ago)).isoformat()
+        report: dict[str, Any] = {"step": 30, "seconds": 24.0, "score": 0.75, "host": "node-a", "pid": 7}
+        self.cells[run.cell] = replace(
+            self.cells[run.cell], **({"state": "running", "updated_at": at} | report | changes)
+        )
+        self.write()
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path)
-    write_agenda(store.uri, FILE, CELLS)
-    return store
+    return Store(tmp_path)
 
 
-def beat(store: Store, run: RunConfig, silent: float = 0.0, **changes: Any) -> None:
-    """A sign of life, so many seconds ago."""
-    at = (NOW - timedelta(seconds=silent)).isoformat()
-    sign = Beat(run.cell, 30, 60, 24.0, 0.75, "accuracy", "node-a", 7, NOW.isoformat(), at)
-    path = Path(store.uri) / ".progress" / f"{run.cell}.json"
-    path.write_text(json.dumps(asdict(replace(sign, **changes))), encoding="utf-8")
+@pytest.fixture
+def driver(store: Store) -> Driver:
+    return Driver(store)
 
 
 def states(store: Store) -> dict[str, str]:
-    return {cell.planned.title: cell.state for cell in read_status(store, now=NOW).cells}
+    return {cell.progress.title: cell.state for cell in read_status(store, now=NOW).cells}
 
 
 def shown(status: SweepStatus) -> str:
@@ -60,18 +83,18 @@ def shown(status: SweepStatus) -> str:
     return stream.getvalue()
 
 
-def test_a_cell_that_a_scheduler_cut_is_neither_done_nor_failed(store: Store) -> None:
+def test_a_cell_that_a_scheduler_cut_is_neither_done_nor_failed(store: Store, driver: Driver) -> None:
     store.write(done_record(FINETUNE, status="cut", test=None, test_clean=None))
     store.write(done_record(STATIC, status="cut", test=None, test_clean=None))
-    beat(store, STATIC)
+    driver.runs(STATIC)
     assert states(store)["movie · finetune · seed 0"] == "cut"
     assert states(store)["movie · static-td n=6 · seed 0"] == "running", "it goes on"
 
 
-def test_every_cell_has_one_state(store: Store) -> None:
+def test_every_cell_has_one_state(store: Store, driver: Driver) -> None:
     store.write(done_record(FINETUNE))
     store.write(failed_record(STATIC, "out of memory"))
-    beat(store, AANG)
+    driver.runs(AANG)
     assert states(store) == {
         "movie · finetune · seed 0": "done",
         "movie · static-td n=6 · seed 0": "failed",
@@ -80,63 +103,80 @@ def test_every_cell_has_one_state(store: Store) -> None:
     }
 
 
-def test_a_done_row_is_the_truth(store: Store) -> None:
+def test_a_done_row_is_the_truth(store: Store, driver: Driver) -> None:
     store.write(done_record(AANG))
-    beat(store, AANG)  # killed between its row and the end of its signs of life
+    driver.runs(AANG)  # killed between its row and its last report
     assert states(store)["movie · aang-td n=6 · seed 0"] == "done"
 
 
-def test_a_failed_cell_that_runs_again_is_running_and_failed_again_when_it_dies(store: Store) -> None:
+def test_a_failed_cell_that_runs_again_is_running_and_failed_again_when_its_driver_dies(
+    store: Store, driver: Driver
+) -> None:
     store.write(failed_record(STATIC, "out of memory"))
-    beat(store, STATIC)
+    driver.runs(STATIC)
     assert states(store)["movie · static-td n=6 · seed 0"] == "running"
-    beat(store, STATIC, silent=600)
+    driver.write(silent=600)
     assert states(store)["movie · static-td n=6 · seed 0"] == "failed"
 
 
-def test_the_dead_are_not_running(store: Store) -> None:
-    beat(store, AANG, silent=600)
-    beat(store, STATIC, ended=True)
+@pytest.mark.parametrize("end", [{"silent": SILENT_SECONDS + 1}, {"ended": True}])
+def test_what_a_dead_driver_ran_is_not_running(store: Store, driver: Driver, end: dict[str, Any]) -> None:
+    driver.runs(AANG, ago=600)
+    driver.runs(STATIC, state="stopped")
+    driver.write(**end)
     assert set(states(store).values()) == {"stopped", "waiting"}
     text = shown(read_status(store, now=NOW))
     assert "4 cells: 2 stopped, 2 waiting" in text
-    assert "no trial runs; if the sweep has ended, start it again to go on" in text
+    assert "not running: its process last wrote" in text
+    assert "start it again to go on" in text
     assert "10 min 00 s ago" in text
 
 
-def test_the_time_left(store: Store) -> None:
+def test_a_driver_is_alive_for_four_of_its_pauses_whatever_the_readers_clock(store: Store, driver: Driver) -> None:
+    driver.runs(AANG)
+    for silent in (SILENT_SECONDS, -30.0):
+        driver.write(silent=silent)
+        assert read_status(store, now=NOW).alive
+    assert read_status(store, now=NOW).silent == 0.0
+
+
+def test_a_sweep_whose_trials_wait_for_nodes_is_alive(store: Store, driver: Driver) -> None:
+    assert "no trial runs yet: they wait for resources" in shown(read_status(store, now=NOW))
+
+
+def test_the_time_left(store: Store, driver: Driver) -> None:
     # Texts: finetune 60 x 32 = 1920, static 60 x (32 + 48) = 4800, aang 60 x (32 + 48 + 32) = 6720.
     # Done: finetune, 1920 texts in 12 s. Halfway: aang, 3360 texts in 24 s. So 36 s / 5280 texts.
     # Left: 3360 of aang, 4800 of static, 1920 of the second finetune = 10080 texts, one trial at a time: 68.7 s.
     store.write(done_record(FINETUNE))
-    beat(store, AANG)
+    driver.runs(AANG)
     status = read_status(store, now=NOW)
-    assert [cell.planned.work for cell in status.cells] == [1920, 4800, 6720, 1920]
+    assert [cell.progress.work for cell in status.cells] == [1920, 4800, 6720, 1920]
     assert status.seconds_left == pytest.approx(10080 * 36 / 5280)
     assert "about 1 min 09 s left" in shown(status)
     # A second trial, not yet evaluated, halves it and moves no measure.
-    beat(store, STATIC, step=0, seconds=0.0, score=None, host="node-b")
+    driver.runs(STATIC, step=0, seconds=0.0, score=None, host="node-b")
     assert read_status(store, now=NOW).seconds_left == pytest.approx(10080 * 36 / 5280 / 2)
 
 
-def test_an_early_stop_counts_the_steps_that_were_made(store: Store) -> None:
+def test_an_early_stop_counts_the_steps_that_were_made(store: Store, driver: Driver) -> None:
     store.write(done_record(FINETUNE, steps=30))  # 960 texts in 12 s; aang adds 3360 in 24 s
-    beat(store, AANG)
+    driver.runs(AANG)
     assert read_status(store, now=NOW).seconds_left == pytest.approx(10080 * 36 / 4320)
 
 
-def test_no_time_is_made_up(store: Store) -> None:
-    beat(store, AANG, step=0, seconds=0.0, score=None)
+def test_no_time_is_made_up(store: Store, driver: Driver) -> None:
+    driver.runs(AANG, step=0, seconds=0.0, score=None)
     status = read_status(store, now=NOW)
     assert status.seconds_left is None
     assert "time left: not known before the first evaluation" in shown(status)
 
 
-def test_what_a_person_reads(store: Store) -> None:
+def test_what_a_person_reads(store: Store, driver: Driver) -> None:
     store.write(done_record(FINETUNE))
     store.write(failed_record(SECOND, "loss [nan] at step 3"))
-    beat(store, AANG, silent=5)
-    beat(store, STATIC, host="node-b", score=None, step=0)
+    driver.runs(AANG, ago=5)
+    driver.runs(STATIC, host="node-b", score=None, step=0)
     text = shown(read_status(store, now=NOW))
     assert "nightly: 4 cells: 1 done, 2 running, 1 failed" in text
     assert "trials run on node-a (1), node-b (1)" in text
@@ -152,7 +192,7 @@ def test_what_a_person_reads(store: Store) -> None:
     ]
 
 
-def test_the_end(store: Store) -> None:
+def test_the_end(store: Store, driver: Driver) -> None:
     for run in (FINETUNE, STATIC, AANG, SECOND):
         store.write(done_record(run))
     text = shown(read_status(store, now=NOW))
@@ -160,29 +200,19 @@ def test_the_end(store: Store) -> None:
     assert "nothing runs, nothing is left to run" in text
 
 
-def test_rows_of_other_sweeps_do_not_count(store: Store) -> None:
+def test_rows_of_other_sweeps_do_not_count(store: Store, driver: Driver) -> None:
     store.write(done_record(config("finetune", 7)))
     assert set(states(store).values()) == {"waiting"}
 
 
-def test_the_last_sweep_unless_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = Store(tmp_path).uri
+def test_the_last_sweep_unless_one_is_named(store: Store) -> None:
     for day, (name, cells) in enumerate((("one", CELLS[:1]), ("two", CELLS[:2]), ("one", CELLS[:3]))):
-        _freeze(monkeypatch, NOW + timedelta(days=day))
-        write_agenda(uri, Path(f"somewhere/{name}.yaml"), cells)
-    assert [read_agenda(uri).name, len(read_agenda(uri).cells)] == ["one", 3]
-    assert len(read_agenda(uri, Path("elsewhere/two.yaml")).cells) == 2
+        Driver(store, name, cells).write(started=NOW + timedelta(days=day))
+    last = read_status(store, now=NOW)
+    assert (last.name, len(last.cells)) == ("one", 3)
+    assert len(read_status(store, Path("elsewhere/two.yaml"), NOW).cells) == 2
     with pytest.raises(UserError, match=r"knows no sweep three\.yaml; it knows one, two"):
-        read_agenda(uri, Path("three.yaml"))
-
-
-def test_a_sweep_that_is_started_again_is_the_same(tmp_path: Path) -> None:
-    uri = Store(tmp_path).uri
-    write_agenda(uri, FILE, CELLS)
-    first = read_agenda(uri)
-    write_agenda(uri, FILE, list(reversed(CELLS)))  # another order, the same cells
-    assert len(list((tmp_path / ".progress" / "sweeps").iterdir())) == 1
-    assert read_agenda(uri).started_at >= first.started_at
+        read_status(store, Path("three.yaml"))
 
 
 def test_a_store_without_a_sweep_is_named(tmp_path: Path) -> None:
@@ -190,10 +220,8 @@ def test_a_store_without_a_sweep_is_named(tmp_path: Path) -> None:
         read_status(Store(tmp_path / "nothing"))
 
 
-def _freeze(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
-    class Frozen(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Frozen:
-            return cls.fromtimestamp(moment.timestamp(), tz)
-
-    monkeypatch.setattr(module, "datetime", Frozen)
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": "old", "started_at": "2026", "cells": [{"cell": "a"}]}'])
+def test_files_of_another_version_are_left_alone(store: Store, driver: Driver, text: str) -> None:
+    (Path(store.uri) / ".progress" / "sweeps" / "old-0123.json").write_text(text)
+    (Path(store.uri) / ".progress" / "0123456789abcdef.json").write_text("{}")
+    assert read_status(store, now=NOW).name == "nightly"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_evaluations_then_the_row_then_the_end(tmp_path: Path, install: Callable
 
     install(run_cell)
     evaluation, end = run(Store(tmp_path))
-    assert (evaluation["step"], evaluation["steps"], evaluation["row"]) == (30, 60, None)
+    assert (evaluation["step"], evaluation["score"], evaluation["row"]) == (30, 0.75, None)
     assert (end["status"], end["dev"], end["test"], end["row"]) == ("done", 0.75, 0.75, "done")
 
 
@@ -87,26 +88,86 @@ def test_a_whole_sentence_is_the_error_as_it_is(
     assert row.log_tail.endswith("in worker 1: the last line")
 
 
-def test_a_run_that_stops_at_a_step_keeps_its_checkpoint_and_goes_on_from_it(
+class Ladder:
+    """A run that stops at rungs and continues from its checkpoint, as `launch` does with `until`."""
+
+    def __init__(self, store: Store) -> None:
+        self.untils: list[int | None] = []
+        self.folder = Path(checkpoint_folder(store.uri)) / CONFIG.cell
+
+    def __call__(self, config: RunConfig, *, until: int | None, **_: object) -> CellRecord:
+        self.untils.append(until)
+        if until is None:
+            return done_record(config)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"last-{until:010d}-0.pt").touch()
+        result = done_record(config, status="cut", steps=until, test=None, test_clean=None).result
+        return CellRecord(result, tuple(map(history_row, range(10, until + 1, 10))))
+
+
+RUNGS = [(0.25, 10), (0.5, 30)]
+
+
+def test_each_rung_is_a_row_and_a_checkpoint_before_it_is_reported(
     tmp_path: Path, install: Callable[[RunCell], None]
 ) -> None:
-    store, told = Store(tmp_path), []
-    checkpoint = Path(checkpoint_folder(store.uri)) / CONFIG.cell
+    store = Store(tmp_path)
+    ladder = Ladder(store)
+    install(ladder)
+    reports: list[dict[str, Any]] = []
 
-    def run_cell(config: RunConfig, *, until: int | None, **_: object) -> CellRecord:
-        told.append(until)
-        checkpoint.mkdir(parents=True, exist_ok=True)
-        return done_record(config) if until is None else done_record(config, status="cut", steps=until, test=None)
+    def report(values: dict[str, Any]) -> None:
+        reports.append(values)
+        if "rung" in values:
+            row = store.record(CONFIG.cell).result
+            assert (row.status, row.steps) == ("cut", values["step"])
+            assert list(ladder.folder.glob(f"last-{values['step']:010d}-*.pt"))
 
-    install(run_cell)
-    ends: list[dict[str, Any]] = []
-    run_and_store(CONFIG, store, ends.append, until=30)
-    assert (ends[0]["status"], ends[0]["step"], ends[0]["dev"]) == ("cut", 30, 0.75)
-    assert store.record(CONFIG.cell).result.status == "cut"
-    assert checkpoint.is_dir()
-    run_and_store(CONFIG, store, ends.append)
-    assert (ends[1]["status"], store.done(), told) == ("done", {CONFIG.cell: "done"}, [30, None])
-    assert not checkpoint.exists()
+    run_and_store(CONFIG, store, report, RUNGS)
+    assert [(one["rung"], one["step"], one["dev"]) for one in reports[:-1]] == [(0.25, 10, 0.75), (0.5, 30, 0.75)]
+    assert (reports[-1]["status"], ladder.untils, store.done()) == ("done", [10, 30, None], {CONFIG.cell: "done"})
+    assert not ladder.folder.exists()
+
+
+def test_a_run_that_tune_ends_at_a_rung_is_cut_and_goes_on_from_there_another_time(
+    tmp_path: Path, install: Callable[[RunCell], None]
+) -> None:
+    store = Store(tmp_path)
+    ladder = Ladder(store)
+    install(ladder)
+
+    def ends_at(step: int) -> Callable[[dict[str, Any]], None]:
+        def report(values: dict[str, Any]) -> None:
+            if "rung" in values and values["step"] == step:
+                raise SystemExit(0)  # as Tune ends a function
+
+        return report
+
+    with pytest.raises(SystemExit):
+        run_and_store(CONFIG, store, ends_at(30), RUNGS)
+    assert store.done() == {CONFIG.cell: "cut"}
+    assert ladder.folder.is_dir()
+    with pytest.raises(SystemExit):
+        run_and_store(CONFIG, store, ends_at(10), RUNGS)  # its rows tell how it did at rungs that it has passed
+    assert ladder.untils == [10, 30]
+    reports: list[dict[str, Any]] = []
+    run_and_store(CONFIG, store, reports.append, RUNGS)
+    assert [one.get("rung") for one in reports] == [None, 0.25, 0.5, None]
+    assert (reports[0]["resumed"], reports[0]["step"]) == (True, 30)
+    assert (ladder.untils, store.done()) == ([10, 30, None], {CONFIG.cell: "done"})
+
+
+def test_a_run_that_began_without_rungs_is_judged_from_the_next_one_on(
+    tmp_path: Path, install: Callable[[RunCell], None]
+) -> None:
+    store = Store(tmp_path)
+    ladder = Ladder(store)
+    install(ladder)
+    ladder(CONFIG, until=20)  # a checkpoint without a row
+    reports: list[dict[str, Any]] = []
+    run_and_store(CONFIG, store, reports.append, RUNGS)
+    assert [one["rung"] for one in reports if "rung" in one] == [0.5]
+    assert ladder.untils == [20, 30, None]
 
 
 def test_a_failed_row_is_run_again(tmp_path: Path, install: Callable[[RunCell], None]) -> None:
@@ -121,7 +182,8 @@ def test_a_cell_that_another_has_done_is_not_run(tmp_path: Path, install: Callab
     store = Store(tmp_path)
     store.write(done_record(CONFIG))
     install(lambda config, **_: pytest.fail("ran"))
-    assert [report["status"] for report in run(store)] == ["elsewhere"]
+    (end,) = run(store)
+    assert (end["status"], end["dev"]) == ("elsewhere", 0.75)
 
 
 def test_a_cell_that_another_does_meanwhile_keeps_the_first_row(
@@ -147,3 +209,12 @@ def test_an_interruption_leaves_no_row(tmp_path: Path, install: Callable[[RunCel
     with pytest.raises(KeyboardInterrupt):
         run(store)
     assert store.done() == {}
+
+
+def test_a_failed_row_holds_the_configuration_and_one_line() -> None:
+    run = fake_resolve(parse_config({"method": "aang"}, "test"))
+    row = failed_record(run, "two\nlines", "\n".join(map(str, range(100)))).result
+    assert (row.status, row.cell, row.error) == ("failed", run.cell, "two lines")
+    assert row.log_tail is not None
+    assert row.log_tail.splitlines()[-1] == "99"
+    assert json.loads(json.dumps(row.config)) == run.model_dump(mode="json")

@@ -1,7 +1,11 @@
-"""The processes that train one run together, and the few messages that they may send each other.
+"""The processes that train one run together: their messages, their agreement, and what they share out.
 
-Tensors go over the device's own network (NCCL on GPUs, gloo on CPUs); what the host alone must know (a signal, a
-failure) goes over a gloo group, so that it never waits for a device.
+Tensors go over the device's network (NCCL on GPUs, gloo on CPUs). What only the host must know (a signal, a failure)
+goes over a gloo group of its own, so that it never waits for a device.
+
+- `Workers`: sums, broadcasts and small messages between hosts; `Traffic` counts the bytes of a step.
+- `Agreement`, `check_same`: all workers get through a step or none does, and all have the same parameters.
+- `Sharded`, `gathered`: each worker keeps a part of the optimiser's state, and scores a part of a split.
 """
 
 from __future__ import annotations
@@ -26,34 +30,43 @@ from aang_ray.train.evaluate import Predictions
 TIMEOUT = timedelta(minutes=10)
 """How long a worker waits for the others: longer than any step, evaluation or checkpoint takes."""
 TEXT_BYTES = 1024
+"""Length to which a message between hosts is cut."""
 
 
 class WorkerLost(RuntimeError):
-    """Another worker of the run ended or can no longer be reached: nothing is wrong with this one or with the run."""
+    """Another worker of the run ended or cannot be reached; nothing is wrong with this worker or with the run."""
+
+
+@contextmanager
+def raising_worker_lost() -> Iterator[None]:
+    """Raise `WorkerLost` for an error of communication inside the block; which worker is gone is not known."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise WorkerLost(f"another worker of this run ended or cannot be reached ({reason})") from error
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Rank and size of the group that this process belongs to; every method is a no-op for a process alone.
+    """The group of processes that this one belongs to. Every method does nothing in a process alone.
 
-    Collective calls must be made by all workers in the same order.
-
-    Raises:
-        WorkerLost: from every call that waits for the others.
+    All workers must make the same calls in the same order. Every call that waits for the others raises `WorkerLost`
+    if one of them has ended or cannot be reached.
     """
 
     rank: int = 0
     size: int = 1
     tensors: dist.ProcessGroup | None = None
-    """For tensors on the device."""
+    """Sends tensors on the device."""
     control: dist.ProcessGroup | None = None
-    """For messages between hosts."""
+    """Sends messages between hosts."""
     timeout: timedelta = TIMEOUT
     _groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict, repr=False)
 
     @classmethod
     def alone(cls) -> Workers:
-        """The only process of its run."""
+        """Return the group of a process that trains alone."""
         return cls()
 
     @classmethod
@@ -68,130 +81,113 @@ class Workers:
         """
         if size == 1:
             return cls.alone()
-        with losing():
+        with raising_worker_lost():
             tensors = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout)
             control = dist.new_group(backend="gloo", timeout=timeout)
         return cls(rank, size, tensors, control, timeout)
 
     @property
     def first(self) -> bool:
-        """Whether this worker reports and writes for all."""
+        """Whether this worker writes files for all."""
         return self.rank == 0
 
     def sum_(self, tensor: Tensor, members: Sequence[int] | None = None) -> None:
         """Replace a tensor by its sum over all workers, or over `members`, of which this one must be one."""
         if self.size > 1:
-            with losing():
+            with raising_worker_lost():
                 dist.all_reduce(tensor, group=self.tensors if members is None else self._groups[tuple(members)])
 
     def sum_later(self, tensor: Tensor) -> Pending:
-        """Begin to replace a tensor by its sum over all workers, while other work goes on."""
+        """Begin to replace a tensor by its sum over all workers; other work can go on meanwhile."""
         if self.size == 1:
             return Pending(None)
-        with losing():
+        with raising_worker_lost():
             return Pending(dist.all_reduce(tensor, group=self.tensors, async_op=True))
 
     def broadcast_(self, tensor: Tensor, source: int = 0) -> None:
-        """Replace a tensor, on the device, by that of one worker."""
+        """Replace a tensor on the device by that of the worker `source`."""
         if self.size > 1:
-            with losing():
+            with raising_worker_lost():
                 dist.broadcast(tensor, source, group=self.tensors)
 
     def sum_in_host_(self, tensor: Tensor) -> None:
         """Replace a tensor in host memory by its sum over all workers."""
         if self.size > 1:
-            with losing():
+            with raising_worker_lost():
                 dist.all_reduce(tensor, group=self.control)
 
     def join(self, members: Sequence[int]) -> None:
-        """Make the sub-group of these ranks where it does not exist yet; called by all workers."""
+        """Make the sub-group of these ranks if it does not exist yet. All workers must call it, members or not."""
         key = tuple(members)
         if key not in self._groups:
-            with losing():
+            with raising_worker_lost():
                 group = dist.new_group(list(key), timeout=self.timeout, backend=dist.get_backend(self.tensors))
             assert isinstance(group, dist.ProcessGroup) or self.rank not in key
             self._groups[key] = group
 
     def max_host(self, values: Sequence[int]) -> list[int]:
-        """Element by element the largest of all workers' host numbers."""
+        """Return, element by element, the largest of all workers' numbers."""
         if self.size == 1:
             return list(values)
         gathered = torch.tensor(values, dtype=torch.int64)
-        with losing():
+        with raising_worker_lost():
             dist.all_reduce(gathered, dist.ReduceOp.MAX, group=self.control)
         return [int(value) for value in gathered]
 
     def any_host(self, flag: bool) -> bool:
-        """Whether any worker says so."""
+        """Return whether the flag is true on any worker."""
         return bool(self.max_host([int(flag)])[0])
 
     def sum_host(self, values: Sequence[float]) -> list[float]:
-        """Element by element the sum of all workers' host numbers."""
+        """Return, element by element, the sum of all workers' numbers."""
         if self.size == 1:
             return list(values)
         gathered = torch.tensor(values, dtype=torch.float64)
-        with losing():
+        with raising_worker_lost():
             dist.all_reduce(gathered, group=self.control)
         return [float(value) for value in gathered]
 
     def text_of(self, text: str, source: int) -> str:
-        """One worker's text (its first kilobyte), known to all."""
+        """Return the text of the worker `source`, cut to `TEXT_BYTES`."""
         if self.size == 1:
             return text
         encoded = torch.zeros(TEXT_BYTES, dtype=torch.uint8)
         if self.rank == source:
             raw = text.encode()[:TEXT_BYTES]
             encoded[: len(raw)] = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if raw else encoded[:0]
-        with losing():
+        with raising_worker_lost():
             dist.broadcast(encoded, source, group=self.control)
         return bytes(encoded.tolist()).rstrip(b"\0").decode(errors="ignore")
 
     def wait_for_all(self) -> None:
-        """Return when every worker has come here."""
+        """Return when every worker has made this call."""
         self.any_host(False)
 
 
 class Pending:
-    """A sum that is on its way."""
+    """A sum that has begun."""
 
     def __init__(self, work: dist.Work | None) -> None:
         self._work = work
 
     def wait(self) -> None:
-        """Let what follows on the device (on a CPU: this thread) wait for the sum.
-
-        Raises:
-            WorkerLost: where it will never come.
-        """
+        """Let the device (on a CPU: this thread) wait for the sum before it does anything else."""
         if self._work is not None:
-            with losing():
+            with raising_worker_lost():
                 self._work.wait()
-
-
-@contextmanager
-def losing() -> Iterator[None]:
-    """An error of communication says that another worker is gone; which one, the network does not know."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise WorkerLost(f"another worker of this run ended or cannot be reached ({reason})") from error
-
-
-# --- train.parallel.traffic: How many bytes a step hands to the network.
 
 
 @dataclass
 class Traffic:
-    """Bytes of the tensors that one worker summed up with the others, or sent them, in one step.
+    """Bytes of the tensors that one worker sums up with the others, or sends them, in one step.
 
-    A sum over W workers by a ring moves 2 (W - 1) / W times these bytes in and out of each of them.
+    A ring moves 2 (W - 1) / W times the bytes of a sum in and out of each of W workers.
     """
 
     body: int = 0
-    """The body's update: its parameters, once."""
+    """The body's update."""
     heads: int = 0
-    """The heads that some worker used."""
+    """The update of the heads that some worker used."""
     scalars: int = 0
     """Losses, inner products and norms."""
     rows: int = 0
@@ -201,7 +197,7 @@ class Traffic:
     separate: int = 0
     """Gradients of all segments, for methods that ask for them."""
     parameters: int = 0
-    """Updated parameters, sent by whoever has their optimiser state (`sharded`)."""
+    """Updated parameters, sent by the worker that has their optimiser state (`sharded`)."""
     control: int = 0
     """Messages between hosts."""
 
@@ -210,23 +206,21 @@ class Traffic:
         return sum(astuple(self))
 
 
-# --- train.parallel.agreement: All workers get through a part of a step, or none does; and all have the same parameters, or the run ends.
-
-
-_RUN, _USER, _OTHER = 1, 2, 3
+# What an error of a worker was, as a number that can be sent.
+_NONE, _RUN, _USER, _OTHER = range(4)
 
 
 class Agreement:
-    """While entered, an error of one worker ends the step for all; afterwards `flags` are those of any worker.
+    """Context manager: an error of one worker inside the block ends the step on all; else `flags` become those of any.
 
-    A failure of the run (`RunFailure`, `UserError`) is raised by all. After any other error, which its worker raises
-    itself, the others raise `WorkerLost`.
+    A failure of the run (`RunFailure`, `UserError`) is raised on all workers. After any other error, which the worker
+    itself raises, the others raise `WorkerLost`.
     """
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
         self.flags: list[bool] = []
-        """Set by the worker inside the block; afterwards true where any worker's is."""
+        """Set inside the block, as many on every worker; afterwards each is true if it was on any worker."""
 
     def __enter__(self) -> Agreement:
         return self
@@ -235,37 +229,36 @@ class Agreement:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, WorkerLost) or not (error is None or isinstance(error, Exception)):
-            return  # there is nobody to agree with
+            return  # the others cannot be asked, or this process is told to end
         workers = self._workers
-        kinds = [0] * workers.size
-        kinds[workers.rank] = _kind(error)
+        kinds = [_NONE] * workers.size
+        if error is not None:
+            kinds[workers.rank] = (
+                _RUN if isinstance(error, RunFailure) else _USER if isinstance(error, UserError) else _OTHER
+            )
         found = workers.max_host([*kinds, *map(int, self.flags)])
-        failed = [rank for rank in range(workers.size) if found[rank]]
-        if not failed:
+        failed = next((rank for rank in range(workers.size) if found[rank] != _NONE), None)
+        if failed is None:
             self.flags = [bool(flag) for flag in found[workers.size :]]
             return
-        text = workers.text_of(f"{error}", failed[0])
-        if error is None:
-            raise _failure(found[failed[0]], text, failed[0])
-
-
-def _kind(error: BaseException | None) -> int:
-    if error is None:
-        return 0
-    return _RUN if isinstance(error, RunFailure) else _USER if isinstance(error, UserError) else _OTHER
-
-
-def _failure(kind: int, text: str, rank: int) -> Exception:
-    if kind == _OTHER:
-        return WorkerLost(f"worker {rank} of this run failed: {text}")
-    return RunFailure(text) if kind == _RUN else UserError(text)
+        text = workers.text_of(f"{error}", failed)
+        if error is not None:
+            return  # its own error is raised
+        if found[failed] == _OTHER:
+            raise WorkerLost(f"worker {failed} of this run failed: {text}")
+        raise RunFailure(text) if found[failed] == _RUN else UserError(text)
 
 
 def check_same(workers: Workers, steps: int, named: Mapping[str, Tensor]) -> None:
-    """Refuse to go on where workers differ in a tensor, or in how many steps they have made; waits for the device.
+    """Make sure that all workers have made as many steps and have the same tensors; waits for the device.
+
+    Args:
+        workers: The workers of the run.
+        steps: How many steps this worker has made.
+        named: This worker's tensors by name; they are compared by checksums.
 
     Raises:
-        RunFailure: naming the first that differs.
+        RunFailure: If they differ; it names the first difference.
     """
     sums = [steps, *(int(_checksum(tensor)) for tensor in named.values())]
     largest, least = workers.max_host(sums), workers.max_host([-value for value in sums])
@@ -278,8 +271,8 @@ def check_same(workers: Workers, steps: int, named: Mapping[str, Tensor]) -> Non
         )
 
 
-def held(body: nn.Module, heads: nn.Module, method: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What all workers must hold alike, by name."""
+def replicated(body: nn.Module, heads: nn.Module, method: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors that must be the same on all workers, by name."""
     return {
         **{f"encoder.{name}": parameter for name, parameter in body.named_parameters()},
         **{f"heads.{name}": parameter for name, parameter in heads.named_parameters()},
@@ -288,35 +281,38 @@ def held(body: nn.Module, heads: nn.Module, method: Mapping[str, Any]) -> dict[s
 
 
 def _checksum(tensor: Tensor) -> Tensor:
-    """The sum of a tensor's bits, read as whole numbers: a change of any one entry changes it."""
+    """Return the sum of a tensor's entries, their bits read as integers: a change of any one entry changes it."""
     words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return tensor.detach().contiguous().view(words).sum(dtype=torch.int64)
 
 
-# --- train.parallel.sharded: ZeRO-1: each worker keeps the optimiser's state of its share of the parameters alone (Rajbhandari et al. 2020).
-
-
 class Sharded(ZeroRedundancyOptimizer):
-    """PyTorch's optimiser of shards; after its step every worker sends the parameters that it updated."""
+    """ZeRO-1: each worker keeps the optimiser's state of its share of the parameters (Rajbhandari et al. 2020).
+
+    After a step every worker sends the others the parameters that it updated.
+
+    Args:
+        plain: An optimiser that has not made a step; its groups, rates and settings are taken over.
+        workers: The workers of the run.
+    """
 
     def __init__(self, plain: Optimizer, workers: Workers) -> None:
-        """Takes groups, rates and settings of an optimiser that has not made a step."""
-        known = signature(type(plain)).parameters  # some defaults are no settings
+        known = signature(type(plain)).parameters  # `defaults` also has entries that are no arguments
         defaults = {name: value for name, value in plain.defaults.items() if name in known}
         super().__init__(
             [dict(group) for group in plain.param_groups], type(plain), process_group=workers.tensors, **defaults
         )
         self._workers = workers
         self.bytes = sum(p.nbytes for group in self.param_groups for p in group["params"])
-        """What the workers send each other in a step: every parameter once."""
+        """How many bytes the workers send each other in a step: every parameter once."""
 
     def step(self, closure: Any = None, **settings: Any) -> Any:
-        with losing():
+        with raising_worker_lost():
             return super().step(closure, **settings)
 
     def state_dict(self) -> dict[str, Any]:
-        """As an optimiser that is not sharded has it, on the first worker; called by all. Nothing on the others."""
-        with losing():
+        """Return the state of an unsharded optimiser on the first worker, nothing on the others; all must call it."""
+        with raising_worker_lost():
             self.consolidate_state_dict(to=0)
         if not self._workers.first:
             return {}
@@ -324,8 +320,8 @@ class Sharded(ZeroRedundancyOptimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take this worker's share of a state, sharded or not when it was saved."""
-        # The original forgets what is not its own in the dictionary that it is given.
+        """Take this worker's share of a state, whether it was sharded when it was saved or not."""
+        # PyTorch deletes the other workers' part from the dictionary that it is given.
         super().load_state_dict({**state_dict, "state": dict(state_dict["state"])})
         for parameter, state in self.optim.state.items():
             step = state.get("step")
@@ -333,11 +329,14 @@ class Sharded(ZeroRedundancyOptimizer):
                 state["step"] = step.to(parameter.device)
 
 
-# --- train.parallel.scoring: A split is scored by all workers together: worker r predicts the examples r, r + W, r + 2 W, ...
-
-
 def gathered(workers: Workers, own: Predictions, classes: int) -> Predictions:
-    """The whole split's predictions in the split's order, from each worker's own; the same on all to the last bit."""
+    """Return a whole split's predictions in the split's order; all workers get the same to the last bit.
+
+    Args:
+        workers: The workers of the run; worker r predicts the examples r, r + W, r + 2 W, ...
+        own: This worker's predictions.
+        classes: Number of classes.
+    """
     if workers.size == 1:
         return own
     examples = round(workers.sum_host([len(own.labels_E)])[0])

@@ -8,8 +8,7 @@ import torch
 
 from aang_ray.config.run import RunConfig
 from aang_ray.train.device import choose_compute
-from aang_ray.train.round_methods import make_stepper
-from aang_ray.train.rounds import RoundStepper
+from aang_ray.train.rounds import RoundStepper, make_stepper
 from aang_ray.train.setup import build
 from aang_ray.train.workers.group import Workers
 from tests.train.running import tiny_config

@@ -1,4 +1,4 @@
-"""DIW's rounds on a text model, with scores as the example wants them. (semantics section 7)"""
+"""DIW's rounds on a text model, with scores as the example wants them. (docs/semantics.md, section 7)"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 from aang_ray.methods.rounds import Diw
-from aang_ray.train.round_methods import DiwStepper
+from aang_ray.train.rounds import RoundStepper
 from tests.train.rounds.running import PLAIN, config_of, rounds, take
 
 DIW = "diw, round_steps: 2, tries: 3"
@@ -19,16 +19,14 @@ DIW = "diw, round_steps: 2, tries: 3"
 
 def scripted(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, scores: Iterable[float], *settings: str
-) -> DiwStepper:
+) -> RoundStepper:
     """Scores on dev in the order in which they are asked for."""
     script = iter(scores)
-    monkeypatch.setattr(DiwStepper, "_score", lambda _: next(script))
-    made = rounds(config_of(tiny, DIW, *PLAIN, *settings))
-    assert isinstance(made, DiwStepper)
-    return made
+    monkeypatch.setattr(RoundStepper, "_score", lambda _: next(script))
+    return rounds(config_of(tiny, DIW, *PLAIN, *settings))
 
 
-def method_of(made: DiwStepper) -> Diw:
+def method_of(made: RoundStepper) -> Diw:
     assert isinstance(made.setup.method, Diw)
     return made.setup.method
 
@@ -94,7 +92,6 @@ def test_tries_see_the_same_batches_and_rounds_others(tiny: dict[str, Any], monk
 def test_scores_are_those_of_the_end_task_on_dev(tiny: dict[str, Any], metric: str) -> None:
     """By scikit-learn, from the logits of every dev text alone, dropout off."""
     made = rounds(config_of(tiny, DIW, f"data.metric={metric}"))
-    assert isinstance(made, DiwStepper)
     take(made, 1)
     setup = made.setup
     setup.encoder.eval()
@@ -120,7 +117,7 @@ def test_a_round_by_hand(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     rates = ("optim.algorithm=sgd", "optim.momentum=0", "optim.body_weight_decay=0", "optim.head_weight_decay=0")
     settings = (*PLAIN, *rates, "optim.clip=1.0e6", "schedule.steps=4", "schedule.warmup_fraction=0")
     script = iter([0.5, 0.5, 0.5, 0.5])
-    monkeypatch.setattr(DiwStepper, "_score", lambda _: next(script))
+    monkeypatch.setattr(RoundStepper, "_score", lambda _: next(script))
     made = rounds(config_of(tiny, "diw, round_steps: 1, tries: 1", *settings))
     start_Q, optim = made.vector.read(), made.setup.config.optim
     take(made, 3)
@@ -143,7 +140,7 @@ def test_the_order_of_the_tasks_changes_nothing(tiny: dict[str, Any], monkeypatc
     found = []
     for turned in (False, True):
         script = iter([0.5, 0.3, 0.7, 0.6, *[0.5] * 4] if turned else [0.5, 0.7, 0.3, 0.6, *[0.5] * 4])
-        monkeypatch.setattr(DiwStepper, "_score", lambda _, script=script: next(script))
+        monkeypatch.setattr(RoundStepper, "_score", lambda _, script=script: next(script))
         made = rounds(config_of(tiny, DIW, *PLAIN, "schedule.steps=8"))
         order = made.tasks.objectives
         made.tasks.objectives = order[::-1] if turned else order

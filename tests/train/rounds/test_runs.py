@@ -69,7 +69,7 @@ def test_a_round_is_an_epoch_of_every_task(tiny: dict[str, Any]) -> None:
     """80 train texts in batches of 16 and of 24, alone: 5 and ceil(80 / 24) = 4 steps; a quarter: 2 and 1."""
     whole, quarter = config_of(tiny, "alphavil"), config_of(tiny, "diw, round_fraction: 0.25")
     assert rounds(whole).task_steps == (5, 4, 4)
-    assert (rounds(quarter).task_steps, rounds(quarter).beyond) == ((2, 1, 1), (2,))
+    assert (rounds(quarter).task_steps, rounds(quarter).try_steps) == ((2, 1, 1), 2)
     short = rounds(config_of(tiny, "alphavil", "schedule.steps=8"))
     assert (short.task_steps, short.round_steps) == ((3, 2, 2), 7)
 
@@ -77,11 +77,11 @@ def test_a_round_is_an_epoch_of_every_task(tiny: dict[str, Any]) -> None:
 def test_a_task_alone_reads_every_text_once_an_epoch(tiny: dict[str, Any]) -> None:
     """80 texts: five batches of 16 of the end task; of an objective ten batches of 24 are three epochs."""
     made = rounds(config_of(tiny, "alphavil"))
-    readings = made.setup.domain.source.schedule  # type: ignore[attr-defined]
-    end_task = [int(i) for number in range(10) for i in readings.end_task(number)]
+    schedule = made.setup.domain.source.schedule  # type: ignore[attr-defined]
+    end_task = [int(i) for number in range(10) for i in schedule.end_task(number)]
     assert sorted(end_task[:80]) == sorted(end_task[80:]) == [*range(80)]
     assert end_task[:80] != end_task[80:]
-    read = [int(i) for number in range(10) for i in readings.chosen(number, made.tasks.objectives[:1])[0][1]]
+    read = [int(i) for number in range(10) for i in schedule.chosen(number, made.tasks.objectives[:1])[0].examples]
     assert [sorted(read[start : start + 80]) for start in (0, 80, 160)] == [[*range(80)]] * 3
     segments = [made.tasks.batch(task, 0).segments for task in (0, 1)]
     assert [[segment.texts for segment in of_task] for of_task in segments] == [[0, 16], [0, 0, 24]]

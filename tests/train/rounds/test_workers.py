@@ -15,7 +15,7 @@ from aang_ray.gradients import engine as memory
 from aang_ray.gradients.statistics import ExampleJacobian
 from aang_ray.train.control import RunControl
 from aang_ray.train.device import choose_compute
-from aang_ray.train.round_methods import AlphavilStepper, DiwStepper, make_stepper
+from aang_ray.train.rounds import RoundStepper, make_stepper
 from aang_ray.train.run import run_cell
 from aang_ray.train.setup import build
 from aang_ray.train.workers.group import Workers
@@ -91,12 +91,12 @@ def test_memory_that_one_worker_lacks_is_one_line_from_all(tiny: dict[str, Any],
 def rounded(workers: Workers, tiny: dict[str, Any]) -> dict[str, Tensor]:
     """As if every worker's kernels summed in another order: what all compute alike differs in its last digits."""
     scale = 1 + 1e-9 * workers.rank
-    gradient, left, mixing = ExampleJacobian.mean_gradient, ExampleJacobian.left, AlphavilStepper._dev_gradient
+    gradient, left, mixing = ExampleJacobian.mean_gradient, ExampleJacobian.left, RoundStepper.dev_gradient
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ExampleJacobian, "mean_gradient", lambda self: scale * gradient(self))
         patch.setattr(ExampleJacobian, "left", lambda self, omega_KM: left(self, omega_KM) + scale)
-        patch.setattr(AlphavilStepper, "_dev_gradient", lambda self, point_Q: scale * mixing(self, point_Q))
-        patch.setattr(DiwStepper, "_score", lambda self: 0.5 * scale)
+        patch.setattr(RoundStepper, "dev_gradient", lambda self, point_Q: scale * mixing(self, point_Q))
+        patch.setattr(RoundStepper, "_score", lambda self: 0.5 * scale)
         return ends(workers, tiny)
 
 

@@ -1,16 +1,17 @@
-"""What the autoscaler's word means, and how room follows the nodes."""
+"""Whether a trial fits a cluster, what the autoscaler's answer means, and where logs are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.sweep import capacity as module
-from aang_ray.sweep.capacity import AHEAD, Capacity, Question, check_placeable, describe_nodes
-from aang_ray.sweep.needs import Need
+from aang_ray.sweep import cluster as module
+from aang_ray.sweep.cluster import KeptLogs, PlacementQuestion, check_fits, describe_nodes, has_autoscaler
+from aang_ray.sweep.plan import Need
 
 GROUP = "a219246ec906f048163551e3b4bd01000000"
 ONE = Need(1, 1.0, 0.0)
@@ -34,13 +35,13 @@ def status(*, version: int = 7, at: int = 20, seen: int = 10, pending: bool = Tr
 
 
 def test_the_autoscaler_is_believed_once_it_has_seen_the_group() -> None:
-    question = Question(GROUP)
-    assert question.verdict(status(version=0)) == "nobody"
+    question = PlacementQuestion(GROUP)
+    assert question.verdict(status(version=0)) == "no autoscaler"
     assert question.verdict(status(pending=False)) == "unknown"
     assert question.verdict(status(at=20, seen=10)) == "unknown"
     assert question.verdict(status(at=24, seen=19)) == "unknown"
     assert question.verdict(status(at=25, seen=21)) == "can be added"
-    assert Question(GROUP).verdict(status(seen=21, never=True)) == "never"
+    assert PlacementQuestion(GROUP).verdict(status(seen=21, never=True)) == "never"
 
 
 def test_nodes_in_words() -> None:
@@ -54,7 +55,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self.nodes: list[dict[str, float]] = []
-        self.word: Callable[[float], object] = lambda now: status(version=0)
+        self.answer: Callable[[float], object] = lambda now: status(version=0)
         self.now = 0.0
 
     def monotonic(self) -> float:
@@ -70,8 +71,8 @@ class Asked:
     def __init__(self, need: Need) -> None:
         self.need = need
 
-    def __enter__(self) -> Question:
-        return Question(GROUP)
+    def __enter__(self) -> PlacementQuestion:
+        return PlacementQuestion(GROUP)
 
     def __exit__(self, *error: object) -> None:
         pass
@@ -80,16 +81,17 @@ class Asked:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setattr(module, "time", cluster)
     monkeypatch.setattr(module, "living_nodes", lambda: cluster.nodes)
-    monkeypatch.setattr(module, "_status", lambda: cluster.word(cluster.now))
-    monkeypatch.setattr(module, "_wanted", Asked)
+    monkeypatch.setattr(module, "_status", lambda: cluster.answer(cluster.now))
+    monkeypatch.setattr(module, "_requested", Asked)
     return cluster
 
 
 def test_what_fits_a_node_is_not_asked(cluster: Cluster) -> None:
     cluster.nodes = [{"CPU": 2.0}]
-    check_placeable([ONE, ONE])
+    check_fits([ONE, ONE])
     assert cluster.now == 0.0
 
 
@@ -102,13 +104,13 @@ def test_a_trial_that_no_node_can_hold_is_refused_within_a_minute(cluster: Clust
         "the cluster has 1 node with 0 CPU, and no autoscaler .version 2. that could": lambda now: status(version=0),
     }
     for line, word in lines.items():
-        cluster.now, cluster.word = 0.0, word
+        cluster.now, cluster.answer = 0.0, word
         with pytest.raises(UserError, match=line):
-            check_placeable([ONE])
+            check_fits([ONE])
         assert cluster.now < 60
-    cluster.now, cluster.word = 0.0, lambda now: status(seen=1)
+    cluster.now, cluster.answer = 0.0, lambda now: status(seen=1)
     with pytest.raises(RunFailure, match="has not said within 45 s"):
-        check_placeable([ONE])
+        check_fits([ONE])
     assert cluster.now < 60
 
 
@@ -117,24 +119,36 @@ def test_a_node_that_comes_is_an_answer_and_so_is_the_autoscalers_silence(cluste
         cluster.nodes = [{"CPU": 1.0}]
         return status(seen=1)
 
-    cluster.word = starts_a_node
-    check_placeable([ONE])
+    cluster.answer = starts_a_node
+    check_fits([ONE])
     cluster.nodes = []
-    cluster.word = lambda now: status(version=0) if now < 10 else status(at=20, seen=20)  # it has just started
-    check_placeable([ONE])
+    cluster.answer = lambda now: status(version=0) if now < 10 else status(at=20, seen=20)  # it has just started
+    check_fits([ONE])
 
 
-def test_room_follows_the_nodes(cluster: Cluster) -> None:
+def test_this_machine_does_not_grow(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS")
     cluster.nodes = [{"CPU": 2.0}]
-    cluster.word = lambda now: status()
-    capacity = Capacity()
-    assert capacity.room(ONE) == 2 + AHEAD
-    cluster.nodes = [{"CPU": 2.0}] * 3
-    cluster.now += 5
-    assert capacity.room(ONE) == 6 + AHEAD
-    assert capacity.room(Need(4, 1.0, 0.0)) == 1 + AHEAD
+    check_fits([Need(1, 2.0, 0.0)])
+    with pytest.raises(UserError, match="a trial needs 3 CPU, this machine has 1 node with 2 CPU"):
+        check_fits([Need(1, 3.0, 0.0)])
+    assert cluster.now == 0.0
 
 
-def test_a_cluster_that_does_not_grow_has_room_for_what_it_holds(cluster: Cluster) -> None:
-    cluster.nodes = [{"CPU": 2.0}]
-    assert Capacity().room(ONE) == 2
+def test_an_autoscaler_shows_by_having_looked(cluster: Cluster) -> None:
+    assert not has_autoscaler()
+    cluster.answer = lambda now: status()
+    assert has_autoscaler()
+
+
+def test_logs_are_kept_in_the_store_or_beside_a_remote_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = tmp_path / "ray" / "session_latest" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "worker.err").write_text("the reason")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for store, parent in ((str(tmp_path / "store"), tmp_path / "store" / ".logs"), ("s3://bucket/store", tmp_path)):
+        folder = KeptLogs(tmp_path / "ray").keep(store)
+        assert folder is not None
+        assert folder.parent == parent
+        assert (folder / "worker.err").read_text() == "the reason"
+    assert KeptLogs(None).keep(str(tmp_path)) is None, "another's cluster keeps its own logs"
