@@ -116,13 +116,13 @@ class Timed:
         vars(engine)["per_segment"] = stepper.engine.per_segment
         vars(stepper)["engine"] = engine
         vars(recorder)["settle"] = timed("statistics", saved[1])
-        vars(stepper)["_losses"] = timed("forward", type(stepper)._losses.__get__(stepper))
+        vars(stepper)["losses"] = timed("forward", type(stepper).losses.__get__(stepper))
         vars(stepper)["_fit_dev_head"] = timed("dev head", type(stepper)._fit_dev_head.__get__(stepper))
         try:
             yield
         finally:
             stepper.engine, vars(recorder)["settle"] = saved
-            del vars(stepper)["_losses"], vars(stepper)["_fit_dev_head"]
+            del vars(stepper)["losses"], vars(stepper)["_fit_dev_head"]
 
 
 class TorchJD:
@@ -152,11 +152,9 @@ class TorchJD:
     def step(self, number: int) -> float:
         """Seconds for the losses and their Jacobian (no update)."""
         prepared = self.stepper.prepare(number)
-        setup = self.stepper.setup
         started = time.perf_counter()
         self.stepper._fit_dev_head(prepared)
-        with setup.compute.autocast():
-            losses_S = self.stepper._losses(self.stepper._to_device(prepared.pieces[0]))
+        losses_S = self.stepper.losses(prepared.pieces[0])
         jacobian = torchjd.autojac.jac(list(losses_S), list(self.encoder.parameters()), parallel_chunk_size=1)
         gram = sum(part.flatten(1) @ part.flatten(1).T for part in jacobian)
         assert isinstance(gram, torch.Tensor)

@@ -1,12 +1,15 @@
-"""How far each objective's gradient is from the end task's, at the parameters as they are. (semantics section 9)
+"""Squared distance between each objective's gradient and the end task's, at the current parameters.
 
-With every segment's examples split into halves a and b,
+See docs/semantics.md, section 9. Split every segment's examples into halves a and b. Then
 
     <g_k^a - g_E^a, g_k^b - g_E^b>
 
-is unbiased for ||g_k - g_E||^2, because the halves' batch noise is independent; the plain norm of the difference is
-inflated by it. Assumption A.1 of Dery et al. 2023 bounds the same norm over all parameters, so this is a local estimate
-of Delta_k^2. A mean over labels whose number is random is unbiased for given numbers.
+is an unbiased estimate of ||g_k - g_E||^2, because the batch noise of the two halves is independent; the plain squared
+norm of the difference would be inflated by that noise. Assumption A.1 of Dery et al. 2023 bounds the same norm over all
+parameters, so this is a local estimate of Delta_k^2. A mean over a random number of labels is unbiased given that
+number.
+
+Shape suffixes: S half segments (E^a, E^b, 1^a, 1^b, ...), N segments.
 """
 
 from __future__ import annotations
@@ -28,11 +31,18 @@ DISTANCE, NORM = "distance2", "norm2"
 
 
 def local_distances(stepper: Stepper, step: int) -> dict[str, float]:
-    """The estimates on the batch of a step that is still to come, by `distance2/<objective>` and `norm2/<segment>`.
+    """Estimate the distances on the batch of a later step.
 
-    One forward and one backward pass, or one for each objective where the batch does not fit in one piece. Parameters,
-    their `.grad` and the following steps stay what they are. A segment with fewer than two examples, or a half without
-    labels, is left out. Waits for the device.
+    It takes one forward and one backward pass, or one of each per objective if the batch does not fit into one piece.
+    Parameters, their `.grad` and the following steps do not change. Waits for the device.
+
+    Args:
+        stepper: The stepper, with the parameters of the step before.
+        step: Index of the step whose batch is used.
+
+    Returns:
+        Estimates by `distance2/<objective>` and `norm2/<segment>`. A segment with fewer than two examples, or with a
+        half without labels, is left out; without the end task the result is empty.
     """
     domain = stepper.setup.domain
     batch: Any = stepper.look_ahead(step)
@@ -41,31 +51,31 @@ def local_distances(stepper: Stepper, step: int) -> dict[str, float]:
     usable = [(name, halves) for name, halves in parts if all(weights([half])[0] > 0 for half in halves)]
     if len(usable) < 2 or usable[0][0] != parts[0][0]:
         return {}
-    groups = [usable]
-    nothing = batch.segments[0].part(0, 0)
-    if len(_pieces(stepper, batch, nothing, usable)) > 1:
-        groups = [[usable[0], one] for one in usable[1:]]
+    no_dev = batch.segments[0].part(0, 0)
+
+    def pieces(group: Sequence[tuple[str, tuple[Any, Any]]]) -> Sequence[DomainPiece]:
+        halved = replace(batch, segments=(no_dev, *(half for _, halves in group for half in halves)))
+        made: Sequence[DomainPiece] = domain.pieces(halved, stepper.micro.texts, stepper.engine.per_segment)
+        return made
+
+    groups = [usable] if len(pieces(usable)) == 1 else [[usable[0], one] for one in usable[1:]]
     estimates: dict[str, float] = {}
     torch.manual_seed(int(randomness.keys(stepper.setup.config.seed, step)[0] >> 1))
     for group in groups:
-        segments = [half for _, halves in group for half in halves]
-        gram_SS = _gram(stepper, _pieces(stepper, batch, nothing, group))
-        # A half's loss is its share of the whole segment's mean: undo that.
-        scale_S = gram_SS.new_tensor(
-            [half.normaliser / weight for half, weight in zip(segments, weights(segments), strict=True)]
-        )
+        halves = [half for _, halves in group for half in halves]
+        gram_SS = _gram(stepper, pieces(group))
+        # The loss of a half is normalised by the labels of the whole segment: scale it to the half's own mean.
+        scale_S = gram_SS.new_tensor([h.normaliser / weight for h, weight in zip(halves, weights(halves), strict=True)])
         estimates |= _estimates([name for name, _ in group], gram_SS * scale_S[:, None] * scale_S)
     return estimates
 
 
 def _estimates(names: Sequence[str], gram_SS: Tensor) -> dict[str, float]:
-    """From inner products of half gradients, in the order E^a, E^b, 1^a, 1^b, ..."""
-    a_n = torch.arange(0, len(gram_SS), 2, device=gram_SS.device)
-    between_nn = gram_SS[a_n][:, a_n + 1]
-    """<g_i^a, g_j^b>."""
-    norms_n = between_nn.diagonal()
-    distances_n = norms_n - between_nn[:, 0] - between_nn[0] + norms_n[0]
-    norms, distances = norms_n.tolist(), distances_n.tolist()
+    """Return the estimates from the inner products of half gradients, in the order E^a, E^b, 1^a, 1^b, ..."""
+    between_NN = gram_SS[0::2, 1::2]  # <g_i^a, g_j^b>
+    norms_N = between_NN.diagonal()
+    distances_N = norms_N - between_NN[:, 0] - between_NN[0] + norms_N[0]
+    norms, distances = norms_N.tolist(), distances_N.tolist()
     found = {f"{NORM}/{name}": norm for name, norm in zip(names, norms, strict=True)}
     return found | {f"{DISTANCE}/{name}": distance for name, distance in zip(names[1:], distances[1:], strict=True)}
 
@@ -75,24 +85,17 @@ def _halves(segment: Any) -> tuple[Any, Any]:
     return segment.part(0, middle), segment.part(middle, segment.texts)
 
 
-def _pieces(stepper: Stepper, batch: Any, nothing: Any, group: Sequence[tuple[str, tuple[Any, Any]]]) -> Sequence[Any]:
-    segments = (nothing, *(half for _, halves in group for half in halves))
-    halved = replace(batch, segments=segments)
-    return stepper.setup.domain.pieces(halved, stepper.micro.texts, stepper.engine.per_segment)
-
-
 def _gram(stepper: Stepper, pieces: Sequence[DomainPiece]) -> Tensor:
-    """<h_s, h_t> of the halves' shares of their losses, without the empty dev segment, in fp64."""
+    """Return the inner products of the half segments' gradients, [S, S], in fp64; `.grad` stays as it was."""
     setup = stepper.setup
-    kept = {p: p.grad for p in (*setup.encoder.parameters(), *setup.heads.parameters())}
-    for parameter in kept:
+    gradient_of = {p: p.grad for p in (*setup.encoder.parameters(), *setup.heads.parameters())}
+    for parameter in gradient_of:
         parameter.grad = None
-    segments = pieces[0].tokens.count
     setup.encoder.train()
     setup.heads.train()
-    request = Request(torch.zeros(segments, device=setup.compute.device), gram=True)
+    request = Request(torch.zeros(pieces[0].tokens.count, device=setup.compute.device), gram=True)
     gradients = stepper.engine(pieces, stepper.losses, request)
-    for parameter, gradient in kept.items():
+    for parameter, gradient in gradient_of.items():
         parameter.grad = gradient
     assert gradients.gram_SS is not None
-    return gradients.gram_SS[1:, 1:].double()
+    return gradients.gram_SS[1:, 1:].double()  # without the empty dev segment

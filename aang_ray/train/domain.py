@@ -1,13 +1,16 @@
-"""What the loop must know about the kind of data it learns from: text, images, or another.
+"""What training needs to know about a kind of data: text, images, or another one.
 
-A domain makes the batch of any step, puts a batch through the body and its heads, and reads splits to be scored.
-The steps, the methods, the store and the tables are the same for all.
+A domain makes the batch of any step, computes the losses of a batch, and reads splits to be scored. Loop, steps,
+methods, store and tables are the same for all domains. To add one, write a module with a `DomainKind` named `DOMAIN`,
+and add a line to `DOMAINS`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -16,23 +19,39 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.config.run import RunConfig
+from aang_ray.config.sections import DataConfig
+from aang_ray.data.modalities import modality_of
 from aang_ray.data.tasks import Metric
+from aang_ray.errors import UserError
 from aang_ray.model.segments import SegmentRows
+from aang_ray.objectives.sampling import SourceSettings
+from aang_ray.objectives.source import SegmentBatch, StepSource
 from aang_ray.objectives.space import Space
 from aang_ray.train.evaluate import Reader
+
+DOMAINS = {"text": "aang_ray.train.text", "images": "aang_ray.train.images"}
+"""The module of each domain, by the modality of its tasks. It is imported when a task of the domain is used."""
+
+Int64 = npt.NDArray[np.int64]
+DomainBatch = SegmentBatch[Any]
+"""The segments of a step: dev (empty unless asked for), end task, sampled objectives.
+
+Every segment has a `name` (as losses are logged), `texts` (its number of examples), `lengths_E` (rows of the body by
+example), `normaliser` (number, or sum of weights, of labels, by which its mean loss is divided) and `part(start, stop)`.
+"""
 
 
 class LabelledSplit(Protocol):
     """Examples with a class each."""
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]: ...
+    def labels(self) -> Int64: ...
 
     def __len__(self) -> int: ...
 
 
 class Task(Protocol):
-    """An end task, whatever its examples are."""
+    """An end task of any domain."""
 
     @property
     def name(self) -> str: ...
@@ -53,54 +72,13 @@ class Task(Protocol):
     def test(self) -> LabelledSplit: ...
 
     @property
-    def test_clean(self) -> npt.NDArray[np.int64]:
+    def test_clean(self) -> Int64:
         """Indices of the test examples that occur neither in train nor in dev."""
         ...
 
     @property
     def class_weights(self) -> npt.NDArray[np.float32] | None:
-        """Weight of each class in the end-task loss, or None for equal ones."""
-        ...
-
-
-class DomainSegment(Protocol):
-    """One segment's examples in a step's batch."""
-
-    @property
-    def name(self) -> str:
-        """As losses are logged."""
-        ...
-
-    @property
-    def texts(self) -> int:
-        """Examples."""
-        ...
-
-    @property
-    def normaliser(self) -> float:
-        """Labels (or the sum of their weights) that the segment's mean loss is divided by."""
-        ...
-
-
-class DomainBatch(Protocol):
-    """All segments of a step: dev (empty unless asked for), end task, sampled objectives."""
-
-    @property
-    def step(self) -> int: ...
-
-    @property
-    def sampled(self) -> tuple[int, ...]:
-        """Indices into the space."""
-        ...
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """b / B of each sampled objective in `published` allocation, else 1."""
-        ...
-
-    @property
-    def segments(self) -> tuple[Any, ...]:
-        """`DomainSegment`s."""
+        """Weight of each class in the end-task loss; None for equal weights."""
         ...
 
 
@@ -109,7 +87,7 @@ class DomainPiece(Protocol):
 
     @property
     def tokens(self) -> SegmentRows:
-        """Whose are the rows that the body computes."""
+        """The segment of each row that the body computes."""
         ...
 
     @property
@@ -122,82 +100,97 @@ class DomainPiece(Protocol):
     def pin(self) -> Self: ...
 
 
-class Domain(Protocol):
-    """Batches and passes of one end task."""
+class Domain(ABC):
+    """Batches and forward passes of one end task.
 
-    head_refit_every: int
-    """Steps between fits of the dev head."""
-    follows_factors: bool
-    """Whether `batch` needs the method's factors."""
+    Args:
+        source: Makes the segments of each step.
+        settings: Sizes and switches of the batches.
+    """
+
+    def __init__(self, source: StepSource[Any], settings: SourceSettings) -> None:
+        self.source = source
+        self.head_refit_every = settings.head_refit_every
+        """Steps between two fits of the dev head."""
+        self.follows_factors = settings.published_allocation
+        """Whether `batch` needs the method's factors."""
 
     def batch(self, step: int, with_dev: bool, factors: Mapping[str, npt.NDArray[np.float64]] | None) -> DomainBatch:
-        """The segments of a step: a pure function of (seed, step, factors)."""
-        ...
-
-    def costs(self, batch: Any) -> tuple[npt.NDArray[np.int64], ...]:
-        """Rows of the body that each example of each segment takes."""
-        ...
+        """Return the segments of a step: a pure function of (seed, step, factors)."""
+        return self.source.step(step, with_dev, factors)
 
     def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> DomainBatch:
-        """Batch number so-and-so of objectives (indices into the space) that are read in turn: see `ExampleSchedule.chosen`.
+        """Return batch `number` of objectives that are read in turn (see `ExampleSchedule.chosen`).
 
-        Without the end task its segment is empty; the dev segment always is.
+        Args:
+            number: Index of the batch.
+            end_task: Whether the end task is in it; if not, its segment is empty. The dev segment always is.
+            objectives: Indices into the space.
         """
-        ...
+        return self.source.chosen(number, end_task, objectives)
 
     def size(self, objective: int) -> int:
-        """Examples of the data that an objective of the space reads."""
-        ...
+        """Return the number of examples in the data that an objective of the space reads."""
+        return self.source.schedule.size(objective)
 
+    def costs(self, batch: DomainBatch) -> tuple[Int64, ...]:
+        """Return the rows of the body that each example of each segment takes, [S] arrays [E]."""
+        return tuple(segment.lengths_E for segment in batch.segments)
+
+    @abstractmethod
     def pieces(
-        self, batch: Any, micro: int, per_segment: bool, ranges: Sequence[tuple[int, int]] | None = None
+        self, batch: DomainBatch, micro: int, per_segment: bool, ranges: Sequence[tuple[int, int]] | None = None
     ) -> tuple[Any, ...]:
-        """A batch cut along its segments into pieces of at most `micro` examples, dev first.
+        """Cut a batch along its segments, dev first.
 
-        With `ranges`, [S], only these examples of each segment; what a piece holds stays what it is in the whole batch.
+        Args:
+            batch: The segments of a step.
+            micro: Most examples in a piece.
+            per_segment: Whether a piece holds examples of one segment only.
+            ranges: Takes only the examples [start, stop) of each segment, [S]; None takes all. An example is the same
+                as in the whole batch.
         """
-        ...
 
-    def entries_read(self, batch: Any, ranges: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
-        """Entries that these examples of each segment look up in a table that heads use as decoder, each once."""
-        ...
+    @abstractmethod
+    def entries_read(self, batch: DomainBatch, ranges: Sequence[tuple[int, int]]) -> Int64:
+        """Return which entries of a table that is also used as decoder these examples look up, each entry once."""
 
+    @abstractmethod
     def label_weights(self, segments: Sequence[Any]) -> tuple[float, ...]:
-        """Sum of the label weights of the examples that each segment, or part of one, holds."""
-        ...
+        """Return the sum of the label weights of each segment, or part of one."""
 
-    def probe(self, batch: Any, examples: int) -> Any:
-        """A piece of so many copies of the batch's largest example, to measure memory with."""
-        ...
+    @abstractmethod
+    def probe(self, batch: DomainBatch, examples: int) -> Any:
+        """Return a piece of `examples` copies of the batch's largest example, to measure memory with."""
 
+    @abstractmethod
     def dev_head_piece(self, step: int) -> Any:
-        """The examples that phi* is fitted on at this step."""
-        ...
+        """Return the examples that the dev head phi* is fitted on at this step."""
 
-    def end_task_pieces(self, split: str, examples: npt.NDArray[np.int64], micro: int) -> tuple[Any, ...]:
-        """Examples of `train` or `dev` with their labels, as `features` reads them, at most `micro` in a piece."""
-        ...
+    @abstractmethod
+    def end_task_pieces(self, split: str, examples: Int64, micro: int) -> tuple[Any, ...]:
+        """Return examples of `train` or `dev` with their labels, for `features`, at most `micro` in a piece."""
 
+    @abstractmethod
     def losses(self, piece: Any, heads: Mapping[str, nn.Module]) -> Tensor:
-        """The piece's share of every segment's unweighted mean loss, [S]."""
-        ...
+        """Return the piece's share of every segment's unweighted mean loss, [S]."""
 
+    @abstractmethod
     def features(self, piece: Any) -> tuple[Tensor, Tensor]:
-        """What the end-task head reads, [E, H], and the labels [E], of a piece of labelled examples on the device."""
-        ...
+        """Return the inputs of the end-task head, [E, H], and the labels, [E], of a piece on the device."""
 
+    @abstractmethod
     def reader(self, split: str, first: int = 0, every: int = 1) -> Reader:
-        """`dev` (the examples that decide) or `test`, or every so many of their examples, to be scored many times."""
-        ...
+        """Return `dev` (the examples that decide) or `test`, or every `every`-th example of it from `first` on."""
 
 
 StageParts = Callable[[RunConfig], tuple[Space | None, Domain]]
-"""Space and domain of another stage of the same run: the same task and body under another configuration."""
+"""Makes space and domain of another stage of a run: the same task and body under another configuration."""
 
 
 @dataclass(frozen=True)
 class DomainParts:
-    """What a kind of data brings to a run."""
+    """What a domain contributes to a run."""
 
     task: Task
     encoder: nn.Module
@@ -207,3 +200,45 @@ class DomainParts:
     space: Space | None
     domain: Domain
     stage: StageParts
+
+
+@dataclass(frozen=True)
+class DomainKind:
+    """How runs of a domain are checked, named and built."""
+
+    build: Callable[[RunConfig, torch.device], DomainParts]
+    """Loads the task and makes body, heads and batches of a resolved configuration."""
+    check: Callable[[RunConfig], None]
+    """Raises `UserError` for settings that mean nothing in this domain."""
+    encoder_fingerprint: Callable[[RunConfig], str]
+    """Returns a hash of the body that a run starts from."""
+    examples: Callable[[RunConfig], int]
+    """Returns the number of train examples and in-domain texts: one epoch."""
+    encoders: frozenset[str] = frozenset()
+    """Values of `encoder.name` that stand for a body of this domain."""
+    exports: bool = False
+    """Whether `train.export` can write its classifiers."""
+
+
+def domain_of(data: DataConfig) -> DomainKind:
+    """Return the domain of an end task."""
+    return _kind(modality_of(data))
+
+
+def check_domain(config: RunConfig) -> None:
+    """Check that encoder and settings fit the domain of the end task.
+
+    Raises:
+        UserError: if not.
+    """
+    own = modality_of(config.data)
+    for other in DOMAINS:
+        if other != own and config.encoder.name in _kind(other).encoders:
+            task = config.data.task
+            raise UserError(f"encoder.name: {config.encoder.name} reads {other}; {task} is a task of {own}")
+    _kind(own).check(config)
+
+
+def _kind(modality: str) -> DomainKind:
+    kind: DomainKind = import_module(DOMAINS[modality]).DOMAIN
+    return kind

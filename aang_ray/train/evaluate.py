@@ -1,8 +1,9 @@
-"""Score a model on a split, on the views that the store keeps."""
+"""Score a model on a split. Shape suffixes: E examples, C classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,30 +23,33 @@ from aang_ray.store.schema import Scores
 from aang_ray.train.device import Compute
 
 RESAMPLES = 1000
+"""Resamples of a bootstrap interval."""
 TEXTS_AT_ONCE = 128
-"""Without gradients: less memory than any training step of the paper's sizes takes."""
+"""Texts in a forward pass without gradients: it takes less memory than any training step of the paper's sizes."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of a split."""
+    """A model's output on labelled examples."""
 
     logits_EC: Tensor
+    """In host memory."""
     labels_E: Int64
 
     @property
     def classes_E(self) -> Int64:
+        """The predicted classes."""
         chosen: Int64 = self.logits_EC.argmax(dim=1).numpy()
         return chosen
 
     def take(self, indices: Int64) -> Predictions:
-        """The same for some of the examples."""
+        """Return the predictions on some of the examples."""
         return Predictions(self.logits_EC[torch.from_numpy(indices)], self.labels_E[indices])
 
     def scores(self, label_names: Sequence[str]) -> Scores:
-        """Accuracy, macro-F1 over the whole stated label set, mean cross-entropy, examples per class.
+        """Return accuracy, macro-F1 over all stated labels, mean cross-entropy, and examples per class.
 
-        A class of the label set that neither occurs nor is predicted counts with F1 = 0.
+        A label that neither occurs nor is predicted counts with F1 = 0. Without examples, scores are NaN.
         """
         stated = np.arange(len(label_names))
         counts = np.bincount(self.labels_E, minlength=len(label_names))
@@ -60,10 +64,15 @@ class Predictions:
         )
 
 
-def bootstrap_interval(predictions: Predictions, metric: Metric, classes: int) -> tuple[float, float] | None:
-    """95 % percentile interval of the metric over resampled examples; None below two examples.
+def score_of(scores: Scores, metric: Metric) -> float:
+    """Return the score that the metric names."""
+    return scores.accuracy if metric == "accuracy" else scores.macro_f1
 
-    It says how far few test texts alone may move the score; the spread over seeds is another matter.
+
+def bootstrap_interval(predictions: Predictions, metric: Metric, classes: int) -> tuple[float, float] | None:
+    """Return the 95 % percentile interval of the metric over resampled examples; None below two examples.
+
+    It shows how much the score may vary because the test set is small. The spread over seeds is a different matter.
     """
     if len(predictions.labels_E) < 2:
         return None
@@ -86,23 +95,31 @@ def bootstrap_interval(predictions: Predictions, metric: Metric, classes: int) -
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def score_of(scores: Scores, metric: Metric) -> float:
-    """The number that the metric names."""
-    return scores.accuracy if metric == "accuracy" else scores.macro_f1
-
-
 class Reader(Protocol):
-    """A split that a model can be scored on."""
+    """A split that models are scored on."""
 
     def predict(self, encoder: Any, head: nn.Module, compute: Compute) -> Predictions:
-        """Logits of every example, in the split's order; eval mode for the time being."""
+        """Return the logits of every example in the split's order, computed in eval mode."""
         ...
+
+
+@contextmanager
+def predicting(encoder: nn.Module, head: nn.Module, compute: Compute) -> Iterator[None]:
+    """Inside the block: eval mode, no gradients, and the run's precision."""
+    training = encoder.training
+    encoder.eval()
+    head.eval()
+    with torch.no_grad(), compute.autocast():
+        yield
+    encoder.train(training)
+    head.train(training)
 
 
 class SplitReader:
     """The texts of a split, sorted by length and laid out once, to be read many times."""
 
     def __init__(self, split: Labelled, examples: Int64, pad_id: int) -> None:
+        """Lay out some examples of a split; `pad_id` fills up short texts."""
         order = np.argsort(-split.tokens.lengths[examples], kind="stable")
         self._labels = split.labels[examples]
         self._inverse = np.argsort(order)
@@ -113,19 +130,12 @@ class SplitReader:
             texts = Texts(ids, lengths, np.zeros(len(chosen), dtype=np.uint64))
             self._pieces.append(collate([plain("split", "split", texts, split.labels[chosen])], pad_id))
 
-    @torch.no_grad()
     def predict(self, encoder: Encoder, head: nn.Module, compute: Compute) -> Predictions:
-        """Logits of every example, in the split's order; eval mode for the time being."""
-        training = encoder.training
-        encoder.eval()
-        head.eval()
+        """Return the logits of every example in the split's order, computed in eval mode."""
         parts = []
-        with compute.autocast():
+        with predicting(encoder, head, compute):
             for piece in self._pieces:
                 inputs = piece.inputs.to(compute.device)
                 parts.append(head(encoder.pool(encoder(inputs), inputs)).float())
-        encoder.train(training)
-        head.train(training)
-        classes = parts[0].shape[1] if parts else 0
-        logits_EC = torch.cat(parts).cpu()[torch.from_numpy(self._inverse)] if parts else torch.zeros(0, classes)
+        logits_EC = torch.cat(parts).cpu()[torch.from_numpy(self._inverse)] if parts else torch.zeros(0, 0)
         return Predictions(logits_EC, self._labels)

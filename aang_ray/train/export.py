@@ -1,8 +1,10 @@
-"""The classifier that a run leaves to its user: a folder to keep, copy and load.
+"""Write the classifier of a finished run to a folder, and load it again.
+
+The folder holds
 
 encoder/              the body with its tokenizer, in the layout of Hugging Face (safetensors)
 head.safetensors      Linear, Tanh, Dropout, Linear on the pooled text
-model_card.json       labels, how a text is read, scores, configuration, versions
+model_card.json       labels, how texts are read, scores, configuration, versions
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from torch import nn
 
 from aang_ray.config import DataConfig
 from aang_ray.config.sections import EncoderConfig
-from aang_ray.data import EndTask, is_image_task, load_tokenizer, locate, tokenizer_facts
+from aang_ray.data import EndTask, load_tokenizer, locate, tokenizer_facts
+from aang_ray.data.modalities import modality_of
 from aang_ray.data.read import Texts
 from aang_ray.data.tasks import Labelled
 from aang_ray.data.tokens import tokenise
@@ -35,6 +38,7 @@ from aang_ray.objectives.source import END_TASK_HEAD
 from aang_ray.store.files import new_folder
 from aang_ray.store.schema import ResultRow
 from aang_ray.train.device import Compute
+from aang_ray.train.domain import domain_of
 from aang_ray.train.evaluate import SplitReader
 from aang_ray.train.setup import Setup
 
@@ -43,13 +47,14 @@ CARD, ENCODER, HEAD = "model_card.json", "encoder", "head.safetensors"
 
 
 def check_export(folder: Path, data: DataConfig) -> None:
-    """An export holds a classifier of texts, and replaces an earlier export or an empty folder, nothing else.
+    """Check that a classifier of this task may be written to a folder: a new or empty one, or an earlier export.
 
     Raises:
-        UserError: where there is something else, or for a task of images.
+        UserError: if the folder holds anything else, or the task is not one of text.
     """
-    if is_image_task(data):
-        raise UserError(f"export {folder}: only classifiers of text are exported; {data.task} is a task of images")
+    if not domain_of(data).exports:
+        kind = modality_of(data)
+        raise UserError(f"export {folder}: only classifiers of text are exported; {data.task} is a task of {kind}")
     if folder.is_dir() and ((folder / CARD).is_file() or not any(folder.iterdir())):
         return
     if folder.exists():
@@ -57,12 +62,15 @@ def check_export(folder: Path, data: DataConfig) -> None:
 
 
 def export_model(folder: Path, setup: Setup, result: ResultRow) -> None:
-    """Write encoder, tokenizer, end-task head and card of a run that is done; the folder appears whole or not at all.
+    """Write encoder, tokenizer, end-task head and card of a finished run; the folder appears whole or not at all.
 
-    The set-up holds the kept model, that test was scored from.
+    Args:
+        folder: Where to write; an earlier export is replaced.
+        setup: The parts of the run, with the model that test was scored with.
+        result: The run's scores, which go into the card.
 
     Raises:
-        UserError: where there is something that is not an exported model.
+        UserError: if the folder holds something that is not an exported model.
     """
     check_export(folder, setup.config.data)
     with new_folder(folder.absolute(), replace=True) as draft:
@@ -92,7 +100,7 @@ def _write(folder: Path, setup: Setup, result: ResultRow) -> None:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: the score of a view without examples is null."""
+    """Replace NaN, the score of a view without examples, by None: JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _without_nan(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -100,28 +108,26 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-# --- train.classifier: An exported model at work: texts in, labels and probabilities out.
-
-
 class Classifier:
-    """A trained encoder with its end-task head, tokenizer and card."""
+    """A trained classifier of texts, as `load_classifier` returns it."""
 
     def __init__(
         self, encoder: Encoder, head: nn.Module, tokenizer: Any, pad: int, card: dict[str, Any], compute: Compute
     ) -> None:
         self.card = card
-        """Labels, scores, configuration and versions of the run that made it."""
+        """Labels, scores, configuration and versions of the run."""
         self.labels: tuple[str, ...] = tuple(card["labels"])
         self._encoder, self._head = encoder.to(compute.device).eval(), head.to(compute.device).eval()
         self._tokenizer, self._pad, self._compute = tokenizer, pad, compute
 
     def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> tuple[list[str], npt.NDArray[np.float32]]:
-        """The label of each text, or pair of texts, and the probabilities [E, C] in the order of `labels`.
+        """Classify texts, or pairs of texts. They are cut to the length that the model was trained with.
 
-        Texts are cut to the length that the model was trained with.
+        Returns:
+            The label of each text, and the probabilities [E, C] in the order of `labels`.
 
         Raises:
-            UserError: for a text where the model was trained on pairs, or the other way round.
+            UserError: for a single text if the model was trained on pairs, and for a pair if it was not.
         """
         if not texts:
             return [], np.zeros((0, len(self.labels)), dtype=np.float32)
@@ -145,10 +151,14 @@ class Classifier:
 
 
 def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
-    """The classifier that a run exported, in the precision that its scores were made with.
+    """Load a classifier that a run exported.
+
+    Args:
+        folder: The folder of the export.
+        device: A PyTorch device. The precision is the one that the run's scores were computed with.
 
     Raises:
-        UserError: for a folder that holds no whole export, or one of a newer version.
+        UserError: for a folder that holds no complete export, or one of a newer version.
     """
     folder = Path(folder)
     card = _read_card(folder)

@@ -1,17 +1,18 @@
-"""Images: each is one row of the body, seen as a whole."""
+"""The domain of images: an image is one row of the body, which starts from random parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from aang_ray.config.methods import PretrainSection
 from aang_ray.config.run import RunConfig
 from aang_ray.data import ImageTask, load_task
-from aang_ray.data.digits import LabelledImages
+from aang_ray.data.digits import IMAGES, LabelledImages
 from aang_ray.errors import UserError
 from aang_ray.model.heads import ClassificationHead
 from aang_ray.model.lenet import LeNet
@@ -30,33 +31,34 @@ from aang_ray.objectives.source import END_TASK_HEAD, head_name
 from aang_ray.objectives.space import Space, enumerate_space, read_space
 from aang_ray.objectives.texts import Int64
 from aang_ray.train.device import Compute
-from aang_ray.train.domain import DomainParts
-from aang_ray.train.evaluate import Predictions
-from aang_ray.train.plan import check_image_settings, sampled_count, source_settings
+from aang_ray.train.domain import Domain, DomainKind, DomainParts
+from aang_ray.train.evaluate import Predictions, predicting
+from aang_ray.train.plan import sampled_count, source_settings
 from aang_ray.train.workers.placement import Range, parts_of
 
-IMAGES_AT_ONCE = 1024
+LENET: Final = "lenet"
+"""The value of `encoder.name` for the body of images."""
+FINGERPRINT: Final = "lenet:1"
+"""Fingerprint of the body and how it starts; raise the number when `model/lenet.py` changes."""
+USED_SETTINGS: Final = {
+    "data": {"task", "metric", "train_size", "class_weights", "split_seed", "dev_fraction", "test_fraction"},
+    "encoder": {"name", "head_dropout"},
+    "objectives": {"legality", "allocation", "heads"},
+    "gradients": {"engine", "local_distances"},
+}
+"""The settings of these sections that mean something for images; all others belong to text."""
+IMAGES_AT_ONCE: Final = 1024
+"""Images in a forward pass without gradients."""
 
 
-class ImageDomain:
-    """The domain of all tasks whose examples are images."""
+class ImageDomain(Domain):
+    """The domain of end tasks whose examples are images."""
+
+    source: ImageSource
 
     def __init__(self, encoder: nn.Module, source: ImageSource) -> None:
-        self._encoder, self.source = encoder, source
-        self.head_refit_every = source.settings.head_refit_every
-        self.follows_factors = source.settings.published_allocation
-
-    def batch(self, step: int, with_dev: bool, factors: Mapping[str, npt.NDArray[np.float64]] | None) -> ImageBatch:
-        return self.source.step(step, with_dev, factors)
-
-    def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> ImageBatch:
-        return self.source.chosen(number, end_task, objectives)
-
-    def size(self, objective: int) -> int:
-        return self.source.schedule.size(objective)
-
-    def costs(self, batch: ImageBatch) -> tuple[Int64, ...]:
-        return tuple(segment.lengths_E for segment in batch.segments)
+        super().__init__(source, source.settings)
+        self._encoder = encoder
 
     def pieces(
         self, batch: ImageBatch, micro: int, per_segment: bool, ranges: Sequence[Range] | None = None
@@ -96,36 +98,45 @@ class ImageDomain:
 
 
 class ImageReader:
-    """The images of a split, to be scored many times."""
+    """The images of a split, to be read many times."""
 
     def __init__(self, split: LabelledImages) -> None:
         self._labels = split.labels
         self._pixels_N1HW = torch.from_numpy(np.ascontiguousarray(split.pixels_NHW)).unsqueeze(1)
 
-    @torch.no_grad()
     def predict(self, encoder: nn.Module, head: nn.Module, compute: Compute) -> Predictions:
-        """Logits of every image, in the split's order; eval mode for the time being."""
-        training = encoder.training
-        encoder.eval()
-        head.eval()
-        with compute.autocast():
+        """Return the logits of every image in the split's order, computed in eval mode."""
+        with predicting(encoder, head, compute):
             parts = [
                 head(encoder(part.to(compute.device))).float()
                 for part in torch.split(self._pixels_N1HW, IMAGES_AT_ONCE)
             ]
-        encoder.train(training)
-        head.train(training)
-        return Predictions(torch.cat(parts).cpu(), self._labels)
+            return Predictions(torch.cat(parts).cpu(), self._labels)
 
 
-# --- train.image_setup: A run on images: a body that starts at random, heads of the outputs, and the batches of a space over the images.
-
-
-def image_parts(config: RunConfig, device: torch.device) -> DomainParts:
-    """Make the images, the body and the heads.
+def check_image_settings(config: RunConfig) -> None:
+    """Refuse settings that mean nothing for images: they would change the name of a cell and not its result.
 
     Raises:
-        UserError: for settings or a space that will not do.
+        UserError: for a setting of text that is not at its default, a masked-LM method, or another encoder.
+    """
+    if config.encoder.name != LENET:
+        raise UserError(f"encoder.name: {config.data.task} is a task of images; its encoder is {LENET}")
+    if isinstance(config.method, PretrainSection):
+        raise UserError(f"method.name: {config.method.name} pretrains on text; {config.data.task} is a task of images")
+    plain = type(config)()
+    for section, used in USED_SETTINGS.items():
+        given, default = getattr(config, section), getattr(plain, section)
+        for name in type(given).model_fields:
+            if name not in used and getattr(given, name) != getattr(default, name):
+                raise UserError(f"{section}.{name}: means nothing for {config.data.task}, a task of images")
+
+
+def build_image_run(config: RunConfig, device: torch.device) -> DomainParts:
+    """Load the images and make a body with random parameters, its heads, and the batches of the space.
+
+    Raises:
+        UserError: for settings or a space that images cannot have.
     """
     check_image_settings(config)
     task = load_task(config.data, config.encoder)
@@ -142,19 +153,19 @@ def image_parts(config: RunConfig, device: torch.device) -> DomainParts:
 
 
 def make_image_space(config: RunConfig) -> Space:
-    """The legal objectives of the space.
+    """Return the legal objectives of the configured space.
 
     Raises:
-        UserError: for a space of objectives on text.
+        UserError: for a space of another domain.
     """
     file = read_space(config.space)
-    if file.domain != "images":
-        raise UserError(f"space: {config.space} holds objectives on text; for {config.data.task} use digits")
+    if file.domain != IMAGES:
+        raise UserError(f"space: {config.space} holds objectives on {file.domain}; for {config.data.task} use digits")
     return enumerate_space(config.space, file, config.objectives.legality)
 
 
 def make_image_heads(config: RunConfig, task: ImageTask, encoder: LeNet, space: Space | None) -> dict[str, nn.Module]:
-    """phi_E and the heads of the outputs, by name: pixels by a linear layer, classes as on text."""
+    """Return phi_E and the heads of the outputs, by name. Pixels have a linear head, classes the same head as texts."""
     classes = {"other-digit": len(task.label_names), "end-task": len(task.label_names), "rotation": TURNS}
     width, dropout = encoder.hidden_size, config.encoder.head_dropout
     heads: dict[str, nn.Module] = {END_TASK_HEAD: ClassificationHead(width, len(task.label_names), dropout)}
@@ -167,3 +178,12 @@ def make_image_heads(config: RunConfig, task: ImageTask, encoder: LeNet, space: 
         else:
             heads[name] = ClassificationHead(width, classes[objective.output], dropout)
     return heads
+
+
+DOMAIN = DomainKind(
+    build=build_image_run,
+    check=check_image_settings,
+    encoder_fingerprint=lambda config: FINGERPRINT,
+    examples=lambda config: len(load_task(config.data, config.encoder).train),
+    encoders=frozenset({LENET}),
+)

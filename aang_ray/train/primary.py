@@ -1,7 +1,7 @@
-"""What a method sees of the end task's own gradients: fresh train examples, dropout off.
+"""Gradients of the end task alone, which some methods measure before a step: fresh train examples, dropout off.
 
-With dropout off every worker computes the same from the same examples, up to rounding where kernels are not
-deterministic; so the first one's measurements are sent to all, or the workers would drift apart.
+With dropout off, every worker computes the same from the same examples, up to rounding where kernels are not
+deterministic. So that workers do not drift apart, the first worker's measurements are sent to all.
 """
 
 from __future__ import annotations
@@ -27,25 +27,29 @@ from aang_ray.train.workers.group import Agreement
 
 @dataclass(frozen=True)
 class PrimaryPieces:
-    """A step's examples in host memory."""
+    """The end-task examples of a step, in host memory."""
 
     subspace: tuple[DomainPiece, ...] = ()
+    """Examples that a subspace is estimated on; empty at a step that keeps the last one."""
     mean: tuple[DomainPiece, ...] = ()
+    """Examples of the mean gradient."""
     counts: tuple[int, int] = (0, 0)
-    """Examples in each."""
+    """Number of examples in each."""
 
     @property
     def real_tokens(self) -> int:
         return sum(piece.real_tokens for piece in (*self.subspace, *self.mean))
 
 
+NO_PIECES = PrimaryPieces()
+
+
 class ExampleLosses:
-    """A piece's cross-entropies, [E], through the end-task head, times the class weights where there are any."""
+    """Returns a piece's end-task cross-entropies, [E], times the class weights if there are any."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        weights = setup.task.class_weights
-        self._class_weights_C = None if weights is None else torch.from_numpy(weights).to(setup.compute.device)
+        self._class_weights_C = setup.class_weights()
 
     def __call__(self, piece: DomainPiece) -> Tensor:
         setup = self._setup
@@ -58,7 +62,7 @@ class ExampleLosses:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Dropout off for the time being."""
+        """Switch dropout off inside the block."""
         modules = (self._setup.encoder, *self._setup.head_of.values())
         training = [module.training for module in modules]
         for module in modules:
@@ -66,41 +70,44 @@ class ExampleLosses:
         try:
             yield
         finally:
-            for module, was in zip(modules, training, strict=True):
-                module.train(was)
+            for module, was_training in zip(modules, training, strict=True):
+                module.train(was_training)
 
 
 class PrimaryView:
-    """Lets a method look at the end task before each step, through the body and the end-task head as they are."""
+    """Lets a method measure end-task gradients before each step, through the body and the end-task head."""
 
     def __init__(self, setup: Setup, method: PrimaryMethod) -> None:
         self._setup, self._method, self._losses = setup, method, ExampleLosses(setup)
 
     def prepare(self, step: int, micro: int) -> PrimaryPieces:
-        """The examples of a step, a function of (seed, step); two sets that share none where train has enough."""
+        """Return the examples of a step: a function of (seed, step). The two sets are disjoint if train is large enough.
+
+        Args:
+            step: Index of the step.
+            micro: Most examples in a piece.
+        """
         wanted = self._method.primary_examples(step)
         size = len(self._setup.task.train)
         order = randomness.generator(self._setup.config.seed, step, randomness.METHOD).permutation(size)
-        subspace = order[: wanted.subspace]
-        mean = order[-min(wanted.mean, size) :]
-        return PrimaryPieces(
-            self._pieces(subspace, micro), self._pieces(mean, micro), counts=(len(subspace), len(mean))
-        )
+        subspace, mean = order[: wanted.subspace], order[-min(wanted.mean, size) :]
+        counts = (len(subspace), len(mean))
+        return PrimaryPieces(self._pieces(subspace, micro), self._pieces(mean, micro), counts)
 
-    def look(self, step: int, pieces: PrimaryPieces) -> None:
-        """Hand the method the Jacobians of its examples' losses."""
+    def measure(self, step: int, pieces: PrimaryPieces) -> None:
+        """Let the method measure the Jacobians of its examples' losses."""
         body = self._setup.encoder
         subspace, mean = (
             ExampleJacobian(body, part, self._losses, count) if part else None
             for part, count in zip((pieces.subspace, pieces.mean), pieces.counts, strict=True)
         )
-        assert mean is not None, "a method looks at one example at least"
+        assert mean is not None, "a method asks for one example at least"
         workers, measure = self._setup.workers, self._method.measure
         with self._losses.evaluating():
             if subspace is None or workers.size == 1:
                 measured = measure(step, subspace, mean)
             else:
-                # Whether there is memory for a subspace is each worker's own finding. The host waits here anyway.
+                # One worker may run out of memory for a subspace while others do not. The host waits here anyway.
                 with Agreement(workers):
                     measured = failing_for_all(measure)(step, subspace, mean)
         for tensor in measured:
@@ -108,12 +115,4 @@ class PrimaryView:
 
     def _pieces(self, examples: Int64, micro: int) -> tuple[DomainPiece, ...]:
         pieces = self._setup.domain.end_task_pieces("train", examples, micro)
-        return tuple(p.pin() for p in pieces) if self._setup.compute.device.type == "cuda" else pieces
-
-
-NO_PIECES = PrimaryPieces()
-
-
-def primary_view(setup: Setup) -> PrimaryView | None:
-    """For a method that looks at the end task; None for the others."""
-    return PrimaryView(setup, setup.method) if isinstance(setup.method, PrimaryMethod) else None
+        return tuple(self._setup.pinned(piece) for piece in pieces)

@@ -19,20 +19,17 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aang_ray.config.methods import DaptConfig, FinetuneConfig, PretrainSection, TaptConfig
 from aang_ray.config.run import RunConfig
 from aang_ray.config.sections import ObjectivesConfig, Section
-from aang_ray.data import is_image_task
 from aang_ray.errors import UserError
 from aang_ray.methods.base import Method
 from aang_ray.methods.registry import make_method
 from aang_ray.objectives.space import Space
 from aang_ray.train.device import Compute
-from aang_ray.train.domain import Domain, StageParts, Task
-from aang_ray.train.images import image_parts
-from aang_ray.train.text import text_parts
+from aang_ray.train.domain import Domain, DomainPiece, StageParts, Task, domain_of
 from aang_ray.train.workers.group import Workers
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -64,6 +61,15 @@ class Setup:
         """Number of classes of the end task."""
         return len(self.task.label_names)
 
+    def class_weights(self) -> Tensor | None:
+        """Return the weight of each class in the end-task loss, [C], on the device; None for equal weights."""
+        weights = self.task.class_weights
+        return None if weights is None else torch.from_numpy(weights).to(self.compute.device)
+
+    def pinned(self, piece: DomainPiece) -> DomainPiece:
+        """Return the piece in pinned memory, from which a GPU copies without waiting; on a CPU the piece itself."""
+        return piece.pin() if self.compute.device.type == "cuda" else piece
+
 
 def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -> Setup:
     """Load the task and the encoder, and make heads and method.
@@ -77,8 +83,7 @@ def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -
         UserError: for data, an encoder or a space that the run cannot use.
     """
     torch.manual_seed(config.seed)
-    parts_of = image_parts if is_image_task(config.data) else text_parts
-    parts = parts_of(config, compute.device)
+    parts = domain_of(config.data).build(config, compute.device)
     heads = nn.ModuleDict({str(i): head for i, head in enumerate(parts.head_of.values())}).to(compute.device)
     method = make_method(config, parts.space, compute.device)
     task = parts.task

@@ -1,4 +1,8 @@
-"""One optimiser step: batch, dev head, gradients, the method, clipping, update. (semantics section 2)"""
+"""One optimiser step: batch, dev head, gradients, the method, clipping, update.
+
+See docs/semantics.md, section 2. Shape suffixes: S segments, P entries of the body, E examples, H hidden size,
+C classes.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +17,13 @@ from aang_ray.config.methods import AangConfig
 from aang_ray.gradients import make_engine
 from aang_ray.gradients.dev_head import fit_dev_head
 from aang_ray.gradients.engine import Request, StepGradients
-from aang_ray.methods.base import Sampled
+from aang_ray.methods.base import PrimaryMethod, Sampled
 from aang_ray.objectives import randomness
 from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD
 from aang_ray.train.device import MicroBatch, activation_bytes, free_memory, is_out_of_memory
 from aang_ray.train.domain import DomainBatch, DomainPiece
-from aang_ray.train.optim import (
-    clip,
-    clipped_sum,
-    get_gradient,
-    make_optimizer,
-    make_schedule,
-    set_gradient,
-    wants_separate,
-)
-from aang_ray.train.primary import NO_PIECES, PrimaryPieces, primary_view
+from aang_ray.train.optim import clip, clip_objectives, get_gradient, make_optimizer, make_schedule, set_gradient
+from aang_ray.train.primary import NO_PIECES, PrimaryPieces, PrimaryView
 from aang_ray.train.setup import Setup
 from aang_ray.train.workers.exchange import Exchange, Share, failing_for_all, no_gradients
 from aang_ray.train.workers.group import Sharded, check_same, replicated
@@ -35,30 +31,31 @@ from aang_ray.train.workers.group import Sharded, check_same, replicated
 
 @dataclass(frozen=True)
 class Prepared:
-    """A step's batch in host memory, ready to be copied to the device."""
+    """The batch of a step in host memory, ready to be copied to the device."""
 
     batch: DomainBatch
     pieces: tuple[DomainPiece, ...]
+    """The batch, or this worker's share of it, cut into forward passes."""
     dev_head: DomainPiece | None
-    """The examples that phi* is fitted on, where this step fits it."""
+    """The examples that the dev head phi* is fitted on; None at a step that does not fit it."""
     micro: int
-    """Most texts in a piece when the pieces were cut."""
+    """Most examples in a piece at the time when the pieces were cut."""
     primary: PrimaryPieces = NO_PIECES
-    """What the method looks at before the step, where it does."""
+    """Examples of the end task that the method measures before the step."""
     share: Share | None = None
     """This worker's part of the batch; None for all of it."""
     batch_tokens: int = 0
-    """Tokens of the whole batch, whoever computes them."""
+    """Tokens of the whole batch, on all workers together."""
 
     @property
     def sampled(self) -> Sampled:
-        """What the method is told."""
+        """The step's objectives, as the method gets them."""
         labels = tuple(segment.normaliser for segment in self.batch.segments[2:])
         return Sampled(self.batch.step, self.batch.sampled, self.batch.shares, labels)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the segments whose losses are kept; the others are empty."""
+        """Names of the segments, under which losses are logged; an empty segment has an empty name."""
         return tuple(segment.name if segment.texts else "" for segment in self.batch.segments)
 
     @property
@@ -68,59 +65,59 @@ class Prepared:
 
 
 class Stepper:
-    """Runs optimiser steps on a set-up; everything it changes is in `setup`, the optimiser and the schedule."""
+    """Makes optimiser steps. All that it changes is in `setup`, the optimiser, the schedule and the dev head."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        config = setup.config
+        config, method = setup.config, setup.method
         plain = make_optimizer(setup.encoder, setup.heads, config.optim)
         sharded = config.resources.optimizer_state == "sharded" and setup.workers.size > 1
         self.optimizer = Sharded(plain, setup.workers) if sharded else plain
         self.schedule = make_schedule(self.optimizer, config.schedule)
-        tied_in_scores = config.gradients.tied_in_scores or setup.method.whole_gradients
+        tied_in_scores = config.gradients.tied_in_scores or method.whole_gradients
         self.engine = make_engine(config.gradients.engine, setup.encoder, setup.heads, tied_in_scores=tied_in_scores)
         self.exchange = Exchange(setup.workers, setup.encoder, setup.heads, tied_in_scores)
-        texts = (config.batch.end_task or 1) + (config.batch.auxiliary or 0) + config.batch.dev
-        self.micro = MicroBatch(None if config.batch.micro == "auto" else config.batch.micro, texts)
-        self._primary = primary_view(setup)
-        self._live_dev_head = isinstance(config.method, AangConfig) and config.method.dev_head == "live"
-        weights = setup.task.class_weights
-        self._class_weights_C = None if weights is None else torch.from_numpy(weights).to(setup.compute.device)
+        examples = (config.batch.end_task or 1) + (config.batch.auxiliary or 0) + config.batch.dev
+        self.micro = MicroBatch(None if config.batch.micro == "auto" else config.batch.micro, examples)
         self.dev_head: nn.Module | None = None
-        """phi*, where one was fitted; it stays until the next fit."""
+        """The dev head phi*, which stays until the next fit; None before the first."""
+        self._primary = PrimaryView(setup, method) if isinstance(method, PrimaryMethod) else None
+        self._live_dev_head = isinstance(config.method, AangConfig) and config.method.dev_head == "live"
+        # Published clipping acts on each objective's gradient, so they are needed one by one.
+        self._clips_objectives = config.optim.clipping == "published" and config.method.auxiliary
+        self._class_weights_C = setup.class_weights()
 
     @property
     def prepares_ahead(self) -> bool:
-        """Whether a step's batch depends on nothing that the steps before it learn."""
+        """Whether a batch can be prepared before the steps before it are made."""
         return not self.setup.domain.follows_factors
 
     def evaluates_after(self, step: int) -> bool:
-        """Whether dev is scored after so many steps."""
+        """Return whether dev is scored after `step` steps."""
         return step % self.setup.config.schedule.eval_every == 0 or self.ends_after(step)
 
     def ends_after(self, step: int) -> bool:
-        """Whether so many steps are all."""
+        """Return whether the stage ends after `step` steps."""
         return step >= (self.setup.config.schedule.steps or 0)
 
     def round_state(self) -> dict[str, Any]:
-        """What a method of rounds needs to go on from within a round; nothing for the others."""
+        """Return what a method in rounds needs to continue within a round; other methods need nothing."""
         return {}
 
     def restore_round(self, state: Mapping[str, Any]) -> None:
-        """Take back what `round_state` gave, when all else is restored."""
+        """Restore what `round_state` returned; called after all else is restored."""
 
     def prepare(self, step: int) -> Prepared:
-        """The batch of a step; safe on another thread unless the allocation follows the factors."""
+        """Return the batch of a step. May be called on another thread if `prepares_ahead`."""
         method, domain = self.setup.method, self.setup.domain
         batch = domain.batch(step, method.uses_dev, method.factors() if domain.follows_factors else None)
-        micro = self.micro.texts  # once: another thread may change it
+        micro = self.micro.texts  # read once: another thread may change it
         refit = method.uses_dev and not self._live_dev_head and step % domain.head_refit_every == 0
-        dev_head = self._pinned(domain.dev_head_piece(step)) if refit else None
         share = None if self.setup.workers.size == 1 else self.exchange.share(domain, batch, whole=method.uses_dev)
         return Prepared(
             batch,
             self._pieces(batch, micro, share),
-            dev_head,
+            self.setup.pinned(domain.dev_head_piece(step)) if refit else None,
             micro,
             self._primary_pieces(step, micro),
             share,
@@ -128,36 +125,34 @@ class Stepper:
         )
 
     def look_ahead(self, step: int) -> DomainBatch:
-        """The end task and the objectives of a step that is still to come, without a dev batch."""
+        """Return end task and objectives of a later step, without a dev batch."""
         domain = self.setup.domain
         return domain.batch(step, False, self.setup.method.factors() if domain.follows_factors else None)
 
     def estimate_memory(self, prepared: Prepared) -> None:
-        """Let `batch.micro: auto` start with what should fit into memory."""
+        """With `batch.micro: auto`, set the size of a forward pass to what should fit into memory."""
         setup = self.setup
         if self.micro.fixed:
             return
         setup.encoder.train()
         self._fit_dev_head(prepared)
-        sizes = (4, 16)
-        few, more = (self._probe(prepared.batch, examples) for examples in sizes)
-        # The slope: what is kept whatever the number of texts, such as weights, is no matter of the piece's size.
-        self.micro.fit((more - few) / (sizes[1] - sizes[0]), free_memory(setup.compute.device))
-        # One size for all workers, so that a checkpoint of the first stands for all.
+        few, many = 4, 16
+        # The difference of two sizes: what does not depend on the number of examples, such as weights, cancels.
+        more_bytes = self._forward_bytes(prepared.batch, many) - self._forward_bytes(prepared.batch, few)
+        self.micro.fit(more_bytes / (many - few), free_memory(setup.compute.device))
+        # The smallest size of all workers, so that the first worker's checkpoint serves all.
         self.micro.texts = -setup.workers.max_host([-self.micro.texts])[0]
 
-    def _probe(self, batch: DomainBatch, examples: int) -> int:
-        """Bytes kept for the backward pass by so many examples, the largest of any segment taken again and again."""
-        piece = self._to_device(self.setup.domain.probe(batch, examples))
-
-        def forward() -> Tensor:
-            with self.setup.compute.autocast():
-                return self._losses(piece)
-
-        return activation_bytes(forward)
+    def _forward_bytes(self, batch: DomainBatch, examples: int) -> int:
+        """Return the bytes that `examples` copies of the batch's largest example keep for the backward pass."""
+        piece = self.setup.domain.probe(batch, examples)
+        return activation_bytes(lambda: self.losses(piece))
 
     def step(self, prepared: Prepared) -> StepGradients:
-        """One optimiser step.
+        """Make one optimiser step.
+
+        Returns:
+            Losses and statistics of the step, without the tensors of the body's size.
 
         Raises:
             RunFailure: if memory runs out with the smallest piece, or on one of several workers.
@@ -176,6 +171,13 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         return replace(gradients, separate_SP=None, kept={}, update_P=None)
+
+    def losses(self, piece: DomainPiece) -> Tensor:
+        """Return the loss of every segment, [S], of a piece in host memory."""
+        heads = dict(self.setup.head_of)
+        heads[DEV_HEAD] = heads[END_TASK_HEAD] if self.dev_head is None else self.dev_head
+        with self.setup.compute.autocast():
+            return self.setup.domain.losses(piece.to(self.setup.compute.device), heads)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that an optimiser step changes. The keys are part of the checkpoint format.
@@ -196,7 +198,7 @@ class Stepper:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned; a `batch.micro` that the user has set stays, it changes rounding only.
+        """Restore what `state_dict` returned; a `batch.micro` that the user has set stays: it changes rounding only.
 
         Raises:
             KeyError, RuntimeError, ValueError: for a state of another model.
@@ -213,7 +215,7 @@ class Stepper:
         self.restore_round(state["round"])
 
     def check_same(self, steps: int) -> None:
-        """Make sure that all workers of the run hold the same parameters and method state after so many steps.
+        """Check that all workers have the same parameters and method state after `steps` steps.
 
         Raises:
             RunFailure: naming what differs.
@@ -223,13 +225,14 @@ class Stepper:
             check_same(setup.workers, steps, replicated(setup.encoder, setup.heads, setup.method.state_dict()))
 
     def _gradients_that_fit(self, prepared: Prepared) -> StepGradients:
-        # Dropout differs between workers; alone, rank 0 leaves the seed as it is.
+        """Compute the gradients, in smaller pieces whenever memory runs out."""
+        # Dropout differs between workers; the rank of a worker alone is 0 and leaves the seed as it is.
         seed = int(randomness.keys(self.setup.config.seed, prepared.batch.step)[0] >> 1) ^ self.setup.workers.rank
         while True:
-            if prepared.micro != self.micro.texts:  # prepared before memory ran out
-                micro = self.micro.texts
-                primary = self._primary_pieces(prepared.batch.step, micro)
+            micro = self.micro.texts
+            if prepared.micro != micro:  # it was prepared before memory ran out
                 pieces = self._pieces(prepared.batch, micro, prepared.share)
+                primary = self._primary_pieces(prepared.batch.step, micro)
                 prepared = replace(prepared, micro=micro, pieces=pieces, primary=primary)
             torch.manual_seed(seed)
             try:
@@ -241,14 +244,14 @@ class Stepper:
                 self.micro.halve()
 
     def _gradients(self, prepared: Prepared) -> StepGradients:
-        """Gradients in `.grad`, and the statistics that the method asked for."""
+        """Write the gradients to `.grad`, and return the statistics that the method asked for."""
         setup = self.setup
         setup.encoder.train()
         setup.heads.train()
         if self._primary is not None:
-            self._primary.look(prepared.batch.step, prepared.primary)
+            self._primary.measure(prepared.batch.step, prepared.primary)
         request = setup.method.request(prepared.sampled)
-        if wants_separate(setup.config):
+        if self._clips_objectives:
             request = replace(request, separate=True)
 
         def compute(request: Request) -> StepGradients:
@@ -261,28 +264,18 @@ class Stepper:
             gradients = compute(request)
         else:
             gradients = self.exchange.gradients(failing_for_all(compute), request, prepared.share)
-        if gradients.separate_SP is not None and wants_separate(setup.config):
-            clipped_sum(setup.encoder, gradients.separate_SP, request.coefficients_S)
+        if gradients.separate_SP is not None and self._clips_objectives:
+            clip_objectives(setup.encoder, gradients.separate_SP, request.coefficients_S)
         if request.keep:
             gradients = replace(gradients, update_P=get_gradient(setup.encoder))
         return gradients
-
-    def losses(self, piece: DomainPiece) -> Tensor:
-        """Of every segment, [S], of a piece in host memory."""
-        with self.setup.compute.autocast():
-            return self._losses(self._to_device(piece))
-
-    def _losses(self, piece: DomainPiece) -> Tensor:
-        heads = dict(self.setup.head_of)
-        heads[DEV_HEAD] = heads[END_TASK_HEAD] if self.dev_head is None else self.dev_head
-        return self.setup.domain.losses(piece, heads)
 
     def _fit_dev_head(self, prepared: Prepared) -> None:
         """Fit phi* on features that the body computes once, in eval mode and without gradient."""
         if prepared.dev_head is None:
             return
         setup = self.setup
-        piece = self._to_device(prepared.dev_head)
+        piece = prepared.dev_head.to(setup.compute.device)
         setup.encoder.eval()
         with torch.no_grad(), setup.compute.autocast():
             features_EH, labels_E = setup.domain.features(piece)
@@ -293,17 +286,11 @@ class Stepper:
 
     def _pieces(self, batch: DomainBatch, micro: int, share: Share | None) -> tuple[DomainPiece, ...]:
         ranges = None if share is None else share.ranges
-        cuts = self.setup.domain.pieces(batch, micro, self.engine.per_segment, ranges)
-        return tuple(self._pinned(piece) for piece in cuts)
+        pieces = self.setup.domain.pieces(batch, micro, self.engine.per_segment, ranges)
+        return tuple(self.setup.pinned(piece) for piece in pieces)
 
     def _primary_pieces(self, step: int, micro: int) -> PrimaryPieces:
         return NO_PIECES if self._primary is None else self._primary.prepare(step, micro)
-
-    def _pinned(self, piece: DomainPiece) -> DomainPiece:
-        return piece.pin() if self.setup.compute.device.type == "cuda" else piece
-
-    def _to_device(self, piece: DomainPiece) -> DomainPiece:
-        return piece.to(self.setup.compute.device)
 
 
 def _dev_head(parameters: Mapping[str, Tensor], device: torch.device) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Text: packed rows of tokens through an encoder with per-example visibility."""
+"""The domain of text: packed rows of tokens through a pretrained encoder with per-example visibility."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from aang_ray.config.methods import PretrainSection
 from aang_ray.config.run import RunConfig
-from aang_ray.data import load_end_task, load_tokenizer, locate, tokenizer_facts
+from aang_ray.data import encoder_fingerprint, load_end_task, load_tokenizer, locate, tokenizer_facts
 from aang_ray.data.tasks import EndTask
 from aang_ray.data.tokens import TokenizerFacts
 from aang_ray.errors import UserError
@@ -27,42 +26,42 @@ from aang_ray.objectives.source import END_TASK_HEAD, BatchSource, OutputSetting
 from aang_ray.objectives.space import TEXT, Capabilities, Space, enumerate_space, how_to_give, masked_lm, read_space
 from aang_ray.objectives.texts import Int64, Texts, Vocabulary
 from aang_ray.objectives.transforms import Noise
-from aang_ray.train.domain import DomainParts
+from aang_ray.train.domain import Domain, DomainKind, DomainParts
 from aang_ray.train.evaluate import SplitReader
 from aang_ray.train.plan import sampled_count, source_settings
 from aang_ray.train.workers.placement import Range, parts_of
 
+logger = logging.getLogger(__name__)
 
-class TextDomain:
-    """The domain of all tasks whose examples are texts."""
+
+class TextDomain(Domain):
+    """The domain of end tasks whose examples are texts.
+
+    Args:
+        task: The end task.
+        encoder: The body.
+        source: Makes the segments of each step.
+        pad: Id of the padding token.
+        seed: Seed of the run.
+        published_visibility: Whether visibility is what the released research code made it.
+    """
+
+    source: BatchSource
 
     def __init__(
         self, task: EndTask, encoder: Encoder, source: BatchSource, pad: int, seed: int, published_visibility: bool
     ) -> None:
-        self._task, self._encoder, self.source, self._pad = task, encoder, source, pad
+        super().__init__(source, source.settings)
+        self._task, self._encoder, self._pad = task, encoder, pad
         self._seed, self._published = seed, published_visibility
-        self.head_refit_every = source.settings.head_refit_every
-        self.follows_factors = source.settings.published_allocation
-
-    def batch(self, step: int, with_dev: bool, factors: Mapping[str, npt.NDArray[np.float64]] | None) -> StepBatch:
-        return self.source.step(step, with_dev, factors)
-
-    def costs(self, batch: StepBatch) -> tuple[Int64, ...]:
-        return tuple(segment.lengths_E for segment in batch.segments)
 
     def entries_read(self, batch: StepBatch, ranges: Sequence[Range]) -> Int64:
         parts = parts_of(batch.segments, ranges)
-        # Where the denoise head draws tokens, any may come.
+        # Where the denoise head draws replacement tokens, any ordinary token may come.
         drawn = [s.drawn.vocabulary.ordinary_ids for s in parts if s.drawn is not None and len(s.drawn.at_G)]
         ids_T = np.concatenate([*(segment.ids_T for segment in parts), *drawn])
-        # Padding is looked up, too, and has a gradient where an encoder's table does not exempt it.
+        # Padding is looked up, too, and has a gradient unless the encoder's table exempts it.
         return np.unique(np.append(ids_T, self._pad) if len(ids_T) else ids_T).astype(np.int64)
-
-    def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> StepBatch:
-        return self.source.chosen(number, end_task, objectives)
-
-    def size(self, objective: int) -> int:
-        return self.source.schedule.size(objective)
 
     def pieces(
         self, batch: StepBatch, micro: int, per_segment: bool, ranges: Sequence[Range] | None = None
@@ -98,7 +97,7 @@ class TextDomain:
 
     def features(self, piece: BatchPiece) -> tuple[Tensor, Tensor]:
         features_EH = self._encoder.pool(self._encoder(piece.inputs), piece.inputs)
-        return features_EH, piece.pooled[0].label_K[: len(features_EH)]  # what follows is padding
+        return features_EH, piece.pooled[0].label_K[: len(features_EH)]  # the rest is padding
 
     def reader(self, split: str, first: int = 0, every: int = 1) -> SplitReader:
         if split == "dev":
@@ -106,17 +105,12 @@ class TextDomain:
         return SplitReader(self._task.test, np.arange(first, len(self._task.test), every), self._pad)
 
 
-# --- train.text_setup: A run on texts: pretrained encoder, heads of the outputs, and the batches of a space over the task's texts.
-
-
-logger = logging.getLogger(__name__)
-
-
-def text_parts(config: RunConfig, device: torch.device) -> DomainParts:
-    """Load the task and the encoder (which refuses one that disobeys its visibility), and make the heads.
+def build_text_run(config: RunConfig, device: torch.device) -> DomainParts:
+    """Load the task and a pretrained encoder, and make its heads and the batches of the space.
 
     Raises:
-        UserError: for data, an encoder or a space that will not do.
+        UserError: for data, an encoder or a space that the run cannot use; also for an encoder that does not obey the
+            visibility of its inputs.
     """
     located = locate(config.encoder)
     facts = tokenizer_facts(located, load_tokenizer(located))
@@ -126,7 +120,7 @@ def text_parts(config: RunConfig, device: torch.device) -> DomainParts:
     if config.gradients.checkpointing:
         encoder.enable_checkpointing()
     encoder.to(device)
-    # Of the checkpoint, before any stage has trained it: a resumed run must find the same.
+    # Measured on the pretrained embeddings, before any stage has trained them: a resumed run must find the same value.
     table_deviation = float(encoder.word_embeddings.weight.detach().std())
 
     def stage(config: RunConfig) -> tuple[Space | None, TextDomain]:
@@ -141,12 +135,12 @@ def text_parts(config: RunConfig, device: torch.device) -> DomainParts:
 
 
 def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space | None:
-    """The legal objectives that this task and encoder can compute; what is left out is logged with its reason.
+    """Return the legal objectives that this task and encoder can compute; those left out are logged with the reason.
 
-    None for a method that trains on the end task alone.
+    Returns None for a method that trains on the end task alone.
 
     Raises:
-        UserError: if nothing is left, or the space names data that are not there.
+        UserError: if no objective is left, or the space names data that are not given.
     """
     settings = config.objectives
     capabilities = Capabilities(
@@ -188,7 +182,7 @@ def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space | No
 def make_heads(
     config: RunConfig, task: EndTask, loaded: LoadedEncoder, space: Space | None, facts: TokenizerFacts
 ) -> dict[str, nn.Module]:
-    """phi_E and the heads of the outputs, by name (semantics section 4)."""
+    """Return phi_E and the heads of the outputs, by name (docs/semantics.md, section 4)."""
     encoder = loaded.encoder
     classes, dropout = len(task.label_names), config.encoder.head_dropout
     heads: dict[str, nn.Module] = {END_TASK_HEAD: ClassificationHead(encoder.hidden_size, classes, dropout)}
@@ -220,7 +214,10 @@ def make_source(
     facts: TokenizerFacts,
     table_deviation: float,
 ) -> BatchSource:
-    """The source of every step's batch; `table_deviation`: standard deviation of the pretrained embeddings."""
+    """Return the source of every step's batch.
+
+    `table_deviation` is the standard deviation of the pretrained embeddings, the unit of noise on embeddings.
+    """
     vocabulary = Vocabulary(facts.vocab_size, facts.mask, facts.special_ids)
     noise = Noise(encoder.word_embeddings.embedding_dim, config.objectives.noise_scale * table_deviation)
     output = OutputSettings(config.objectives.mask_rate, config.objectives.labels, encoder.pooling, noise)
@@ -228,9 +225,24 @@ def make_source(
 
 
 def log_unigrams(task: EndTask, vocabulary: int, special: Sequence[int]) -> Tensor:
-    """log of each token's relative frequency in the train and unlabelled texts, add-one smoothed, [V]."""
+    """Return the log of each token's relative frequency in train and unlabelled texts, add-one smoothed, [V]."""
     counts = np.ones(vocabulary)
     for tokens in (task.train.tokens, *task.corpora.values()):
         counts += np.bincount(tokens.values[tokens.offsets[0] : tokens.offsets[-1]], minlength=vocabulary)[:vocabulary]
-    counts[list(special)] = 1.0  # never labels
+    counts[list(special)] = 1.0  # special tokens are never labels
     return torch.from_numpy(np.log(counts / counts.sum())).float()
+
+
+def count_texts(config: RunConfig) -> int:
+    """Return the number of train and in-domain texts."""
+    task = load_end_task(config.data, config.encoder)
+    return len(task.train) + len(task.corpora.get("in_domain", ()))
+
+
+DOMAIN = DomainKind(
+    build=build_text_run,
+    check=lambda config: None,  # every setting means something for text
+    encoder_fingerprint=lambda config: encoder_fingerprint(locate(config.encoder)),
+    examples=count_texts,
+    exports=True,
+)

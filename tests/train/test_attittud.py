@@ -38,7 +38,7 @@ def test_all_zeros_leave_the_end_tasks_gradient(tiny: dict[str, Any]) -> None:
     made = stepper(tiny_config(tiny, attittud(0, 0, 0), "encoder.dropout=0", "encoder.head_dropout=0"), torch.float64)
     prepared = made.prepare(0)
     body = list(made.setup.encoder.parameters())
-    loss = made._losses(prepared.pieces[0])[1]
+    loss = made.losses(prepared.pieces[0])[1]
     found = torch.autograd.grad(loss, body, allow_unused=True)
     parts = [torch.zeros_like(p) if g is None else g for p, g in zip(body, found, strict=True)]
     direction_P = made.setup.method.direction(prepared.sampled, made._gradients(prepared))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from aang_ray.config.sections import OptimConfig, Semantics
 from aang_ray.model.heads import TiedDecoder, TokenHead
-from aang_ray.train.optim import clip, clipped_sum
+from aang_ray.train.optim import clip, clip_objectives
 from aang_ray.train.step import Stepper
 from tests.train.running import parameters, stepper, tiny_config
 
@@ -69,13 +69,13 @@ def test_only_long_gradients_of_objectives_are_shortened_and_the_decoders_part_s
     body = nn.Module()
     body.first, body.second = (nn.Parameter(torch.zeros(n, dtype=torch.float64)) for n in (1, 2))
     body.first.grad, body.second.grad = before_P[:1].clone(), before_P[1:].clone()
-    clipped_sum(body, separate_SP, coefficients_S)
+    clip_objectives(body, separate_SP, coefficients_S)
     assert gradient_of(body) == pytest.approx([17.5, 23.75, 2.0])
 
 
 def test_a_gradient_of_zero_stays_zero() -> None:
     body = module(1.0, 1.0)
-    clipped_sum(body, torch.zeros(3, 2, dtype=torch.float64), torch.tensor([0.0, 0.5, 0.5]))
+    clip_objectives(body, torch.zeros(3, 2, dtype=torch.float64), torch.tensor([0.0, 0.5, 0.5]))
     assert gradient_of(body) == [1.0, 1.0]
 
 

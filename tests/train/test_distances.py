@@ -34,7 +34,7 @@ def half_gradients(made: Stepper, step: int) -> dict[str, list[Tensor]]:
             half = segments[number] = segment.part(start, stop)
             labels = half.texts if half.classes_E is not None else len(half.labelled_M)
             (piece,) = domain.pieces(type(batch)(step, batch.sampled, tuple(segments), batch.shares), 1000, False)
-            loss = made._losses(piece)[number] * segment.normaliser / labels
+            loss = made.losses(piece)[number] * segment.normaliser / labels
             gradients = torch.autograd.grad(loss, body, allow_unused=True)
             flat = [torch.zeros_like(p) if g is None else g for p, g in zip(body, gradients, strict=True)]
             found.setdefault(segment.name, []).append(torch.cat([g.flatten() for g in flat]))

@@ -135,7 +135,7 @@ def test_class_weights_are_those_of_cross_entropy(tiny: dict[str, Any]) -> None:
     made = stepper(tiny_config(tiny, "method=finetune", *NO_DROPOUT))
     object.__setattr__(made.setup.task, "class_weights", np.array([0.3, 1.7], dtype=np.float32))
     prepared = made.prepare(0)
-    loss = made._losses(prepared.pieces[0])[1]
+    loss = made.losses(prepared.pieces[0])[1]
     piece = prepared.pieces[0]
     encoder, head = made.setup.encoder, made.setup.head_of["end-task"]
     logits = head(encoder.pool(encoder(piece.inputs), piece.inputs))
@@ -148,11 +148,11 @@ def test_a_segments_loss_is_that_of_a_padded_batch_of_its_own(tiny: dict[str, An
     made = stepper(tiny_config(tiny, *NO_DROPOUT, "n=all", "batch.auxiliary=92"), torch.float64)
     prepared = made.prepare(3)
     made._fit_dev_head(prepared)
-    together = made._losses(prepared.pieces[0])
+    together = made.losses(prepared.pieces[0])
     for number, segment in enumerate(prepared.batch.segments):
         texts = []
         for text in range(segment.texts):
             alone = [s.part(0, 0) for s in prepared.batch.segments]
             alone[number] = segment.part(text, text + 1)
-            texts.append(made._losses(batch.collate(alone, 0))[number])
+            texts.append(made.losses(batch.collate(alone, 0))[number])
         torch.testing.assert_close(together[number], torch.stack(texts).sum())
