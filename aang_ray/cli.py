@@ -1,4 +1,4 @@
-"""`aang ...`: the verbs a person types. Each imports what it needs itself, so that `aang --help` is quick."""
+"""The command `aang`. Each verb imports what it needs when it runs, so that `aang --help` is quick."""
 
 from __future__ import annotations
 
@@ -6,26 +6,23 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from aang_ray import __version__
+from aang_ray.api import DEFAULT_STORE, STORE_VARIABLE, open_store
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.train.control import Interrupted
 
-if TYPE_CHECKING:
-    from aang_ray.store import Store
-
-STORE_VARIABLE = "AANG_STORE"
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
 
 
 class _OfMethods(TyperCommand):
-    """A verb that runs methods: its help ends with their names, read when it is asked for."""
+    """A verb that trains. Its help ends with the names of the methods."""
 
     def format_help(self, *place: Any, **named: Any) -> None:
         from aang_ray.config.methods import method_sections
@@ -70,19 +67,19 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command(cls=_OfMethods)
 def train(
-    config: Annotated[Path | None, typer.Argument(help="YAML file of a run; none: all defaults.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="YAML file with settings of a run; none: the defaults.")] = None,
     settings: Settings = None,
-    store: StoreUri = "results",
-    export: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep the trained classifier there.")] = None,
+    store: StoreUri = DEFAULT_STORE,
+    export: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the trained classifier there.")] = None,
 ) -> None:
-    """Run one configuration, print its scores and keep them in the store. Interrupted and typed again, it goes on."""
+    """Run one configuration, print its scores and write them into the store. Run again after a stop, it continues."""
     from rich.console import Console
 
     from aang_ray.config import load_config
     from aang_ray.sweep.command import train_once
 
     run = load_config(config, settings or [])
-    result = train_once(run, _open_store(store), Console(), export).result
+    result = train_once(run, open_store(store), Console(), export).result
     if result.status == "failed":
         raise RunFailure(result.error or "the run failed")
 
@@ -91,29 +88,31 @@ def train(
 def sweep(
     file: Annotated[Path | None, typer.Argument(help="Sweep file, for example jobs/demo.yaml.")] = None,
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A grid of the paper instead, see `aang preset list`.")
+        str | None, typer.Option(metavar="NAME", help="A grid of the paper in place of a file; see `aang preset list`.")
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option("--task", help="Instead of the file's tasks; may be repeated.")
+        list[str] | None, typer.Option("--task", help="Task in place of those of the file; may be repeated.")
     ] = None,
     metric: Annotated[str | None, typer.Option("--metric", help="accuracy or macro_f1.")] = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", help="Instead of the file's: 0,1,2 or 0-4.")] = None,
-    settings: Settings = None,
-    store: StoreUri = "results",
-    max_hours: Annotated[float | None, typer.Option(help="End after so many hours; run again to go on.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the cells and an estimate of the time only.")
-    ] = False,
-    keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Do not run failed cells again.")] = False,
-    scheduler: Annotated[
-        Literal["asha"] | None, typer.Option(help="Cut runs of the less promising configurations short.")
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Seeds in place of those of the file: 0,1,2 or 0-4.")
     ] = None,
-    grace: Annotated[float, typer.Option(help="asha: share of a run's steps before the first cut.")] = 0.1,
-    reduction: Annotated[int, typer.Option(help="asha: at each rung one configuration of so many goes on.")] = 3,
+    settings: Settings = None,
+    store: StoreUri = DEFAULT_STORE,
+    max_hours: Annotated[float | None, typer.Option(help="End after so many hours; run again to continue.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the runs and an estimate of the time.")] = False,
+    keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Do not run failed runs again.")] = False,
+    scheduler: Annotated[
+        Literal["asha"] | None, typer.Option(help="Cut runs of less promising configurations short.")
+    ] = None,
+    grace: Annotated[
+        float, typer.Option(help="asha: share of its steps that every run may take before the first cut.")
+    ] = 0.1,
+    reduction: Annotated[int, typer.Option(help="asha: at each cut, one configuration out of so many continues.")] = 3,
 ) -> None:
-    """Run a grid of configurations, side by side, and print the table. Run again, it goes on where it ended.
+    """Run a grid of configurations in parallel and print the table. Run again, it continues where it ended.
 
-    Exit code 1 when a cell failed or remains.
+    The exit code is 1 if a run failed or remains.
     """
     from rich.console import Console
 
@@ -125,7 +124,7 @@ def sweep(
     chosen = Path(preset) if preset is not None else file
     if chosen is None or (preset is not None and file is not None):
         raise UserError("sweep: give either a sweep file or --preset NAME")
-    opened = _open_store(store)
+    opened = open_store(store)
     overrides = SweepOverrides(tuple(task or ()), metric, parse_seeds(seeds) if seeds else (), tuple(settings or ()))
     outcome = sweep_file(
         chosen,
@@ -149,12 +148,14 @@ def sweep(
 
 @app.command()
 def status(
-    file: Annotated[Path | None, typer.Argument(help="A sweep file's name; none: the sweep last started.")] = None,
-    store: StoreUri = "results",
+    file: Annotated[
+        Path | None, typer.Argument(help="Name of a sweep file; none: the sweep that was started last.")
+    ] = None,
+    store: StoreUri = DEFAULT_STORE,
 ) -> None:
-    """How far a sweep is, from its store: cells done, running, waiting, failed, and the time left.
+    """Show how far a sweep is: runs done, running, waiting and failed, and the time left.
 
-    Where RAY_ADDRESS names a cluster (HOST:PORT of its head, or auto there), its nodes, too.
+    With RAY_ADDRESS (HOST:PORT of the head of a cluster, or auto on the cluster) it shows the nodes, too.
     """
     from rich.console import Console
 
@@ -168,13 +169,13 @@ def status(
 
 @app.command()
 def table(
-    store: StoreUri = "results",
-    output: Annotated[Format, typer.Option("--format", help="How to print it.")] = "markdown",
+    store: StoreUri = DEFAULT_STORE,
+    output: Annotated[Format, typer.Option("--format", help="Format of the table.")] = "markdown",
     oracle: Annotated[
         bool, typer.Option("--oracle", help="Add the column of configurations chosen on test, as in the papers.")
     ] = False,
 ) -> None:
-    """Mean and standard deviation over the seeds, methods by tasks, from the store alone."""
+    """Print the table of a store: methods by tasks, mean and standard deviation over the seeds."""
     _print_table(store, output, oracle=oracle)
 
 
@@ -183,7 +184,7 @@ def show(
     cell: Annotated[
         str | None, typer.Argument(help="Name of the run, or its first characters; none: list all runs.")
     ] = None,
-    store: StoreUri = "results",
+    store: StoreUri = DEFAULT_STORE,
     full: Annotated[bool, typer.Option("--full", help="Show all settings, not only those that were changed.")] = False,
 ) -> None:
     """Show one run: configuration, scores, history, weights, and the error and traceback of a failed one."""
@@ -196,24 +197,24 @@ def show(
 
 @app.command()
 def theory(
-    lipschitz: Annotated[float, typer.Option(help="L: both losses change by at most L times the step's length.")] = 0.2,
+    lipschitz: Annotated[float, typer.Option(help="L: Lipschitz constant of both losses.")] = 0.2,
     smooth_end: Annotated[
         float, typer.Option(help="beta_e: Lipschitz constant of the gradient of the end task's loss.")
     ] = 100.0,
-    smooth_auxiliary: Annotated[float, typer.Option(help="beta_a: the same of the auxiliary objective's.")] = 1.0,
+    smooth_auxiliary: Annotated[float, typer.Option(help="beta_a: the same for the auxiliary objective.")] = 1.0,
     dissimilarity: Annotated[
-        float, typer.Option(help="Delta: largest distance between the gradients of the two; 2L is the most there is.")
+        float, typer.Option(help="Delta: largest distance between the two gradients, at most 2L.")
     ] = 0.1,
     examples_end: Annotated[float, typer.Option(help="N_e: examples of the end task.")] = 500.0,
     examples_auxiliary: Annotated[float, typer.Option(help="N_a: examples of the auxiliary objective.")] = 5000.0,
     end_task_weight: Annotated[
         float, typer.Option(help="lambda_e: probability that a step takes an example of the end task.")
     ] = 0.5,
-    step_size: Annotated[float, typer.Option(help="c: the rate of step t is at most c/t.")] = 0.1,
+    step_size: Annotated[float, typer.Option(help="c: the learning rate at step t is at most c/t.")] = 0.1,
     steps: Annotated[float, typer.Option(help="T: steps of SGD.")] = 1000.0,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the bound against Delta and N'.")] = None,
 ) -> None:
-    """The bound of Theorem E.5 of the AANG paper on the generalisation error, both branches."""
+    """Compute the bound of Theorem E.5 of the AANG paper on the generalisation error, both branches."""
     from aang_ray.theory import Problem, bound_of, default_ranges, generalisation_bound, plot_bound
 
     problem = Problem(
@@ -230,7 +231,7 @@ def theory(
     tightest = generalisation_bound(problem)
     for bound in (bound_of(problem, "dissimilarity"), bound_of(problem, "smoothness")):
         holds = " (the tighter one)" if bound == tightest else ""
-        vacuous = "; 1 or more says nothing" if bound.vacuous else ""
+        vacuous = " (trivial: losses are at most 1)" if bound.vacuous else ""
         typer.echo(f"by {bound.branch}: {bound.value:.4g}{holds}{vacuous}")
     if plot is not None:
         plot_bound(problem, *default_ranges(problem), plot)
@@ -242,7 +243,7 @@ def data_show(
     task: Annotated[str, typer.Argument(help="A card, a folder, a labelled file or a Hugging Face dataset id.")],
     settings: Settings = None,
 ) -> None:
-    """Sizes and labels of an end task; for texts their lengths and duplicates, too."""
+    """Show sizes and labels of an end task, and lengths and duplicates of its texts."""
     from rich.console import Console
 
     from aang_ray.config import load_config
@@ -254,10 +255,10 @@ def data_show(
 
 @space_app.command("show")
 def space_show(
-    name: Annotated[str, typer.Argument(help="A file of search_spaces/ by name, or a path to one.")],
-    published: Annotated[bool, typer.Option("--published", help="The legality of the research code.")] = False,
+    name: Annotated[str, typer.Argument(help="Name of a file of search_spaces/, or a path to one.")],
+    published: Annotated[bool, typer.Option("--published", help="Use the legality of the research code.")] = False,
 ) -> None:
-    """The objectives of a space, and what was ruled out and why."""
+    """Show the objectives of a space, and why others are ruled out."""
     from rich.console import Console
 
     from aang_ray.objectives.space import render_space
@@ -267,7 +268,7 @@ def space_show(
 
 @preset_app.command("list")
 def preset_list() -> None:
-    """The names of all presets."""
+    """List the names of all presets."""
     from aang_ray.sweep.presets import preset_names
 
     for name in preset_names():
@@ -276,21 +277,12 @@ def preset_list() -> None:
 
 @preset_app.command("show")
 def preset_show(name: Annotated[str, typer.Argument(help="For example paper/citation_intent/aang-td.")]) -> None:
-    """A preset as the sweep file that it stands for: a start for one of your own."""
+    """Print a preset as a sweep file, to start your own from."""
     import yaml
 
     from aang_ray.sweep.presets import preset
 
     typer.echo(yaml.safe_dump(preset(name), sort_keys=False), nl=False)
-
-
-def _open_store(uri: str) -> Store:
-    from aang_ray.store import Store
-    from aang_ray.sweep.cluster import in_ray_job
-
-    if in_ray_job() and not ("://" in uri or Path(uri).is_absolute()):
-        raise UserError(f"--store {uri}: the folder of a Ray job goes away; give an absolute path or a URI")
-    return Store(uri)
 
 
 def _print_table(store: str, output: Format, *, oracle: bool) -> None:
@@ -303,31 +295,33 @@ def _print_table(store: str, output: Format, *, oracle: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code is 0, 1 (a run failed), 2 (a wrong input), 130 (Ctrl-C) or 143 (SIGTERM).
 
-    Errors that a person can mend are one line on stderr, without a traceback.
+    Errors that a user can correct are one line on stderr, without a traceback.
     """
     try:
         code = typer.main.get_command(app).main(
             list(sys.argv[1:] if arguments is None else arguments), prog_name="aang", standalone_mode=False
         )
     except TyperException as error:
-        # A verb group without a verb has printed its help already, and has nothing to add.
-        return _complain(error.format_message(), 2) if error.format_message() else 2
+        # A group of verbs without a verb has printed its help, and its message is empty.
+        return _print_error(error.format_message(), 2) if error.format_message() else 2
     except UserError as error:
-        return _complain(str(error), 2)
+        return _print_error(str(error), 2)
     except RunFailure as error:
-        return _complain(str(error), 1)
+        return _print_error(str(error), 1)
     except Interrupted as stop:
-        return _complain(stop.message, 143)
+        return _print_error(stop.message, 143)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if code == INTERRUPTED:
-        return _complain("interrupted; what has finished is in the store, the same command goes on from there", code)
+        return _print_error(
+            "interrupted; what has finished is in the store, the same command continues from there", code
+        )
     return code if isinstance(code, int) else 0
 
 
-def _complain(line: str, code: int) -> int:
+def _print_error(line: str, code: int) -> int:
     typer.echo(f"error: {' '.join(line.split())}", err=True)
     return code

@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Branch = Literal["dissimilarity", "smoothness"]
-"""(beta_bar, rho)_1, which knows Delta, and (beta_bar, rho)_2, which does not."""
+"""Which pair (beta_bar, rho) of the theorem: the first depends on Delta, the second does not."""
 
 
 _LARGEST = 1e30
-"""Above every number that means something here, and its powers and quotients are finite."""
+"""Upper limit of every quantity, so that powers and quotients of them stay finite."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What the theorem is told. Lengths are in units of the parameters, losses lie in [0, 1].
+    """The quantities of the theorem. Lengths are in units of the parameters, losses lie in [0, 1].
 
-    With the defaults the two branches cross within the values that Delta can take.
+    With the defaults each of the two branches is the tighter one for some values of Delta.
     """
 
     lipschitz: float = 0.2
@@ -89,7 +89,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Bound:
-    """The theorem's answer."""
+    """The bound, and the pair (beta_bar, rho) that gives it."""
 
     value: float
     branch: Branch
@@ -98,14 +98,14 @@ class Bound:
 
     @property
     def vacuous(self) -> bool:
-        """Whether it says no more than that losses lie in [0, 1]."""
+        """Whether the bound is trivial: losses lie in [0, 1] anyway."""
         return self.value >= 1
 
 
 def bound_of(problem: Problem, branch: Branch) -> Bound:
-    """Equation 12 of the paper with one of the two pairs (beta_bar, rho).
+    """Return the bound of equation 12 of the paper with one of the two pairs (beta_bar, rho).
 
-    Of two functions that are equally smooth either is the smoother one: the tighter of both choices holds.
+    Of two functions that are equally smooth, either may count as the smoother one: the smaller bound is returned.
     """
     end, auxiliary = problem.end_task_weight, 1 - problem.end_task_weight
     if branch == "smoothness":
@@ -131,13 +131,13 @@ def _bound(problem: Problem, branch: Branch, beta_bar: float, rho: float) -> Bou
 
 
 def generalisation_bound(problem: Problem) -> Bound:
-    """The tighter of the two branches. (Theorem E.5)"""
+    """Return the tighter of the two branches (Theorem E.5)."""
     found = (bound_of(problem, "dissimilarity"), bound_of(problem, "smoothness"))
     return min(found, key=lambda bound: bound.value)
 
 
 def default_ranges(problem: Problem) -> tuple[list[float], list[float]]:
-    """Values of Delta and of N' to draw: all that Delta can take, and its own if that is more; N' up to 100 N_e."""
+    """Return values of Delta and N' to draw: Delta from 0 to 2L (or to its own value), N' from N_e to 100 N_e."""
     largest = max(2 * problem.lipschitz, problem.dissimilarity)
     deltas = [largest * step / 40 for step in range(41)]
     sizes = [problem.examples_end * 10 ** (step / 20) for step in range(41)]
@@ -150,13 +150,22 @@ def plot_bound(problem: Problem, dissimilarities: Sequence[float], sizes: Sequen
     N' grows by auxiliary examples alone. Without lowering lambda_e the theorem gains nothing from them (appendix F.1,
     point 2: gamma / N' = lambda_e / N_e stays), so a second curve lowers lambda_e to N_e / N'.
 
+    Args:
+        problem: The quantities of the theorem.
+        dissimilarities: Values of Delta to draw.
+        sizes: Values of N' to draw, each at least N_e.
+        path: Where to write the picture; its ending is the format, such as `.png` or `.svg`.
+
     Raises:
-        UserError: for a path that cannot be written as a picture.
+        UserError: without matplotlib, or for a path that cannot be written as a picture.
     """
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("--plot needs matplotlib: pip install 'aang-ray[figures]'") from error
 
     if not path.suffix:
-        raise UserError(f"{path}: cannot be written as a picture: its ending says of which kind, such as .png")
+        raise UserError(f"{path}: cannot be written as a picture: give it an ending such as .png")
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     by_delta = [replace(problem, dissimilarity=value) for value in dissimilarities]

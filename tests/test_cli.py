@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -222,3 +223,22 @@ def test_jobs_are_the_same_verbs(script: str, tmp_path: Path) -> None:
     shown = subprocess.run([sys.executable, f"jobs/{script}", "--help"], capture_output=True, text=True, check=False)
     assert shown.returncode == 0
     assert f"aang {JOBS[script]}" in shown.stdout
+
+
+def test_a_machine_without_a_home_says_what_to_set(tmp_path: Path) -> None:
+    """The cache cannot be made there. The table of a store needs none."""
+    environment = {**os.environ, "HOME": "/proc/none", "PYTHONPATH": str(Path.cwd())}
+    environment.pop("AANG_CACHE", None)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "aang_ray", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/proc", env=environment)
+        return result.returncode, result.stderr
+
+    code, error = run("data", "show", "movie")
+    assert (code, error.count("\n")) == (2, 1)
+    assert error.startswith("error: the cache folder /proc/none/.cache/aang_ray cannot be made")
+    assert "set AANG_CACHE" in error
+    code, error = run("table", "--store", str(tmp_path / "none"))
+    assert (code, error.count("\n")) == (2, 1)
+    assert "there is no store at" in error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,3 +153,9 @@ def test_it_can_be_drawn(tmp_path: Path) -> None:
 def test_a_function_that_is_never_drawn_or_steps_of_no_length_bound_nothing() -> None:
     assert bound_of(Problem(end_task_weight=1.0), "dissimilarity").value == math.inf
     assert bound_of(Problem(step_size=1e-300, smooth_end=1e-300), "dissimilarity").vacuous
+
+
+def test_without_matplotlib_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"^--plot needs matplotlib: pip install 'aang-ray\[figures\]'$"):
+        plot_bound(Problem(), *default_ranges(Problem()), tmp_path / "bound.png")
