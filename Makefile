@@ -9,7 +9,7 @@ STORE ?= results
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 SOURCES := aang_ray jobs benchmarks
-ALL := $(SOURCES) tests
+ALL := $(SOURCES) examples tests
 
 # Empty variables leave the sweep file's own values.
 ARGUMENTS = $(if $(TASK),--task "$(TASK)") $(if $(METRIC),--metric "$(METRIC)") $(if $(SEEDS),--seeds "$(SEEDS)")

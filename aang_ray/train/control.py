@@ -143,4 +143,4 @@ class RunControl:
         if action == AfterStep.STOP_AT_LIMIT:
             return StepLimitReached()
         by = "another process" if self.signals.received is None else self.signals.received.name
-        return Interrupted(f"stopped by {by} after step {step}; the same command goes on from there ({folder})")
+        return Interrupted(f"stopped by {by} after step {step}; the same command continues from there ({folder})")

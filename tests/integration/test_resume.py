@@ -154,7 +154,7 @@ def test_a_killed_trial_is_tried_again_and_an_interruption_ends_cleanly(
     running.interrupt()
     assert running.wait(150) == 130, running.output
     assert running.output.count("stopped, its checkpoint is written") == len(others)
-    assert "interrupted; what has finished is in the store, the same command goes on from there" in running.output
+    assert "interrupted; what has finished is in the store, the same command continues from there" in running.output
     assert "Traceback" not in running.output
 
 

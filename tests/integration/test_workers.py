@@ -31,7 +31,7 @@ def test_an_interruption_writes_the_checkpoint_and_ends_all_workers(
     running.look()
     running.interrupt()
     assert running.wait(120) == 130, running.output
-    assert "error: interrupted; what has finished is in the store, the same command goes on" in running.output
+    assert "error: interrupted; what has finished is in the store, the same command continues" in running.output
     assert "Traceback" not in running.output
     (cell,) = (path.name for path in Path(checkpoint_folder(store)).iterdir())
     assert CheckpointFiles(checkpoint_folder(store), cell).newest_step() >= 10

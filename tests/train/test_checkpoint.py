@@ -166,7 +166,7 @@ def test_a_signal_ends_the_step_at_hand_and_writes(
         run_cell(config, checkpoints=tmp_path, on_evaluation=stop)
     if isinstance(stopped.value, Interrupted):
         assert stopped.value.code == 143
-        assert "stopped by SIGTERM after step 3; the same command goes on from there (" in str(stopped.value)
+        assert "stopped by SIGTERM after step 3; the same command continues from there (" in str(stopped.value)
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == before
     assert steps == [3]
     assert numbers(run_cell(config, checkpoints=tmp_path)) == numbers(run_cell(config))
