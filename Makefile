@@ -10,6 +10,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 SOURCES := aang_ray jobs benchmarks
 ALL := $(SOURCES) examples tests
+PARALLEL := -n logical --dist worksteal
 
 # Empty variables leave the sweep file's own values.
 ARGUMENTS = $(if $(TASK),--task "$(TASK)") $(if $(METRIC),--metric "$(METRIC)") $(if $(SEEDS),--seeds "$(SEEDS)")
@@ -25,11 +26,13 @@ lint: .venv/.dev
 	.venv/bin/mypy --strict $(SOURCES)
 	.venv/bin/lint-imports
 
+# Tests that start no Ray run on all cores; the others start clusters of their own and run one after the other.
 check: lint
-	$(PY) -m pytest -m "not integration and not gpu and not slow"
+	$(PY) -m pytest $(PARALLEL) -m "not integration and not gpu and not slow"
 
 test: lint
-	$(PY) -m pytest
+	$(PY) -m pytest $(PARALLEL) -m "not integration"
+	$(PY) -m pytest -m integration
 
 test-gpu: .venv/.dev
 	@$(PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no GPU on this machine")'

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
+
 # One thread: tiny tensors gain nothing from more, and threads that wait for a busy core cost much.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -13,3 +15,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A shell may start a job in the background with Ctrl-C ignored, and its children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+SLOW = ("tests/frozen/test_traces.py", "tests/store/test_kill.py", "tests/sweep/test_presets.py", "tests/train/")
+"""Tests of these files and folders take more than a few seconds each, or minutes together. `make check` leaves them out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `SLOW`."""
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)

@@ -125,18 +125,18 @@ def drifting(workers: Workers, config: RunConfig) -> CellRecord:
 
 def out_of_memory(workers: Workers, config: RunConfig) -> CellRecord:
     """A run whose second worker runs out of memory in its third step."""
-    original = Stepper._losses
+    original = Stepper.losses
 
     def losses(self: Stepper, piece: Any) -> Any:
         if workers.rank == 1 and self.schedule.last_epoch == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(self, piece)
 
-    Stepper._losses = losses  # type: ignore[method-assign]
+    Stepper.losses = losses  # type: ignore[method-assign]
     try:
         return run_cell(config, workers=workers)
     finally:
-        Stepper._losses = original  # type: ignore[method-assign]
+        Stepper.losses = original  # type: ignore[method-assign]
 
 
 def runs(workers: Workers, tiny: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -199,14 +199,14 @@ def test_two_workers(tiny: dict[str, Any], tmp_path: Path) -> None:
 
 def leaving(workers: Workers, config: RunConfig) -> Any:
     """The second worker's process ends in mid-step, without a word."""
-    original = Stepper._losses
+    original = Stepper.losses
 
     def losses(self: Stepper, piece: Any) -> Any:
         if workers.rank == 1 and self.schedule.last_epoch == 2:
             os._exit(1)
         return original(self, piece)
 
-    Stepper._losses = losses  # type: ignore[method-assign]
+    Stepper.losses = losses  # type: ignore[method-assign]
     return run_cell(config, workers=workers)
 
 
