@@ -17,7 +17,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOW = ("tests/frozen/test_traces.py", "tests/store/test_kill.py", "tests/sweep/test_presets.py", "tests/train/")
-"""Tests of these files and folders take more than a few seconds each, or minutes together. `make check` leaves them out."""
+"""Tests of these files and folders take seconds each, and minutes together. `make check` leaves them out."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
