@@ -103,7 +103,8 @@ class SweepCallback(Callback):  # type: ignore[misc]  # Ray has no type informat
         if "status" in self._last.get(trial.trial_id, {}):
             return  # it died after its row was written
         cell, account = self._cell(trial), _account(trial)
-        log = "\n".join([account, *_last_lines(self._actors.get(trial.trial_id))])
+        # The record keeps the last lines only: Ray's account of the death stands last.
+        log = "\n".join([*_last_lines(self._actors.get(trial.trial_id)), account])
         times = trial.num_failures
         error = describe_crash(account) + (f"; it was tried {times} times" if times > 1 else "")
         record = failed_record(cell.config, error, log)
@@ -111,6 +112,8 @@ class SweepCallback(Callback):  # type: ignore[misc]  # Ray has no type informat
             self._store.write(record)
         except CellIsDone:  # the process died after its row was written, or another process wrote it
             self._end(cell, {"status": "elsewhere"})
+        except OSError as error:  # the store cannot be written right now: the next start runs the cell again
+            self._end(cell, {"status": "failed", "error": f"{record.result.error}; its row was not written: {error}"})
         else:
             self._end(cell, {"status": "failed", "error": record.result.error})
 

@@ -149,7 +149,9 @@ def _sigterm_raises() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted("stopped by SIGTERM; what has finished is in the store, the same command continues from there")
+        raise Interrupted(
+            "stopped by SIGTERM; what has finished is in the store, the same command continues from there"
+        )
 
     # None stands for a handler that was not installed from Python and cannot be put back.
     before = signal.signal(signal.SIGTERM, stop) or signal.SIG_DFL

@@ -89,7 +89,7 @@ def sweep_file(
         if dry_run:
             preview_search(runs, spec.search, spec.seeds, console)
             return None
-        outcome = _search(path, spec, runs, store, console, max_hours)
+        outcome = _search(path, spec, runs, store, console, keep_failed=keep_failed, max_hours=max_hours)
     else:
         for run in runs:
             check_n(run)
@@ -134,7 +134,14 @@ def _grid(
 
 
 def _search(
-    path: Path, spec: SweepSpec, runs: Sequence[RunConfig], store: Store, console: Console, max_hours: float | None
+    path: Path,
+    spec: SweepSpec,
+    runs: Sequence[RunConfig],
+    store: Store,
+    console: Console,
+    *,
+    keep_failed: bool,
+    max_hours: float | None,
 ) -> SweepOutcome:
     """Run the configurations that Optuna asks for."""
     set_environment()
@@ -145,6 +152,7 @@ def _search(
     assert spec.search is not None
     store.check_writable()
     status = store.done()
+    seeds = list(dict.fromkeys(spec.seeds))
     lines = ProgressLines([], console)
     key = "\n".join([*(run.group for run in runs), str(spec.seeds), spec.search.model_dump_json()])
     with ProgressFile(store.uri, path.stem, key) as file:
@@ -154,17 +162,17 @@ def _search(
             lines.add([cell for cell in cells if cell.state != "done"])
 
         def lay_out(run: RunConfig) -> list[PlannedCell]:
-            return plan([run], spec.seeds, status, resolve)
+            return plan([run], seeds, status, resolve)
 
-        searches = Searches(runs, spec.search, len(spec.seeds), store, lay_out, planned)
+        searches = Searches(runs, spec.search, len(seeds), store, lay_out, planned, keep_failed=keep_failed)
         known = list(searches.cells.values())
-        _print_done(known, len(known) + searches.unasked * len(spec.seeds), console)
+        _print_done(known, len(known) + searches.unasked * len(seeds), console)
         ends = Ends()
         if not searches.finished:
-            needs = [Need.of(run) for run in runs for _ in range(spec.search.samples * len(spec.seeds))]
+            needs = [Need.of(run) for run in runs for _ in range(spec.search.samples * len(seeds))]
             ends = run_search(Sweep(store, console, lines, file, max_hours), searches, needs)
     cells = list(searches.cells.values())
-    return outcome_of(cells, ends.status, ends.errors, to_come=searches.unasked * len(spec.seeds))
+    return outcome_of(cells, ends.status, ends.errors, to_come=searches.unasked * len(seeds))
 
 
 def _print_done(cells: Sequence[PlannedCell], all_cells: int, console: Console) -> None:
@@ -194,7 +202,8 @@ def outcome_of(
         cell.title: errors.get(cell.cell, "failed before (kept)") for cell in cells if status[cell.cell] == "failed"
     }
     done = sum(state in ("done", "elsewhere") for state in status.values())
-    cut = sum(state == "cut" for state in status.values()) if scheduled else 0
+    # A cell with a row `cut` of an earlier start, which had no turn in this one, remains.
+    cut = sum(ended.get(cell.cell) == "cut" for cell in cells) if scheduled else 0
     return SweepOutcome(len(cells) + to_come, done, cut, failed)
 
 

@@ -213,4 +213,4 @@ class ProgressLines:
             self._bar.update(self._task, completed=done, description=description, left=left)
         elif time.monotonic() - self._printed >= PLAIN_INTERVAL:
             self._printed = time.monotonic()
-            self.line(f"{self._ended}/{len(self._work)} cells, {100 * done / total:.0f} % of the work, {left}")
+            self.line(f"{self._ended}/{len(self._work)} cells, {100 * done / max(total, 1):.0f} % of the work, {left}")

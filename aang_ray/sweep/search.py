@@ -49,6 +49,8 @@ class Searches(Searcher):  # type: ignore[misc]  # Ray has no type information
         store: Store,
         lay_out: Callable[[RunConfig], list[PlannedCell]],
         planned: Callable[[Sequence[PlannedCell]], None],
+        *,
+        keep_failed: bool = False,
     ) -> None:
         """Read what was asked for before.
 
@@ -59,12 +61,15 @@ class Searches(Searcher):  # type: ignore[misc]  # Ray has no type information
             store: where scores of done cells are, and the configurations that were asked for.
             lay_out: gives the cells of a configuration, one a seed.
             planned: is called with the cells of each new configuration.
+            keep_failed: whether cells that failed before are not run again; they count as failed.
         """
         super().__init__()
         rows = store.results().select(["cell", "status", "dev_score"]).to_pylist()
         self._scores: dict[str, float] = {
             row["cell"]: row["dev_score"] for row in rows if row["status"] == "done" and row["dev_score"] is not None
         }
+        if keep_failed:
+            self._scores |= {row["cell"]: FAILED for row in rows if row["status"] == "failed"}
         self.trial_of: Callable[[PlannedCell], dict[str, Any]] = lambda cell: {"cell": cell.cell}
         """Makes the parameters of a cell's trial."""
         self._lay_out, self._planned = lay_out, planned
@@ -77,6 +82,8 @@ class Searches(Searcher):  # type: ignore[misc]  # Ray has no type information
         """By cell without a score: who is to be told."""
         self._cell_of: dict[str, str] = {}
         """By trial."""
+        self.closed = False
+        """Whether the sweep is stopping, so that no further configuration may be asked for."""
         self._ask_again()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -101,6 +108,8 @@ class Searches(Searcher):  # type: ignore[misc]  # Ray has no type information
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The parameters of the next trial; `FINISHED` where none is left."""
+        if self.closed:  # `FINISHED` and not None: with None Tune would wait for a trial that never comes
+            return str(Searcher.FINISHED)
         while not self._pending and self.unasked:
             self._ask(max(self._studies, key=lambda study: study.left))
         if not self._pending:

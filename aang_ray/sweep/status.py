@@ -160,11 +160,11 @@ def _cell(content: Mapping[str, Any]) -> CellProgress:
 def _state(progress: CellProgress, row: Mapping[str, Any] | None, alive: bool) -> CellState:
     if row is not None and row["status"] == "done":
         return "done"
-    if alive and progress.state == "running":
-        return "running"
+    if progress.state in ("running", "stopped"):  # since it began again, an earlier row of the cell says nothing
+        return "running" if alive and progress.state == "running" else "stopped"
     if row is not None:
         return "cut" if row["status"] == "cut" else "failed"
-    return "stopped" if progress.state in ("running", "stopped") else "waiting"
+    return "waiting"
 
 
 def _past(cell: CellStatus) -> tuple[float, float]:

@@ -90,9 +90,12 @@ def run_and_store(
         score = None if row.dev is None else getattr(row.dev, config.data.metric or "accuracy")
         report({"step": row.step, "seconds": row.seconds, "score": score})
 
+    scored = max((row.step for row in history), default=0)
     for share, until in [*rungs, (1.0, None)]:
-        if until is not None and until <= reached:
-            score = best_until(history, until, config.data.metric or "accuracy")
+        # A rung that the run has passed is judged by its row, if the row reaches so far. If the run stands at the rung
+        # itself without such a row (its process died before writing it), `_run` writes the row without training.
+        if until is not None and (until <= scored or until < reached):
+            score = best_until(history, until, config.data.metric or "accuracy") if until <= scored else None
             if score is not None:
                 report({"rung": share, "dev": score, "step": until})
             continue

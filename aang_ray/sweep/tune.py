@@ -147,12 +147,18 @@ class Engine:
         if grid:  # of a search one trial waits, which is Tune's default
             os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(AHEAD))
         channel = Channel.open()
+
+        def tell_trials() -> None:
+            if not grid:
+                tune_config["search_alg"].closed = True
+            channel.close()
+
         with (
             StopSignals() as signals,
             tempfile.TemporaryDirectory(prefix="aang-tune-", ignore_cleanup_errors=True) as folder,
             sweep.lines,
         ):
-            stopper = SweepStopper(self.callback, sweep.lines, channel.close, lambda: signals.received, sweep.max_hours)
+            stopper = SweepStopper(self.callback, sweep.lines, tell_trials, lambda: signals.received, sweep.max_hours)
             tune.Tuner(
                 tune.with_resources(
                     tune.with_parameters(tune_trial, store=sweep.store.uri, channel=channel),
@@ -226,8 +232,13 @@ class Brackets:
         return past
 
     def _name(self, config: RunConfig) -> str:
-        row = (config.label or config.method.name, config.space if config.method.auxiliary else "")
-        return "\n".join((*row, config.data.model_dump_json(), config.encoder.model_dump_json()))
+        """Return the name of a run's bracket: its row in the table without n, its task, and its encoder.
+
+        `n`, `class_weights` and `max_tokens` are choices within a row, as in the table.
+        """
+        row = config.row_name.removesuffix(f" n={config.n}") if config.method.auxiliary else config.row_name
+        data = config.data.model_dump_json(exclude={"class_weights", "max_tokens"})
+        return "\n".join((row, data, config.encoder.model_dump_json()))
 
 
 class BracketScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray has no type information

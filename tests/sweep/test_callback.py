@@ -140,7 +140,7 @@ def test_a_lost_trial_is_tried_again_and_then_is_a_failed_row(tmp_path: Path) ->
     assert row.error is not None
     assert "out of memory?" in row.error
     assert "it was tried 4 times" in row.error
-    assert row.log_tail == f"Failure # 4 (occurred at noon)\n{DIED}\nlast words of 0123"
+    assert row.log_tail == f"last words of 0123\nFailure # 4 (occurred at noon)\n{DIED}"
     assert sweep.callback.errors == {cell: row.error}
     assert sweep.callback.losses == RETRIES + 1
 

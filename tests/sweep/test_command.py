@@ -60,12 +60,17 @@ def test_what_is_over_time_remains() -> None:
 
 
 def test_cut_short_on_purpose_is_no_failure_but_said() -> None:
-    cells, ended = [cell(0), cell(1, "cut")], ends(s0="done")
+    cells, ended = [cell(0), cell(1, "cut")], ends(s0="done", s1="cut")
     scheduled = outcome_of(cells, *ended, scheduled=True)
     assert (scheduled.cut, scheduled.remaining, scheduled.exit_code) == (1, 0, 0)
     assert said(scheduled).startswith("1 cells were cut short by asha and have no test score")
     full = outcome_of(cells, *ended)
     assert (full.cut, full.remaining, full.exit_code) == (0, 1, 1)
+
+
+def test_a_cell_that_an_earlier_start_cut_and_that_had_no_turn_remains() -> None:
+    outcome = outcome_of([cell(0), cell(1, "cut")], *ends(s0="done"), scheduled=True)
+    assert (outcome.cut, outcome.remaining, outcome.exit_code) == (0, 1, 1)
 
 
 def test_configurations_that_were_not_asked_for_remain() -> None:

@@ -97,6 +97,15 @@ def test_cells_that_come_later_count_from_then_on() -> None:
     assert [line[:5] for line in stream.getvalue().splitlines()] == ["[1/1]", "[2/2]"]
 
 
+def test_a_minute_without_any_cell_is_no_error(clock: Clock) -> None:
+    stream = io.StringIO()
+    lines = ProgressLines([], Console(file=stream, width=80))
+    clock.now += 61.0
+    with lines:
+        pass
+    assert "0/0 cells, 0 % of the work" in stream.getvalue()
+
+
 STATIC = cell("static")
 
 

@@ -31,6 +31,7 @@ class Run:
         seeds: Sequence[int] = (0, 1),
         space: dict[str, Any] | None = None,
         methods: Sequence[str] = ("static",),
+        keep_failed: bool = False,
     ) -> None:
         runs = [parse_config({"method": method}, "test") for method in methods]
         spec = SearchSpec.model_validate({"samples": samples, "space": space or SPACE})
@@ -41,7 +42,9 @@ class Run:
 
         self.planned: list[PlannedCell] = []
         self.ran: list[str] = []
-        self.search = Searches(runs, spec, len(seeds), self.store, lay_out, self.planned.extend)
+        self.search = Searches(
+            runs, spec, len(seeds), self.store, lay_out, self.planned.extend, keep_failed=keep_failed
+        )
 
     def start(self) -> PlannedCell | None:
         """The cell of the next trial, which is named after it."""
@@ -155,6 +158,23 @@ def test_a_stopped_trial_is_asked_for_again_by_the_next_start(tmp_path: Path) ->
     run.search.on_trial_complete("trial-0", {"status": "stopped"})
     assert told(run) == [None]
     assert Run(tmp_path, samples=1, seeds=(0,)).start() == first
+
+
+def test_a_search_that_stops_asks_for_no_further_configuration(tmp_path: Path) -> None:
+    run = Run(tmp_path, samples=3, seeds=(0,))
+    run.start()
+    run.search.closed = True
+    assert run.start() is None
+    assert run.search.unasked == 2
+
+
+def test_failed_cells_are_kept_if_that_is_asked_for(tmp_path: Path) -> None:
+    first = Run(tmp_path, samples=2)
+    first.go(lambda cell: None if cell.cell == first.ran[0] else 0.5)
+    again = Run(tmp_path, samples=2, keep_failed=True)
+    again.go(lambda cell: 0.7)
+    assert again.ran == []
+    assert told(again) == [float("-inf"), 0.5]
 
 
 def test_a_failed_seed_is_run_again_by_the_next_start(tmp_path: Path) -> None:

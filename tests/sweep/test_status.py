@@ -109,14 +109,14 @@ def test_a_done_row_is_the_truth(store: Store, driver: Driver) -> None:
     assert states(store)["movie · aang-td n=6 · seed 0"] == "done"
 
 
-def test_a_failed_cell_that_runs_again_is_running_and_failed_again_when_its_driver_dies(
+def test_a_failed_cell_that_runs_again_is_running_and_stopped_when_its_driver_dies(
     store: Store, driver: Driver
 ) -> None:
     store.write(failed_record(STATIC, "out of memory"))
     driver.runs(STATIC)
     assert states(store)["movie · static-td n=6 · seed 0"] == "running"
     driver.write(silent=600)
-    assert states(store)["movie · static-td n=6 · seed 0"] == "failed"
+    assert states(store)["movie · static-td n=6 · seed 0"] == "stopped", "the same command continues it"
 
 
 @pytest.mark.parametrize("end", [{"silent": SILENT_SECONDS + 1}, {"ended": True}])

@@ -170,6 +170,33 @@ def test_a_run_that_began_without_rungs_is_judged_from_the_next_one_on(
     assert ladder.untils == [20, 30, None]
 
 
+def test_a_run_whose_row_is_older_than_its_checkpoint_is_not_judged_by_the_old_score(
+    tmp_path: Path, install: Callable[[RunCell], None]
+) -> None:
+    store = Store(tmp_path)
+    ladder = Ladder(store)
+    install(ladder)
+    store.write(ladder(CONFIG, until=10))  # cut at the first rung,
+    ladder(CONFIG, until=35)  # then run on without rungs, and interrupted after the second
+    reports: list[dict[str, Any]] = []
+    run_and_store(CONFIG, store, reports.append, RUNGS)
+    assert [one["rung"] for one in reports if "rung" in one] == [0.25], "the second rung has no score"
+    assert ladder.untils == [10, 35, None]
+
+
+def test_a_run_that_died_at_a_rung_before_its_row_writes_the_row(
+    tmp_path: Path, install: Callable[[RunCell], None]
+) -> None:
+    store = Store(tmp_path)
+    ladder = Ladder(store)
+    install(ladder)
+    ladder(CONFIG, until=10)  # the checkpoint of the rung, and no row
+    reports: list[dict[str, Any]] = []
+    run_and_store(CONFIG, store, reports.append, RUNGS)
+    assert [one["rung"] for one in reports if "rung" in one] == [0.25, 0.5]
+    assert ladder.untils == [10, 10, 30, None]
+
+
 def test_a_failed_row_is_run_again(tmp_path: Path, install: Callable[[RunCell], None]) -> None:
     store = Store(tmp_path)
     store.write(failed_record(CONFIG, "out of memory"))

@@ -89,6 +89,17 @@ def test_rows_of_a_table_do_not_compete() -> None:
     assert runs.rung(fine[1], 0, 0.4) == "STOP"
 
 
+def test_variants_of_a_method_with_rows_of_their_own_do_not_compete() -> None:
+    plain = planned(*(config(rate, method="static") for rate in RATES))
+    last_stage = planned(*(config(rate, method="static", final_finetune={"steps": 5}) for rate in RATES))
+    sizes = planned(*(config(method="static", n=n) for n in (2, 3)))
+    brackets = Brackets([*plain, *last_stage, *sizes], ASHA)
+    names = [{brackets.parameters(cell.config)["bracket"] for cell in cells} for cells in (plain, last_stage, sizes)]
+    assert [len(name) for name in names] == [1, 1, 1]
+    assert names[0] == names[2], "n is a choice within a row"
+    assert names[0] != names[1]
+
+
 def test_a_configuration_without_a_rival_has_no_rungs() -> None:
     cells = planned(config(seed=0), config(seed=1), *(config(rate, method="static") for rate in RATES))
     brackets = Brackets(cells, ASHA)
