@@ -114,7 +114,7 @@ def test_weights_scale_rates_under_adamw_and_losses_where_published(tiny: dict[s
 
 
 def test_under_sgd_the_weight_is_one_on_the_loss(tiny: dict[str, Any]) -> None:
-    """The rate is multiplied by w and the decay divided by w: theta - w lr (g + decay / w theta) = theta - lr (w g + decay theta)."""
+    """Rate times w, decay divided by w: theta - w lr (g + decay / w theta) = theta - lr (w g + decay theta)."""
     made = rounds(config_of(tiny, ALPHAVIL, "optim.algorithm=sgd", "optim.momentum=0.5"))
     method_of(made).move(made.tasks.objectives, [3.0, 0.0, 0.0])
     take(made, 1)
