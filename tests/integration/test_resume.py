@@ -68,14 +68,14 @@ class Sweeps:
 
 
 def while_renaming(sweeps: Sweeps, running: Started) -> None:
-    """Kill while a row's temporary file exists, or else while cells are still to run."""
+    """Wait until a row's temporary file exists, or at least another row does."""
     running.wait_for(sweeps.rows, 90, pause=0.01)
     before = len(sweeps.rows())
     running.wait_for(lambda: sweeps.temporary() or len(sweeps.rows()) > before, 90, pause=0.0)
 
 
 def in_training(sweeps: Sweeps, running: Started) -> None:
-    """Kill while a cell is training."""
+    """Wait until a cell is in the middle of its steps."""
     before = set(sweeps.begun())
 
     def midst() -> bool:

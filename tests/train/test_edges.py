@@ -39,7 +39,7 @@ def test_batches_that_wait_are_cut_anew_when_memory_runs_out(
 
 
 def test_published_clipping_below_the_bound_changes_nothing(tiny: dict[str, Any]) -> None:
-    """No objective's gradient norm exceeds 10, so the body's gradient is that of sound clipping, decoder part included."""
+    """No gradient norm of an objective exceeds 10, so published clipping gives the same update as sound clipping."""
     gradients = []
     for clipping in ("sound", "published"):
         made = stepper(tiny_config(tiny, *NO_DROPOUT, "method=static", f"optim.clipping={clipping}"), torch.float64)
