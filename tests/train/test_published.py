@@ -159,7 +159,7 @@ def test_every_objective_has_a_decoder_of_its_own(tiny: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("algorithm", ["sgd", "adamw"])
 def test_training_a_decoder_leaves_the_table_and_the_others_alone(tiny: dict[str, Any], algorithm: str) -> None:
-    """One sampled objective: other objectives' heads stay, bit for bit; of the table only rows that were read change."""
+    """One sampled objective: the heads of others stay, bit for bit; of the table only rows that were read change."""
     decay = () if algorithm == "adamw" else (SGD,)
     settings = ("objectives.heads=per_objective", "method=static", "n=1", "optim.body_weight_decay=0.0", *decay)
     made = stepper(tiny_config(tiny, *settings), torch.float64)
