@@ -1,4 +1,4 @@
-"""The quality benchmark's grid: all its rows are runs of this version, and its order is that of its description."""
+"""The quality benchmark's grid: its rows are valid runs of this version, in the documented order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_rows_see_the_same_end_task_examples(quality: ModuleType, tiny_quality: 
 
 @pytest.fixture
 def tiny_quality(monkeypatch: pytest.MonkeyPatch, quality: ModuleType, tmp_path: Path) -> dict[str, Any]:
-    """A task and an encoder on disk, so that nothing is fetched."""
+    """A task and an encoder on disk, so that nothing is downloaded."""
     from tests.train.conftest import write_encoder, write_task
 
     task = write_task(tmp_path / "task", {"train": 8, "dev": 4, "test": 4})

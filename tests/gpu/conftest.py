@@ -1,4 +1,4 @@
-"""The small run of the training room's tests."""
+"""The small run of tests/train."""
 
 from tests.train.conftest import tiny
 

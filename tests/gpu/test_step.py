@@ -1,4 +1,4 @@
-"""What needs a GPU: the same runs there, without waiting for the device in a step."""
+"""Tests that need a GPU: the same runs as on a CPU, and no wait for the device within a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps on plain vectors, images or ids: every example is one row, every segment a range of examples."""
+"""Steps on vectors, images or ids: every example is one row, every segment a range of examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps to compute gradients of: texts of several segments, packed into rows, through a small encoder and heads."""
+"""Steps for gradient tests: texts of several segments, packed into rows, with a small encoder and heads."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def reference(
     coefficients_S: Tensor,
     tied_in_scores: bool = False,
 ) -> Reference:
-    """One forward pass, then one `autograd.grad` for each segment; nothing of the package takes part."""
+    """One forward pass, then one `autograd.grad` for each segment, without the package's engines."""
     named = dict(body.named_parameters()) | {f"heads.{name}": p for name, p in heads.named_parameters()}
     of_body = list(body.parameters())
     tied = [m for m in heads.modules() if isinstance(m, TiedDecoder)]
@@ -161,7 +161,7 @@ def run(
     losses: Callable[[Any], Tensor],
     request: Request,
 ) -> tuple[StepGradients, dict[str, Tensor]]:
-    """The engine's answer and what it left in `.grad`, which is cleared."""
+    """Return the engine's result and the `.grad` of every parameter, and clear `.grad`."""
     result = engine(pieces, losses, request)
     named = dict(body.named_parameters()) | {f"heads.{name}": p for name, p in heads.named_parameters()}
     updates = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in named.items()}
@@ -171,7 +171,7 @@ def run(
 
 
 def scores_of(result: StepGradients) -> tuple[Tensor, Tensor]:
-    """Inner products and squared norms of a result that has them."""
+    """Inner products and squared norms of a result that was asked for them."""
     assert result.dots_S is not None
     assert result.norms2_S is not None
     return result.dots_S, result.norms2_S
@@ -184,7 +184,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def assert_matches(result: StepGradients, updates: dict[str, Tensor], expected: Reference, tolerance: float) -> None:
-    """Losses, inner products, norms and every parameter's update, relative to their own size."""
+    """Compare losses, inner products, norms and every parameter's update, with relative errors."""
     dots_S = expected.scored_SP @ expected.scored_SP[0]
     norms2_S = expected.scored_SP.square().sum(1)
     assert relative(result.losses_S, expected.losses_S) < tolerance

@@ -1,4 +1,4 @@
-"""What processes that share a step need of an engine: kept gradients, and rows of a table."""
+"""Results of an engine that processes sharing a step need: kept gradients, and rows of a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules of every kind: rules, parameters used twice, and what no rule knows."""
+"""Modules of every kind: with a rule, with parameters that are used twice, and without a rule."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LeNet(nn.Sequential):
 
 
 class ScaledRMSNorm(nn.Module):
-    """As Llama writes it."""
+    """RMSNorm as in Llama."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -49,21 +49,21 @@ class ScaledRMSNorm(nn.Module):
 
 
 class ShiftedRMSNorm(ScaledRMSNorm):
-    """As Gemma writes it."""
+    """RMSNorm as in Gemma."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return super().forward(hidden_states) * (1 + self.weight) / self.weight
 
 
 class NotAnRMSNorm(ScaledRMSNorm):
-    """Named like one; computes something else."""
+    """A module that is named like an RMSNorm, but computes something else."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return torch.tanh(super().forward(hidden_states))
 
 
 class Conv1D(nn.Module):
-    """As GPT-2 writes it: x W + b."""
+    """Linear layer as in GPT-2: x W + b."""
 
     def __init__(self, outputs: int, inputs: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Conv1D(nn.Module):
 
 
 class Bilinearity(nn.Module):
-    """No rule knows it; it owns its parameters directly and draws noise."""
+    """A module without a rule, which owns its parameters directly and draws noise."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Bilinearity(nn.Module):
 
 
 class Twice(nn.Module):
-    """One matrix at two depths, and once more as a factor that is broadcast over the batch."""
+    """One matrix is used at two depths, and also as a factor that is broadcast over the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def test_parameter_used_at_several_places() -> None:
 
 
 def test_a_computed_table_as_long_as_the_batch() -> None:
-    """Its entries are no rows, although there are as many."""
+    """The table has as many entries as the batch has rows, but its entries are not rows."""
 
     class Long(Twice):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The Gram matrix, separate gradients and per-example norms, against libraries that others wrote."""
+"""The Gram matrix, separate gradients and per-example norms, compared with other libraries."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_separate_gradients(family: str) -> None:
 
 
 def test_gram_matrix_of_a_large_table() -> None:
-    """More entries than rows: the table's gradients are never spread out."""
+    """A table with more entries than rows: its gradients are never stored as dense matrices."""
     body = nn.Sequential(nn.Embedding(400, 4), nn.Flatten(), nn.Linear(12, 5)).double()
     heads = heads_of(5)
     ids = torch.randint(0, 6, (9, 3), generator=torch.Generator().manual_seed(0)) * 50

@@ -48,7 +48,7 @@ def test_equals_each_loss_differentiated(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_tables_of_relative_positions_need_autograd(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All else goes by rules, in one pass; what does not is named here."""
+    """All other modules have rules and need one pass; the exceptions are named here."""
     encoder = small_encoder(family)
     heads = make_heads(encoder, torch.float32)
     names = {parameter: name for name, parameter in encoder.named_parameters()}

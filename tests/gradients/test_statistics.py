@@ -82,7 +82,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_of_a_small_encoder_it_is_the_row_space_in_singular_directions() -> None:
-    """As many directions as examples span all of it, whatever the sketch."""
+    """With as many directions as examples, the subspace is the whole row space, for any sketch."""
     encoder = small_encoder("bert", dtype=torch.float64, pooling="mean").eval()
     losses = class_losses(encoder, make_heads(encoder, torch.float64))
     J_MP = dense(encoder, losses)
@@ -103,7 +103,7 @@ def test_a_short_sketch_finds_the_leading_directions_of_a_decaying_spectrum() ->
 
 @pytest.mark.parametrize("rotate", [True, False])
 def test_directions_that_no_example_has_are_left_out(rotate: bool) -> None:
-    """Rank 3 of 6 examples, k = 5; and no gradient at all."""
+    """6 examples of rank 3 with k = 5, and examples with zero gradients."""
     J_MP = random(3, 20).repeat(2, 1)
     V_PK = span(of_matrix(J_MP), random(5, 6, seed=1), rotate)
     norms_K = torch.linalg.vector_norm(V_PK, dim=0)

@@ -1,4 +1,4 @@
-"""A tiny task, a tiny random encoder, and processes that are ended by their ids, whatever a test does."""
+"""A tiny task, a tiny random encoder, and processes that are always ended, by their ids, after a test."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def sweep_file(tmp_path: Path, tiny: Path) -> Callable[..., Path]:
 
 @dataclass
 class Started:
-    """A process with everything it started, ended by their ids."""
+    """A process and its descendants, which are ended by their ids."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -119,7 +119,7 @@ class Started:
 
     @property
     def output(self) -> str:
-        """What it has printed so far, stderr included."""
+        """Output of the process so far, stderr included."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def look(self) -> list[psutil.Process]:
@@ -131,7 +131,7 @@ class Started:
         return list(self.family.values())
 
     def named(self, word: str) -> list[int]:
-        """Ids of the members whose command line holds a word."""
+        """Ids of the members whose command line contains the word."""
         found = []
         for member in self.look():
             with suppress(psutil.NoSuchProcess):
@@ -140,7 +140,7 @@ class Started:
         return found
 
     def kill(self) -> None:
-        """SIGKILL to all of them, the newest (the trials) first."""
+        """Send SIGKILL to all members, the newest (the trials) first."""
         for member in sorted(self.look(), key=lambda member: member.pid, reverse=True):
             with suppress(psutil.NoSuchProcess):
                 member.kill()
@@ -148,7 +148,7 @@ class Started:
         psutil.wait_procs(list(self.family.values()), timeout=10)
 
     def wait(self, seconds: float) -> int:
-        """Its exit code."""
+        """Wait for the process to end; return its exit code."""
         deadline = time.monotonic() + seconds
         while self.process.poll() is None:
             self.look()
@@ -159,7 +159,7 @@ class Started:
         return self.process.returncode
 
     def wait_for(self, condition: Callable[[], object], seconds: float, pause: float = 0.1) -> None:
-        """Until the condition holds; it is an error if the process ends before."""
+        """Wait until the condition holds; it is an error if the process ends first."""
         deadline = time.monotonic() + seconds
         while not condition():
             if self.process.poll() is not None:
@@ -169,11 +169,11 @@ class Started:
             time.sleep(pause)
 
     def interrupt(self) -> None:
-        """Ctrl-C, which a terminal sends to all that it runs in the foreground."""
+        """Send SIGINT as Ctrl-C does: a terminal sends it to all foreground processes."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def terminate(self) -> None:
-        """What `ray job stop` or a system that shuts down sends."""
+        """Send SIGTERM, as `ray job stop` or a system shutdown does."""
         self.process.terminate()
 
 
@@ -182,7 +182,7 @@ Start = Callable[..., Started]
 
 @pytest.fixture
 def start(tmp_path: Path, short_folder: Path) -> Iterator[Start]:
-    """Starts a process in the project's folder; what is left of it at the end of the test is killed."""
+    """Starts a process in the project's folder, and kills what is left of it at the end of the test."""
     started: list[Started] = []
 
     def run(command: Sequence[str], environment: Mapping[str, str]) -> Started:
@@ -205,7 +205,7 @@ def start(tmp_path: Path, short_folder: Path) -> Iterator[Start]:
 
 
 def progress_of(store: Path | str) -> dict[str, dict[str, Any]]:
-    """What the progress file of the one sweep of a store holds, by cell; nothing before there is one."""
+    """Content of the progress file of a store's only sweep, by cell; empty while there is no file."""
     for path in Path(store).glob(".progress/sweeps/*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         return {cell["cell"]: cell for cell in content["cells"]}

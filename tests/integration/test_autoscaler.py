@@ -23,7 +23,7 @@ KINDS_OF_COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "h
 
 
 def configuration(gcs: str) -> dict[str, object]:
-    """A head that runs no trial, and up to two nodes of one CPU."""
+    """A cluster with a head that runs no trial, and up to two nodes of one CPU."""
     kinds = {
         HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
@@ -69,7 +69,7 @@ def growing(start: Start, environment: dict[str, str], short_folder: Path) -> He
 
 
 def nodes(head: Head) -> int:
-    """Nodes that are alive: each is a raylet of this machine."""
+    """Nodes that are alive: each is a raylet process on this machine."""
     return len(head.process.named("--raylet_socket_name"))
 
 

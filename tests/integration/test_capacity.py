@@ -1,4 +1,4 @@
-"""Sweeps on a cluster that does not grow: larger than it, cut short, searched, and a trial that fits no node."""
+"""Sweeps on a cluster of fixed size: more trials than fit, ASHA, search, and a trial that fits on no node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cluster that a sweep starts on its own machine does nothing for who has no token, on whatever port."""
+"""The cluster that a sweep starts on its own machine refuses requests without a token on every port."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def cluster(start: Start, environment: dict[str, str]) -> tuple[Started, str, st
 
 
 def get(url: str, token: str | None = None, data: bytes | None = None) -> tuple[int, bytes]:
-    """Status and the beginning of the answer; with data a POST. No proxy stands between."""
+    """Return the status and the start of the answer, without a proxy; with data the request is a POST."""
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     try:
         with build_opener(ProxyHandler({})).open(Request(url, data=data, headers=headers), timeout=20) as answer:
@@ -62,7 +62,7 @@ def get(url: str, token: str | None = None, data: bytes | None = None) -> tuple[
 
 
 def listening(process: Started) -> Iterator[Address]:
-    """Where it and its descendants wait for connections."""
+    """Addresses on which the process and its descendants listen."""
     for member in process.look():
         with suppress(psutil.NoSuchProcess):
             for connection in member.net_connections("tcp"):
@@ -71,7 +71,7 @@ def listening(process: Started) -> Iterator[Address]:
 
 
 def called(host: str, port: int) -> set[str]:
-    """How a gRPC port takes the methods that it knows."""
+    """Status codes with which a gRPC port answers calls of Ray's methods."""
     codes = set()
     with grpc.insecure_channel(f"{host}:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
         for method in METHODS:
@@ -84,7 +84,7 @@ def called(host: str, port: int) -> set[str]:
 
 
 def behaviour(host: str, port: int) -> str:
-    """What happens to who comes without a token."""
+    """How an address answers requests without a token."""
     host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     with socket.socket() as probe:
         if probe.connect_ex((host, port)) != 0:

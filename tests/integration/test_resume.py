@@ -1,4 +1,4 @@
-"""A sweep that is killed at any moment goes on where it ended, and so does a trial: nothing twice, nothing lost."""
+"""A sweep or a trial that is killed at any moment continues where it ended: no run is repeated or lost."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Sweeps:
         self.store = store
 
     def go(self, checkpoint_minutes: float = 0) -> Started:
-        """Start it; 0 minutes: with a checkpoint after every step."""
+        """Start the sweep; 0 minutes: a checkpoint after every step."""
         command = [sys.executable, "jobs/sweep.py", str(self._file), "--store", str(self.store)]
         return self._start([*command, "--set", f"resources.checkpoint_minutes={checkpoint_minutes}"], self._environment)
 
     def rows(self) -> dict[Path, tuple[int, bytes]]:
-        """Every visible file of results, with when it was written and what it holds."""
+        """Time and content of every visible file of results."""
         return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in self.store.glob("results/*/*/*.parquet")}
 
     def titles(self) -> list[str]:
-        """The finished cells as the sweep names them. Reading them also shows that every row is whole."""
+        """Names of the finished cells as the sweep prints them. Reading them also checks that every row is complete."""
         rows = Store(self.store).results().to_pylist()
         assert len({row["cell"] for row in rows}) == len(rows)
         assert all(row["status"] == "done" for row in rows)
@@ -54,7 +54,7 @@ class Sweeps:
         return found
 
     def running(self, what: str = "pid") -> dict[str, int]:
-        """Process of each running cell that has reported, or something else that the progress file holds."""
+        """Process of each running cell that has reported, or another field of the progress file."""
         cells = progress_of(self.store).values()
         return {cell["cell"]: cell[what] for cell in cells if cell["state"] == "running" and cell["pid"]}
 
@@ -68,14 +68,14 @@ class Sweeps:
 
 
 def while_renaming(sweeps: Sweeps, running: Started) -> None:
-    """The instant in which a row's temporary file is there; failing that, with cells still to come."""
+    """Wait until a row's temporary file exists, or at least another row does."""
     running.wait_for(sweeps.rows, 90, pause=0.01)
     before = len(sweeps.rows())
     running.wait_for(lambda: sweeps.temporary() or len(sweeps.rows()) > before, 90, pause=0.0)
 
 
 def in_training(sweeps: Sweeps, running: Started) -> None:
-    """With a cell in the midst of its steps."""
+    """Wait until a cell is in the middle of its steps."""
     before = set(sweeps.begun())
 
     def midst() -> bool:
@@ -132,7 +132,7 @@ def test_a_killed_trial_is_tried_again_and_an_interruption_ends_cleanly(
     killed: set[int] = set()
 
     def another() -> bool:
-        """A further process of the victim is there, and the sweep has heard of it."""
+        """The killed trial has a new process, and the sweep knows it."""
         told = running.output.count("goes on from step") >= len(killed)
         return "FAILED" in running.output or (told and sweeps.running().get(victim, 0) not in {0, *killed})
 

@@ -1,6 +1,6 @@
-"""Everything of a store on S3: rows, checkpoints, a killed run that goes on, a sweep and its status.
+"""A store on S3: rows, checkpoints, a killed run that continues, a sweep and its status.
 
-The server is moto's, on the loopback, with credentials that only it takes.
+The server is moto's, on the loopback, with credentials that are valid only there.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ def _listens(port: int) -> bool:
 
 @pytest.fixture
 def uri(server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store that is not there yet, and the right to write it."""
+    """URI of a store that does not exist yet, with credentials set."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     return f"s3://bucket/{request.node.name}?endpoint_override={server}&scheme=http"
 
 
 def names(uri: str) -> list[str]:
-    """All objects below a URI, without the folders that only seem to be there."""
+    """Names of all objects below a URI, without folder entries."""
     location = open_location(uri)
     infos = location.filesystem.get_file_info(fs.FileSelector(location.root, recursive=True, allow_not_found=True))
     return sorted(info.path.removeprefix(f"{location.root}/") for info in infos if info.type == fs.FileType.File)

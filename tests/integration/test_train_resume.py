@@ -1,4 +1,4 @@
-"""A run that is killed at random moments and started again ends with the numbers of one that was left alone."""
+"""A run that is killed at random moments and started again gives the same numbers as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ for value in json.loads(sys.argv[2]):
 
 
 def cells(folder: Path) -> list[dict[str, Any]]:
-    """The tiny task once with each method."""
+    """One run of the tiny task with each method."""
     task = write_task(folder / "task", {"train": 80, "dev": 40, "test": 40})
     encoder = write_encoder(folder / "encoder")
     base = {
@@ -65,20 +65,20 @@ def cells(folder: Path) -> list[dict[str, Any]]:
 
 
 def numbers(record: CellRecord) -> dict[str, Any]:
-    """Everything in a record but the clocks."""
+    """A record without its times."""
     result = {key: value for key, value in vars(record.result).items() if key not in ("seconds", "finished_at")}
     history = [{**vars(row), "seconds": 0.0} for row in record.history]
     return {"result": result, "history": history, "weights": record.weights}
 
 
 def records(store: Path) -> dict[str, dict[str, Any]]:
-    """By method."""
+    """Records of the store, by method."""
     opened = Store(store)
     return {record.result.method: numbers(record) for record in map(opened.record, opened.done())}
 
 
 def wait_for_step(running: Started, store: Path, cell: str, step: int) -> None:
-    """Until the cell has a checkpoint of that step or a later one."""
+    """Wait until the cell has a checkpoint of this step or a later one."""
 
     def there() -> bool:
         names = [path.name for path in (Path(checkpoint_folder(store)) / cell).glob("last-*")]

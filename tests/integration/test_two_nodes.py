@@ -1,4 +1,4 @@
-"""Machines that go away in mid-run, with and without a notice: the run goes on elsewhere."""
+"""Machines that stop during a run, with and without notice: the run continues on another machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AANG = str(Path(sys.executable).with_name("aang"))
 
 
 class Machines:
-    """A head without CPUs, and machines of one CPU each, all on this one."""
+    """A head without CPUs and nodes of one CPU each, all on this machine."""
 
     def __init__(self, start: Start, environment: dict[str, str], folder: Path) -> None:
         self._start, self._folder = start, folder
@@ -59,7 +59,7 @@ class Machines:
         head.wait_for(lambda: "Ray runtime started" in head.output, 90)
 
     def add(self, name: str) -> Started:
-        """A machine that joins soon."""
+        """Add a node to the cluster; it joins a little later."""
         return self._join(name, 1, f"--address={self.address}")
 
     def _join(self, name: str, cpus: int, *flags: str) -> Started:
@@ -90,14 +90,14 @@ def run_file(tiny: Path) -> dict[str, Any]:
 
 
 def numbers(record: CellRecord) -> dict[str, Any]:
-    """Everything in a record but the clocks."""
+    """A record without its times."""
     result = {key: value for key, value in vars(record.result).items() if key not in ("seconds", "finished_at")}
     history = [{**vars(row), "seconds": 0.0} for row in record.history]
     return {"result": result, "history": history, "weights": record.weights}
 
 
 def undisturbed(workers: Workers, config: RunConfig) -> CellRecord:
-    """What each of two processes does that nobody kills, and that Ray did not start."""
+    """The result of two worker processes that are not killed, started without Ray."""
     return run_cell(config, workers=workers)
 
 

@@ -1,4 +1,4 @@
-"""A run of several workers on a cluster of its own that is interrupted: it ends cleanly, and nothing is lost."""
+"""A run of several workers on its own cluster that is interrupted: it ends cleanly and loses nothing."""
 
 from __future__ import annotations
 

@@ -38,12 +38,12 @@ def text(ids: Sequence[int], representation: str = "bidirectional") -> Text:
 
 
 def random_ids(length: int, seed: int = 0) -> list[int]:
-    """Ids that are no family's special ones."""
+    """Random ids that are special tokens in no family."""
     return torch.randint(5, VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def lay_out(rows: Sequence[Sequence[Text]], width: int, pad_id: int = 0) -> TokenInputs:
-    """Each row's texts one after another, then padding."""
+    """Lay out each row's texts one after another, followed by padding."""
     columns: dict[str, list[list[int]]] = {name: [] for name in ("ids", "positions", "ranks", "keys", "texts")}
     firsts: list[int] = []
     lengths: list[int] = []

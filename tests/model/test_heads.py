@@ -1,4 +1,4 @@
-"""Heads: shapes, ties, starts."""
+"""Shapes, tied weights and initial values of heads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.model.layout import lay_out, random_ids, text
 
 
 def scramble(model: nn.Module) -> None:
-    """No parameter stays at an initial 0 or 1, so that each of them shows in the outputs."""
+    """Randomise all parameters, so that none is 0 or 1 and each affects the outputs."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

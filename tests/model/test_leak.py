@@ -1,4 +1,4 @@
-"""The leak test refuses what does not obey, and leaves no trace."""
+"""The leak test refuses encoders that ignore visibility, and leaves the encoder as it was."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.model.families import FAMILIES, small_config, small_encoder
 
 
 class Misled:
-    """An encoder's own adapter, given another visibility than it was told."""
+    """An encoder's own adapter that applies another visibility than the requested one."""
 
     positions_given = True
 

@@ -13,7 +13,7 @@ from tests.model.layout import lay_out, random_ids, text
 
 
 def inputs() -> TokenInputs:
-    """Two texts in one row, one in another."""
+    """Inputs with two texts in one row and one in another."""
     texts = [[text(random_ids(6, 1), "bidirectional"), text(random_ids(5, 2), "bidirectional")]]
     texts.append([text(random_ids(9, 3), "bidirectional")])
     return lay_out(texts, 16)
@@ -21,7 +21,7 @@ def inputs() -> TokenInputs:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_as_if_the_table_said_so(family: str) -> None:
-    """The noise of a token is the change that its row of the table would make, where it occurs once."""
+    """Noise on a token has the same effect as changing its row of the table, if the token occurs once."""
     encoder = small_encoder(family, dtype=torch.float64).eval()
     clean = inputs()
     table = encoder.word_embeddings

@@ -1,4 +1,4 @@
-"""The encoder that comes in a Python package."""
+"""The encoder that is installed with a Python package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A text's vector."""
+"""Pooling: the vector of a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an output depends on, for each family and representation, over three layers."""
+"""Which tokens an output depends on, for each family and representation, over three layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stand-ins for training: what a sweep does with cells does not depend on what a cell computes."""
+"""Stand-ins for training, because a sweep's logic does not depend on what a cell computes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCORES = Scores(0.75, 0.7, 40, {"neg": 20, "pos": 20}, 0.5)
 
 
 def fake_resolve(config: RunConfig) -> RunConfig:
-    """A task of 32 and 48 examples a step, 60 steps, without looking at data."""
+    """Resolve a run to 32 and 48 examples a step and 60 steps, without reading data."""
     batch = config.batch.model_copy(update={"end_task": config.batch.end_task or 32, "auxiliary": 48, "dev_head": 32})
     data = config.data.model_copy(update={"metric": config.data.metric or "accuracy"})
     schedule = config.schedule.model_copy(update={"steps": config.schedule.steps or 60})
@@ -23,7 +23,7 @@ def fake_resolve(config: RunConfig) -> RunConfig:
 
 
 def done_record(config: RunConfig, **changes: Any) -> CellRecord:
-    """What a run of `config` that ended well leaves behind."""
+    """The record of a successful run of `config`."""
     values: dict[str, Any] = {
         "cell": config.cell,
         "group": config.group,
@@ -56,7 +56,7 @@ def done_record(config: RunConfig, **changes: Any) -> CellRecord:
 
 
 def history_row(step: int) -> HistoryRow:
-    """One evaluation."""
+    """A history row of one evaluation."""
     return HistoryRow(step, SCORES, {"end_task": 0.5}, 0.1 * step, 32 * step, 400 * step)
 
 

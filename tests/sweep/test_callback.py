@@ -1,4 +1,4 @@
-"""What the driver makes of the events of Tune's trials."""
+"""How the driver's callback handles the events of Tune's trials."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DIED = "ray.exceptions.ActorDiedError: The actor died unexpectedly"
 
 @dataclass
 class Trial:
-    """As much of one as the callback sees."""
+    """The attributes of a Tune trial that the callback uses."""
 
     trial_id: str
     config: dict[str, Any]
@@ -33,7 +33,7 @@ class Trial:
 
 
 class Sweep:
-    """Tune's part, played by a test."""
+    """Plays Tune's part in a test."""
 
     def __init__(self, store: Path, methods: tuple[str, ...] = ("finetune",)) -> None:
         configs = [fake_resolve(parse_config({"method": method}, "test")) for method in methods]
@@ -59,7 +59,7 @@ class Sweep:
         self.callback.on_trial_complete(0, [], trial)
 
     def die(self, trial: Trial) -> None:
-        """As Tune handles a process that died: it tries the trial again, or gives it up."""
+        """Do what Tune does when a process died: try the trial again, or give it up."""
         trial.num_failures += 1
         file = Path(self.store.uri).parent / "error.txt"
         with file.open("a", encoding="utf-8") as stream:
@@ -76,7 +76,7 @@ class Sweep:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """What the file holds of the first cell."""
+        """The progress file's entry of the first cell."""
         return vars(self.file._cells[self.cells[0].cell])
 
 

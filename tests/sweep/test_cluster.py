@@ -18,7 +18,7 @@ ONE = Need(1, 1.0, 0.0)
 
 
 def status(*, version: int = 7, at: int = 20, seen: int = 10, pending: bool = True, never: bool = False) -> object:
-    """What Ray reports: the cluster is at state `at`, the autoscaler has looked at state `seen`."""
+    """Ray's report: the cluster is at state `at`, and the autoscaler has seen state `seen`."""
     reply = GetClusterStatusReply()
     reply.autoscaling_state.autoscaler_state_version = version
     reply.autoscaling_state.last_seen_cluster_resource_state_version = seen
@@ -51,7 +51,7 @@ def test_nodes_in_words() -> None:
 
 
 class Cluster:
-    """A cluster whose nodes and autoscaler a test sets, and whose clock goes on with every look."""
+    """A cluster whose nodes and autoscaler a test sets; its clock advances at every query."""
 
     def __init__(self) -> None:
         self.nodes: list[dict[str, float]] = []
@@ -66,7 +66,7 @@ class Cluster:
 
 
 class Asked:
-    """A placement group's id without Ray."""
+    """A placement group with an id, without Ray."""
 
     def __init__(self, need: Need) -> None:
         self.need = need

@@ -1,4 +1,4 @@
-"""What `aang status` prints about a cluster, from what Ray reports; and heads that answer or do not."""
+"""What `aang status` prints about a cluster, and heads that answer or do not."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def add_gang(requests: Any, *bundles: dict[str, float]) -> None:
 
 
 def idle() -> Any:
-    """A head alone, without an autoscaler."""
+    """Ray's report of a head alone, without an autoscaler."""
     reply = messages.GetClusterStatusReply()
     add_node(reply, "IDLE", {"node:__internal_head__": 1.0})
     return reply
 
 
 def busy() -> Any:
-    """A cluster in the middle of a night on spot machines."""
+    """Ray's report of a busy cluster with spot machines."""
     reply = idle()
     add_node(reply, "RUNNING", {"CPU": 4, "GPU": 1, "memory": 1e9}, {"CPU": 1, "GPU": 0.5})
     add_node(reply, "RUNNING", {"CPU": 4, "GPU": 1}, {"memory": 1e9})  # Ray leaves out what is used up
@@ -96,7 +96,7 @@ TOKEN = "0123456789abcdef" * 4
 
 
 class Service(AutoscalerStateServiceServicer):  # type: ignore[misc]
-    """The part of a head that is asked."""
+    """The service of a head that `aang status` asks."""
 
     def __init__(self) -> None:
         self.over = threading.Event()
@@ -115,7 +115,7 @@ class Service(AutoscalerStateServiceServicer):  # type: ignore[misc]
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    """Answers at RAY_ADDRESS."""
+    """A service that answers at RAY_ADDRESS."""
     service = Service()
     server = grpc.server(ThreadPoolExecutor(2))
     add_AutoscalerStateServiceServicer_to_server(service, server)
@@ -170,7 +170,7 @@ def test_a_sweep_of_this_machine_alone_has_no_cluster_to_ask(
 
 
 def test_the_store_is_read_whatever_the_cluster_says(service: Service, tmp_path: Path) -> None:
-    """The token in a process of its own: Ray reads its mode once."""
+    """The token is set in a separate process, because Ray reads its mode only once."""
     run = fake_resolve(parse_config({"method": "finetune"}, "test"))
     with ProgressFile(str(tmp_path / "store"), "nightly", "key") as file:
         file.add([PlannedCell(run, run.cell, "waiting")])

@@ -1,4 +1,4 @@
-"""How a sweep ended: its exit code, and what a person reads; and the status of a single run."""
+"""The exit code and printed summary of a sweep, and the status of a single run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cell(seed: int, state: State = "waiting") -> PlannedCell:
 
 
 def ends(**status: str) -> tuple[dict[str, str], dict[str, str]]:
-    """How the cells of seeds ended, `s0="done"`."""
+    """Ends of the cells of seeds, as in `s0="done"`."""
     named = {cell(int(name[1:])).cell: state for name, state in status.items()}
     return (named, {name: "out of memory" for name, state in named.items() if state == "failed"})
 

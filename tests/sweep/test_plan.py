@@ -1,4 +1,4 @@
-"""The cells of a sweep: order, states, work, needs of a trial, and the estimate of time."""
+"""The cells of a sweep: order, states, work, resources of a trial, and the estimate of time."""
 
 from __future__ import annotations
 

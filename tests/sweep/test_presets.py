@@ -113,7 +113,7 @@ def test_a_file_or_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Settings that make a preset's run a matter of a second, on a task and an encoder of our own."""
+    """Settings with which a preset's run takes about a second, with a small task and encoder."""
     root = tmp_path_factory.mktemp("presets")
     task = write_task(root / "citation_intent", {"train": 80, "dev": 40, "test": 40})
     encoder = write_encoder(root / "encoder")
@@ -128,7 +128,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def small_run(row: str, small: list[str]) -> RunConfig:
-    """The last run of a row, on the small task."""
+    """The last run of a preset's row, on the small task."""
     *settings, task = small
     overrides = SweepOverrides(tasks=(task,), settings=tuple(settings))
     name = f"paper/citation_intent/{row}"
@@ -156,7 +156,7 @@ def test_mt_tartan_weighs_the_end_task_and_both_objectives_alike(small: list[str
 
 @pytest.mark.parametrize("task", TRAIN_SIZES)
 def test_what_table_7_leaves_open_is_stated(task: str) -> None:
-    """META-TARTAN learns two weights, with a rate that does not hang on a default."""
+    """META-TARTAN learns two weights, with a rate that the preset sets itself."""
     assert preset(f"paper/{task}/meta-tartan")["methods"][0]["method"]["aux_lr"] == 0.1
     for run in runs_of(f"paper/{task}/meta-tartan"):
         assert isinstance(run.method, AangConfig)

@@ -1,4 +1,4 @@
-"""What a person sees of a running sweep, and the file that `aang status` reads."""
+"""What a running sweep prints, and the file that `aang status` reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cell(method: str) -> PlannedCell:
 
 
 class Clock:
-    """A clock that a test moves."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -116,7 +116,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def content(store: Path) -> dict[str, Any]:
-    """The one progress file of a store."""
+    """Content of a store's only progress file."""
     (path,) = (store / ".progress" / "sweeps").glob("nightly-*.json")
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found

@@ -1,4 +1,4 @@
-"""Optuna chooses configurations, is told the mean over their seeds, and goes on after a restart."""
+"""Optuna chooses configurations, gets the mean score over seeds, and continues after a restart."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPACE = {"optim.body_lr": {"log": [1e-5, 1e-2]}, "n": [3, 6]}
 
 
 class Run:
-    """One start of a search on a store, with Tune's part played by a test."""
+    """One start of a search on a store; the test plays Tune's part."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Run:
         )
 
     def start(self) -> PlannedCell | None:
-        """The cell of the next trial, which is named after it."""
+        """Start the next trial, which is named after its cell; return the cell."""
         trial = f"trial-{len(self.ran)}"
         suggested = self.search.suggest(trial)
         if not isinstance(suggested, dict):
@@ -58,7 +58,7 @@ class Run:
         return cell
 
     def end(self, cell: PlannedCell, score: float | None) -> None:
-        """With its row written before, as a trial does."""
+        """End a trial after writing its row, as a real trial does."""
         trial = f"trial-{self.ran.index(cell.cell)}"
         if score is None:
             self.store.write(failed_record(cell.config, "loss is nan"))
@@ -68,18 +68,18 @@ class Run:
         self.search.on_trial_complete(trial, {"status": "done", "dev": score})
 
     def go(self, score: Callable[[PlannedCell], float | None], jobs: int | None = None) -> None:
-        """Run trials one after the other, all of them or so many."""
+        """Run `jobs` trials one after the other, or all of them."""
         while jobs != len(self.ran) and (cell := self.start()) is not None:
             self.end(cell, score(cell))
 
 
 def near(cell: PlannedCell) -> float:
-    """Best at a rate of 1e-3."""
+    """A score that is best at a learning rate of 1e-3."""
     return 1.0 - abs(3.0 - abs(math.log10(cell.config.optim.body_lr))) / 5
 
 
 def told(run: Run) -> list[float | None]:
-    """What Optuna has heard."""
+    """The scores that Optuna got."""
     (study,) = run.search._studies
     assert study._repeater is not None
     return [trial.value for trial in study._repeater.searcher._ot_study.trials]

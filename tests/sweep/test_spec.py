@@ -1,4 +1,4 @@
-"""The sweep file: its runs, their order, and one clear line for what is wrong."""
+"""The sweep file: its runs, their order, and error messages of one line."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_label_makes_rows_of_one_method_stand_apart() -> None:
 
 
 def run_of(**more: object) -> RunConfig:
-    """60 steps, evaluated after every sixth."""
+    """A run of 60 steps that is evaluated after every sixth."""
     return fake_resolve(parse_config({"method": "finetune", "schedule": {"eval_every": 6}, **more}, "test"))
 
 
@@ -210,7 +210,7 @@ def test_one_clear_line_about_a_search(sweep_file: Callable[[str], Path], search
 
 
 def checked(path: Path) -> None:
-    """What happens to a sweep file before anything runs."""
+    """Check a sweep file as `aang sweep` does before it runs anything."""
     spec = load_sweep(path, SweepOverrides())
     runs = expand(spec, SweepOverrides(), str(path))
     assert spec.search is not None

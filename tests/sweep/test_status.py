@@ -1,4 +1,4 @@
-"""What `aang status` says of a sweep that runs, has died, or has ended."""
+"""What `aang status` prints for a sweep that runs, has died, or has ended."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Driver:
         self.write()
 
     def write(self, silent: float = 0.0, *, ended: bool = False, started: datetime = NOW) -> None:
-        """So many seconds ago."""
+        """Write the file as if this had been `silent` seconds ago."""
         content = {
             "name": self.name,
             "started_at": started.isoformat(),
@@ -54,7 +54,7 @@ class Driver:
         write_json(self.location, path, content)
 
     def runs(self, run: RunConfig, ago: float = 0.0, **changes: Any) -> None:
-        """A cell that runs, and reported so many seconds ago."""
+        """Let a cell run whose last report was some seconds ago."""
         at = (NOW - timedelta(seconds=ago)).isoformat()
         report: dict[str, Any] = {"step": 30, "seconds": 24.0, "score": 0.75, "host": "node-a", "pid": 7}
         self.cells[run.cell] = replace(

@@ -1,4 +1,4 @@
-"""One trial: its row is in the store before it says that it ended."""
+"""A trial writes its row to the store before it reports its end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class InWorker(Exception):
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunCell], None]:
-    """Puts a function in the place of `launch`."""
+    """Replaces `launch` by a function."""
 
     def put(run_cell: RunCell) -> None:
         module = ModuleType("aang_ray.train.workers.launch")
@@ -40,7 +40,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[RunCell], None]:
 
 
 def run(store: Store) -> list[dict[str, Any]]:
-    """The reports of one trial, each with the cell's state in the store at that moment."""
+    """Run one trial; return its reports, each with the cell's state in the store at that moment."""
     reports: list[dict[str, Any]] = []
     run_and_store(CONFIG, store, lambda values: reports.append({**values, "row": store.done().get(CONFIG.cell)}))
     return reports

@@ -39,7 +39,7 @@ def planned(*configs: RunConfig) -> list[PlannedCell]:
 
 
 class Runs:
-    """Trials that report to a scheduler what a test says."""
+    """Trials that report the scores of a test to a scheduler."""
 
     def __init__(self, cells: list[PlannedCell], past: list[Any] | None = None) -> None:
         self.brackets = Brackets(cells, ASHA)
@@ -138,7 +138,7 @@ def test_done_cells_of_the_store_count_with_their_best_score_until_each_rung(tmp
 
 
 def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *needs: Need, own: bool, grows: bool = False) -> Engine:
-    """On two nodes of two CPUs."""
+    """A Tune engine on two nodes of two CPUs."""
     monkeypatch.setattr(module, "living_nodes", lambda: [{"CPU": 2.0}] * 2)
     monkeypatch.setattr(module, "own_cluster", lambda: own)
     monkeypatch.setattr(module, "has_autoscaler", lambda: grows)
@@ -174,7 +174,7 @@ def test_what_a_trial_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 class Stopping:
-    """Two trials run; the clock stands unless a test turns it."""
+    """Two running trials, with a clock that only the test moves."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, max_hours: float | None = None) -> None:
         self.now, self.told = 1000.0, 0

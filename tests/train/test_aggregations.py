@@ -42,7 +42,7 @@ AGGREGATORS: dict[str, tuple[dict[str, Any], Callable[[int], Callable[[Tensor], 
 
 @pytest.fixture(scope="module")
 def seen(tiny: dict[str, Any]) -> tuple[Sampled, StepGradients, Space, Tensor]:
-    """What the engine gave to a method at the first step, and TorchJD's Jacobian of the same losses, [m, P]."""
+    """What the engine gave the method at the first step, and TorchJD's Jacobian of the same losses, [m, P]."""
     made: Stepper = stepper(
         tiny_config(tiny, "method=upgrad", "n=3", f"seed={SEED}", "encoder.dropout=0.0", "encoder.head_dropout=0.0"),
         torch.float64,

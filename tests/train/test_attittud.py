@@ -1,4 +1,4 @@
-"""ATTITTUD in whole steps and runs: its special cases, what it looks at, and going on after a stop."""
+"""ATTITTUD in whole steps and runs: special cases, the examples that it uses, and resuming after a stop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def attittud(*etas: float, more: str = SMALL) -> str:
 
 
 def test_all_ones_is_static_multitask(tiny: dict[str, Any]) -> None:
-    """With dropout, which the look at the end task must not touch; the decoder's part of the tied table included."""
+    """With dropout, whose random state the estimate of V and p must not change, and with the tied decoder's part."""
     static = run_steps(tiny_config(tiny, "method=static"), 4, torch.float64)
     ones = run_steps(tiny_config(tiny, attittud(1, 1, 1)), 4, torch.float64)
     torch.testing.assert_close(parameters(ones), parameters(static), rtol=1e-6, atol=1e-9)
@@ -66,7 +66,7 @@ def test_the_examples_are_fresh_and_the_two_sets_disjoint(tiny: dict[str, Any]) 
 
 
 def seen(made: Stepper) -> tuple[Tensor, Tensor]:
-    """V and p after a look at the first step's examples, in train mode as a step is."""
+    """V and p estimated from the first step's examples, with the model in train mode as in a step."""
     method = made.setup.method
     assert isinstance(method, Attittud)
     made.setup.encoder.train()

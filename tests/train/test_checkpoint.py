@@ -1,4 +1,4 @@
-"""A run that was stopped after any step ends with the very numbers of one that was not."""
+"""A run that was stopped after any step and resumed ends with the same numbers as one that was not stopped."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def short(tiny: dict[str, Any], *settings: str) -> RunConfig:
 
 
 def numbers(record: CellRecord) -> dict[str, Any]:
-    """Everything in a record but the clocks."""
+    """A record without its times."""
     result = {key: value for key, value in vars(record.result).items() if key not in ("seconds", "finished_at")}
     history = [{**vars(row), "seconds": 0.0} for row in record.history]
     return {"result": result, "history": history, "weights": record.weights}
 
 
 def last_state(folder: Path, config: RunConfig) -> dict[str, Any]:
-    """The state after the last step, and the kept model, without the clocks."""
+    """The state after the last step and the best model, without times."""
     found = CheckpointFiles(folder, config.cell).load()
     assert found is not None
     history = [{**row, "seconds": 0.0} for row in found.state["progress"]["history"]]
@@ -61,7 +61,7 @@ def last_state(folder: Path, config: RunConfig) -> dict[str, Any]:
 
 
 def assert_identical(left: Any, right: Any, where: str = "state") -> None:
-    """Equal to the last bit, all the way down."""
+    """Assert that two nested structures are equal, bit for bit."""
     if isinstance(left, Mapping):
         assert left.keys() == right.keys(), where
         for key in left:
@@ -246,7 +246,7 @@ def test_a_best_model_that_another_run_of_the_cell_removed_is_written_again(tmp_
 
 
 class Died(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """Simulates a kill: no code catches it."""
 
 
 def test_dying_at_every_change_of_the_disk_leaves_the_old_or_the_new(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_a_state_of_another_model_is_refused(tiny: dict[str, Any], tmp_path: Pat
 
 
 class Executed:
-    """Unpickled, it would leave a mark."""
+    """Unpickling it would create a file."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

@@ -1,4 +1,4 @@
-"""Clipping, sound and published: of given gradients, and through one whole step against autograd.
+"""Sound and published clipping, of given gradients and in a whole step compared with autograd.
 
 (semantics section 2.8)
 """
@@ -30,7 +30,7 @@ def module(*gradient: float) -> nn.Module:
 
 
 def gradient_of(made: nn.Module) -> list[float]:
-    """Of all its parameters, end to end."""
+    """Gradients of all parameters, concatenated."""
     return torch.cat([p.grad.flatten() for p in made.parameters() if p.grad is not None]).tolist()
 
 
@@ -102,7 +102,7 @@ def steep(config: Any) -> Stepper:
 
 @dataclass
 class Expected:
-    """Gradients by hand of one step: each objective's by a pass of its own."""
+    """Gradients of one step, where each objective's gradient is computed by its own pass."""
 
     coefficients_S: Tensor
     body_SP: Tensor

@@ -1,4 +1,4 @@
-"""A run that is ended at a step has a row that says so, and goes on from there as if it had not been."""
+"""A run that is cut at a step has a row with status `cut`, and can be continued as if it had not been cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Local distances between gradients, against gradients that autograd gives half by half."""
+"""Local distances between gradients, compared with autograd's gradients of each half."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLAG = "gradients.local_distances=true"
 
 
 def half_gradients(made: Stepper, step: int) -> dict[str, list[Tensor]]:
-    """Gradients of the mean losses of both halves of every segment, by segment, each from a pass of its own."""
+    """Gradients of the mean losses of both halves of every segment, each from a separate pass."""
     domain = made.setup.domain
     batch: Any = domain.batch(step, False, None)
     body = list(made.setup.encoder.parameters())
@@ -74,7 +74,7 @@ def test_the_estimate_is_unbiased_and_the_plain_norm_is_not() -> None:
 
 
 def test_looking_changes_nothing(tiny: dict[str, Any]) -> None:
-    """With dropout, and between steps: the parameters after it are those of a run that did not look."""
+    """With dropout, estimating the distances between steps does not change the parameters of a run."""
     one, other = (stepper(tiny_config(tiny)) for _ in range(2))
     for step in range(3):
         one.step(one.prepare(step))
@@ -93,7 +93,7 @@ def test_they_are_logged_beside_the_weights(tiny: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("method", ["alphavil", "diw"])
 def test_rounds_log_those_of_the_objectives_that_they_train(tiny: dict[str, Any], method: str) -> None:
-    """Two of the space's, for the whole run."""
+    """The run trains two objectives of the space."""
     settings = f"method={{name: {method}, round_steps: 1}}"
     record = run_cell(tiny_config(tiny, settings, "n=2", "schedule.steps=20", FLAG))
     assert len(record.weights) >= 2

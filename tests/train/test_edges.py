@@ -1,4 +1,4 @@
-"""Small data, switches together, and memory that runs out while batches wait."""
+"""Small data, combined switches, and memory that runs out while prepared batches wait."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_DROPOUT = ("encoder.dropout=0.0", "encoder.head_dropout=0.0")
 def test_batches_that_wait_are_cut_anew_when_memory_runs_out(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 48 texts 24 fit: one halving, not one for each batch that was prepared before."""
+    """24 of 48 texts fit, so pieces are halved once, and not once for each prepared batch."""
     original = text_module.segment_losses
 
     def limited(encoder: Any, heads: Any, piece: Any) -> Any:
@@ -39,7 +39,7 @@ def test_batches_that_wait_are_cut_anew_when_memory_runs_out(
 
 
 def test_published_clipping_below_the_bound_changes_nothing(tiny: dict[str, Any]) -> None:
-    """No objective has a gradient above 10 here: the body's is that of sound clipping, decoder part included."""
+    """No gradient norm of an objective exceeds 10, so published clipping gives the same update as sound clipping."""
     gradients = []
     for clipping in ("sound", "published"):
         made = stepper(tiny_config(tiny, *NO_DROPOUT, "method=static", f"optim.clipping={clipping}"), torch.float64)

@@ -1,4 +1,4 @@
-"""Every method runs from its configuration to its rows, and goes on after a stop as if there had been none."""
+"""Every method completes a whole run, and gives the same result after a stop and a resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is exported predicts what the run's own model predicted."""
+"""An exported model makes the same predictions as the run's own model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invariants of the objectives that need a model: no objective is easier than it may be. (semantics section 8)"""
+"""Invariants of the objectives that need a model: no objective's label leaks into its input. (semantics section 8)"""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_nor_in_the_wider_taxonomy(objective: Objective) -> None:
 
 
 def test_a_weak_noise_would_be_caught() -> None:
-    """A token that shows through its noise is learned far below ln V: the test above can fail."""
+    """With weak noise tokens are still visible and the loss falls far below ln V, so the test above can fail."""
     shown = Objective("end-task", "noised-embeddings", "bidirectional", "denoise")
     weak = replace(SETTINGS, noise=Noise(32, 0.02))
     assert loss_after_training(shown, 60, weak) < 0.8 * math.log(ORDINARY)
@@ -115,14 +115,14 @@ def test_random_replacements_cannot_be_told_from_random_tokens() -> None:
 
 
 class Uniform(nn.Module):
-    """A denoise head that knows nothing."""
+    """A denoise head that predicts a uniform distribution."""
 
     def forward(self, hidden_MH: Tensor) -> Tensor:
         return hidden_MH.new_zeros(len(hidden_MH), VOCABULARY.size)
 
 
 def test_a_copy_task_would_be_caught() -> None:
-    """The published no-op, bidirectional denoising is learned far below ln V: the test above can fail."""
+    """The loss of the published no-op, bidirectional denoising falls far below ln V, so the test above can fail."""
     copying = Objective("end-task", "no-op", "bidirectional", "denoise")
     assert loss_after_training(copying, 60) < 0.8 * math.log(ORDINARY)
 

@@ -1,4 +1,4 @@
-"""Starting the workers of a run: telling lost workers from bugs, retries, evaluations and reasons to stop."""
+"""Starting the workers of a run: lost workers and bugs, retries, evaluations and reasons to stop."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class Rank:
 
 
 def worker(monkeypatch: pytest.MonkeyPatch, rank: int, run_cell: Callable[..., CellRecord]) -> Rank:
-    """Let `_train_loop` run here as if it were one of two workers."""
+    """Run `_train_loop` in this process as if it were one of two workers."""
     context = Rank(rank)
     monkeypatch.setattr(launching, "train", context)
     monkeypatch.setattr(launching, "run_cell", run_cell)
@@ -173,7 +173,7 @@ def test_every_worker_reports_each_evaluation_and_the_first_one_says_what_it_was
 
 
 class Sent(Channel):
-    """A channel that keeps what is sent."""
+    """A channel that records what is sent."""
 
     def __init__(self) -> None:
         self.rows: list[HistoryRow] = []
@@ -214,7 +214,7 @@ def test_a_channel_yields_what_was_sent_before_the_work_ended() -> None:
 
 
 class Lives:
-    """Stands for the lives of a worker group: each reaches a step, then is lost, or ends with a record."""
+    """Simulates successive worker groups: each reaches a step, then is lost or ends with a record."""
 
     def __init__(self, folder: Path, cell: str, *reached: int | CellRecord) -> None:
         self._files = CheckpointFiles(folder, cell)

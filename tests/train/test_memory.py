@@ -1,4 +1,4 @@
-"""Trials share processes: when a run is over nothing of its model is left in memory, whatever its method."""
+"""Trials share processes, so no part of a run's model may stay in memory after the run, for any method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `published` switches through whole steps: each of them does what semantics.md says, and `sound` does not."""
+"""Whole steps with the `published` switches: each does what semantics.md says, and `sound` does not."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_coefficients_of_a_published_batch(tiny: dict[str, Any], method: str) ->
 
 @pytest.mark.parametrize("visibility", ["sound", "published"])
 def test_padding_counts_in_losses_as_published_alone(tiny: dict[str, Any], visibility: str) -> None:
-    """Every place of padding gets another token: what sees padding, and nothing else, has another loss."""
+    """Replace the tokens at padding: the loss changes only for objectives that see padding."""
     settings = (f"objectives.visibility={visibility}", "method=static", "n=all", "batch.auxiliary=92")
     made = stepper(tiny_config(tiny, *NO_DROPOUT, *settings), torch.float64)
     prepared = made.prepare(0)
@@ -159,7 +159,7 @@ def test_every_objective_has_a_decoder_of_its_own(tiny: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("algorithm", ["sgd", "adamw"])
 def test_training_a_decoder_leaves_the_table_and_the_others_alone(tiny: dict[str, Any], algorithm: str) -> None:
-    """One objective sampled: other heads stay, bit for bit; the table moves where tokens were read and nowhere else."""
+    """One sampled objective: the heads of others stay, bit for bit; of the table only rows that were read change."""
     decay = () if algorithm == "adamw" else (SGD,)
     settings = ("objectives.heads=per_objective", "method=static", "n=1", "optim.body_weight_decay=0.0", *decay)
     made = stepper(tiny_config(tiny, *settings), torch.float64)
@@ -197,7 +197,7 @@ def sampled_head(made: Stepper, step: int) -> nn.Module:
 def test_the_dev_head_is_fitted_on_train_or_on_dev(
     tiny: dict[str, Any], dev_sample: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its features are those of the split's texts, in eval mode; the dev batch is never of train."""
+    """Its features are those of the split's texts, in eval mode; the dev batch never has train texts."""
     made = stepper(tiny_config(tiny, f"method.dev_sample={dev_sample}", "batch.dev=40"), torch.float64)
     seen: list[tuple[Tensor, Tensor]] = []
     fit = step_module.fit_dev_head
@@ -268,7 +268,7 @@ def test_the_joint_score_is_of_label_counts_and_clipped_gradients(
 
 
 def test_all_of_them_together_end_a_run(tiny: dict[str, Any]) -> None:
-    """What row and weights of such a run say: its name, and coefficients that sum to no one."""
+    """The row's name lists the switches, and the coefficients do not sum to 1."""
     switches = [f"objectives.{name}=published" for name in ("legality", "allocation", "visibility", "labels")]
     switches += ["objectives.heads=per_objective", "optim.clipping=published"]
     switches += ["method.dev_sample=published", "method.auxiliary_score=published", "schedule.steps=4", "n=all"]

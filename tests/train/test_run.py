@@ -1,4 +1,4 @@
-"""Whole runs: they end, they are deterministic, they fail in one line."""
+"""Whole runs end, are deterministic, and fail with an error of one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.train.running import tiny_config
 
 
 def comparable(record: CellRecord) -> tuple[Any, ...]:
-    """All but clocks."""
+    """A record without its times."""
     history = [(row.step, row.dev, row.losses, row.examples, row.tokens) for row in record.history]
     return history, record.weights, record.result.test, record.result.best_step
 

@@ -25,7 +25,7 @@ FINAL = ["method=static", "schedule.steps=4", "schedule.eval_every=2", "final_fi
 
 
 def test_the_masked_lm_stage_sees_no_label(tiny: dict[str, Any]) -> None:
-    """The end-task head does not move in it, the body and the masked-LM head do."""
+    """The stage changes the body and the masked-LM head, but not the end-task head."""
     config = tiny_config(tiny, *TAPT)
     trainer = Trainer(build(config, choose_compute(config)))
     setup = trainer.setup
@@ -89,7 +89,7 @@ def test_pretraining_learns_its_objective(tiny: dict[str, Any]) -> None:
 
 
 def test_fine_tuning_after_it_equals_fine_tuning_from_that_body(tiny: dict[str, Any]) -> None:
-    """The stage boundary carries over the body and the end-task head, and nothing else."""
+    """Only the body and the end-task head are carried over to the next stage."""
     config = tiny_config(tiny, *TAPT)
     trainer = Trainer(build(config, choose_compute(config)))
     trainer._train_stage()

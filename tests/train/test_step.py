@@ -1,4 +1,4 @@
-"""What may not change a step's result, and what must."""
+"""Settings that must not change a step's result, and settings that must."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_dev_batch_and_the_dev_heads_examples_are_disjoint(tiny: dict[str, A
 
 @pytest.mark.parametrize("settings", [(), ("n=all",), ("batch.micro=8",), ("gradients.engine=loop",)])
 def test_steps_leave_nothing_behind(tiny: dict[str, Any], settings: tuple[str, ...]) -> None:
-    """A graph that is kept by a circle through C++ would show as objects that no collection finds."""
+    """A reference cycle through C++ would keep a graph alive that garbage collection cannot free."""
     made = stepper(tiny_config(tiny, *settings))
     counts = []
     for step in range(12):

@@ -1,4 +1,4 @@
-"""Every primitive through whole steps and runs: built-in ones, a user's own, labels of another data set."""
+"""Every primitive in whole steps and runs: built-in ones, a user's own, and labels of another data set."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_run_with_everything(everything: dict[str, Any], settings: tuple[str, 
 
 
 def test_a_worker_that_draws_tokens_may_read_any(everything: dict[str, Any]) -> None:
-    """The rows of a table that workers share are planned before the tokens are drawn."""
+    """Workers agree on the shared rows of the table before the tokens are drawn, so any row may be needed."""
     domain = stepper(tiny_config(everything)).setup.domain
     batch = domain.batch(0, False, None)
     for number, segment in enumerate(batch.segments):
@@ -138,11 +138,11 @@ def test_a_worker_that_draws_tokens_may_read_any(everything: dict[str, Any]) -> 
 
 
 class Killed(BaseException):
-    """What ends a run without a word."""
+    """Simulates a kill."""
 
 
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(everything: dict[str, Any], tmp_path: Path) -> None:
-    """With dropout; noise and what was fitted on train are made anew, drawn tokens come from the kept parameters."""
+    """With dropout. Noise and statistics of train are computed again; sampled tokens use the restored parameters."""
     config = tiny_config(
         everything, "schedule.steps=6", "schedule.eval_every=2", "resources.checkpoint_minutes=0", "method.aux_lr=1.0"
     )

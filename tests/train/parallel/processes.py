@@ -24,9 +24,9 @@ multiprocessing.set_forkserver_preload(["aang_ray.train.run", "tests.train.paral
 def together(
     size: int, folder: Path, work: Callable[..., Any], *arguments: Any, seconds: float = SECONDS, limit: float = 300
 ) -> list[Any]:
-    """What `work(workers, *arguments)` returns in each of `size` processes, the exception that it raises, or None.
+    """Run `work(workers, *arguments)` in `size` processes; return each one's result, its exception, or None.
 
-    None stands for a process that ended otherwise. After `limit` seconds all are ended.
+    None: the process died. After `limit` seconds all processes are ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")

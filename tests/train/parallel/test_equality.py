@@ -129,7 +129,7 @@ def test_workers_change_nothing(
 
 
 def assert_bytes(found: Mapping[str, Any], name: str, size: int) -> None:
-    """The body crosses once; what else does is stated."""
+    """The body is sent once, and the bytes of everything else are as documented."""
     traffic, body, segments = found["traffic"], found["body"], found["segments"]
     matrix, method = name.startswith("published"), name in ("static", "static, accumulation", "finetune")
     untied = name == "published"  # its update is a sum of the separate gradients
@@ -147,7 +147,7 @@ def assert_bytes(found: Mapping[str, Any], name: str, size: int) -> None:
 
 
 def test_the_runs_learn_their_weights(alone: Found) -> None:
-    """What is compared above is no run that stands still."""
+    """The runs that are compared above do change their weights."""
     for name in ("cosine", "n=1", "dot, loop"):
         assert float(alone[name]["tensors"]["flat"].norm()) > 0.1
     assert not torch.equal(alone["cosine"]["tensors"]["flat"], alone["published score"]["tensors"]["flat"])

@@ -1,4 +1,4 @@
-"""Every example is placed once, nobody has much more to do than another, and norms need few sub-groups."""
+"""Every example is placed once, loads are about equal, and norms need few sub-groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def costs_of(lengths_SE: list[list[int]]) -> list[Costs]:
 
 
 def loads(placement: Placement, costs: list[Costs]) -> list[int]:
-    """Tokens of each worker, but for the dev batch that all have."""
+    """Tokens of each worker, without the dev batch that every worker has."""
     return [
         sum(int(costs_E[start:stop].sum()) for costs_E, (start, stop) in zip(costs[1:], ranges[1:], strict=True))
         for ranges in placement.ranges

@@ -35,7 +35,7 @@ FAILURES: dict[str, Exception] = {
 
 
 def numbers(record: CellRecord) -> dict[str, Any]:
-    """Everything in a record but the clocks, and where sharding stands among the settings."""
+    """A record without its times and its sharding setting."""
     result = {key: value for key, value in vars(record.result).items() if key not in ("seconds", "finished_at")}
     result["config"] = {key: value for key, value in result["config"].items() if key != "resources"}
     history = [{**vars(row), "seconds": 0.0} for row in record.history]
@@ -65,7 +65,7 @@ def agreements(workers: Workers) -> dict[str, Any]:
 
 
 def rescaled(workers: Workers) -> list[list[float]]:
-    """Losses, inner products and norms of a step in which dropout gives each worker a dev gradient of its own."""
+    """Losses, inner products and norms of a step in which dropout gives each worker a different dev gradient."""
     exchange = Exchange(workers, nn.Linear(1, 1), nn.ModuleDict(), tied_in_scores=False)
     dots_S, norms2_S = (
         (torch.tensor([4.0, 3.0, 1.0]), torch.tensor([4.0, 9.0, 25.0])),
@@ -79,7 +79,7 @@ def rescaled(workers: Workers) -> list[list[float]]:
 
 
 def scored(workers: Workers, examples: int) -> list[list[float]]:
-    """Logits (e, -e) and label 2 e of example e, each from the worker that has it."""
+    """Logits (e, -e) and label 2 e of every example e, gathered from the worker that has it."""
     own_E = np.arange(workers.rank, examples, workers.size)
     logits_EC = torch.from_numpy(np.stack((own_E, -own_E), axis=1)).float()
     found = gathered(workers, Predictions(logits_EC, 2 * own_E), classes=2)
@@ -106,7 +106,7 @@ def killed_after(step: int, workers: Workers, config: RunConfig, folder: Path) -
 
 
 def drifting(workers: Workers, config: RunConfig) -> CellRecord:
-    """A run in which one bit of the second worker's body goes its own way."""
+    """A run in which one bit of the second worker's body is flipped."""
     original = Stepper.step
 
     def step(self: Stepper, prepared: Any) -> Any:
@@ -140,7 +140,7 @@ def out_of_memory(workers: Workers, config: RunConfig) -> CellRecord:
 
 
 def runs(workers: Workers, tiny: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """All that a test asks of two workers."""
+    """All runs on two workers that the tests below check."""
     shards = "resources.optimizer_state=sharded"
     plain, sharded = tiny_config(tiny, *SETTINGS), tiny_config(tiny, *SETTINGS, shards)
     static = tiny_config(tiny, *SETTINGS[:2], "method=static")
@@ -198,8 +198,13 @@ def test_two_workers(tiny: dict[str, Any], tmp_path: Path) -> None:
 
 
 def leaving(workers: Workers, config: RunConfig) -> Any:
+<<<<<<< HEAD
     """The second worker's process ends in mid-step, without a word."""
     original = Stepper.losses
+=======
+    """The second worker's process ends in the middle of a step, without a message."""
+    original = Stepper._losses
+>>>>>>> english2
 
     def losses(self: Stepper, piece: Any) -> Any:
         if workers.rank == 1 and self.schedule.last_epoch == 2:

@@ -1,4 +1,4 @@
-"""Two workers with noise, deletions and tokens that the model draws itself end with the parameters of one."""
+"""Two workers end with the parameters of one, also with noise, deletions and tokens that the model samples."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def config_of(tiny: dict[str, Any], method: str, *settings: str) -> RunConfig:
 
 
 def rounds(config: RunConfig, workers: Workers | None = None, dtype: torch.dtype = torch.float64) -> RoundStepper:
-    """The stepper of a configuration of rounds."""
+    """A stepper for a configuration of a method with rounds."""
     setup = build(config, choose_compute(config), workers)
     setup.encoder.to(dtype)
     setup.heads.to(dtype)

@@ -1,4 +1,4 @@
-"""alphaVIL's rounds on a text model, against a round made by hand. (docs/semantics.md, section 7)"""
+"""alphaVIL's rounds on a text model, compared with a round computed by hand. (docs/semantics.md, section 7)"""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def dev_loss(made: RoundStepper, parameters_Q: Tensor) -> float:
 
 
 def trained_alone(made: RoundStepper, start_Q: Tensor, task: int, weights: list[float]) -> Tensor:
-    """delta of two AdamW steps on one task alone; the rate of both tasks' k-th steps is that of step 3 k of 6."""
+    """delta of two AdamW steps on one task alone; the k-th step has the learning rate of step 3 k of 6."""
     made.vector.write(start_Q)
     setup, optim = made.setup, made.setup.config.optim
     groups = [
@@ -114,7 +114,7 @@ def test_weights_scale_rates_under_adamw_and_losses_where_published(tiny: dict[s
 
 
 def test_under_sgd_the_weight_is_one_on_the_loss(tiny: dict[str, Any]) -> None:
-    """w times the rate and decay / w: theta - w lr (g + decay / w theta) = theta - lr (w g + decay theta)."""
+    """Rate times w, decay divided by w: theta - w lr (g + decay / w theta) = theta - lr (w g + decay theta)."""
     made = rounds(config_of(tiny, ALPHAVIL, "optim.algorithm=sgd", "optim.momentum=0.5"))
     method_of(made).move(made.tasks.objectives, [3.0, 0.0, 0.0])
     take(made, 1)

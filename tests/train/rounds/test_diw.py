@@ -1,4 +1,4 @@
-"""DIW's rounds on a text model, with scores as the example wants them. (docs/semantics.md, section 7)"""
+"""DIW's rounds on a text model, with scripted dev scores. (docs/semantics.md, section 7)"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIW = "diw, round_steps: 2, tries: 3"
 def scripted(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, scores: Iterable[float], *settings: str
 ) -> RoundStepper:
-    """Scores on dev in the order in which they are asked for."""
+    """Return the given dev scores, in the order of the calls."""
     script = iter(scores)
     monkeypatch.setattr(RoundStepper, "_score", lambda _: next(script))
     return rounds(config_of(tiny, DIW, *PLAIN, *settings))
@@ -90,7 +90,7 @@ def test_tries_see_the_same_batches_and_rounds_others(tiny: dict[str, Any], monk
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
 def test_scores_are_those_of_the_end_task_on_dev(tiny: dict[str, Any], metric: str) -> None:
-    """By scikit-learn, from the logits of every dev text alone, dropout off."""
+    """Compare with scikit-learn, from the logits of each dev text alone, with dropout off."""
     made = rounds(config_of(tiny, DIW, f"data.metric={metric}"))
     take(made, 1)
     setup = made.setup
@@ -136,7 +136,7 @@ def test_a_round_by_hand(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_order_of_the_tasks_changes_nothing(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores by what was trained: the end task, the first objective, the second, all."""
+    """The score depends only on what was trained: the end task, the first objective, the second, all."""
     found = []
     for turned in (False, True):
         script = iter([0.5, 0.3, 0.7, 0.6, *[0.5] * 4] if turned else [0.5, 0.7, 0.3, 0.6, *[0.5] * 4])

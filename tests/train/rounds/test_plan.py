@@ -1,4 +1,4 @@
-"""Every step of every task is made once, by its worker, whatever the number of workers."""
+"""Every step of every task runs once, on the task's worker, for any number of workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_alone_one_task_follows_the_other() -> None:
 
 
 def test_two_workers_train_two_tasks_at_a_time() -> None:
-    """Tasks 0 and 1 side by side, 1 for a step longer; then task 2 alone."""
+    """Tasks 0 and 1 run side by side, task 1 for one step longer; then task 2 runs alone."""
     plan = TaskPlan([1, 2, 1], workers=2)
     assert [(s.task, s.number, s.owner, s.leads, s.ends) for s in plan.slots] == [
         (0, 0, 0, True, False),

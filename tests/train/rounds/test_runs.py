@@ -1,4 +1,4 @@
-"""Whole runs of rounds: where dev is scored, what is counted, and going on after a stop."""
+"""Whole runs of methods with rounds: when dev is scored, what is counted, and resuming after a stop."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def stopped(tiny: dict[str, Any]) -> RunConfig:
 
 
 def work(workers: Workers, tiny: dict[str, Any], folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Also a run to its rows, which goes on from a checkpoint that one worker wrote within a round."""
+    """Also a whole run that continues from a checkpoint that one worker wrote within a round."""
     return ends(workers, tiny), numbers(run_cell(stopped(tiny), checkpoints=folder, workers=workers))
 
 
@@ -89,7 +89,7 @@ def test_memory_that_one_worker_lacks_is_one_line_from_all(tiny: dict[str, Any],
 
 
 def rounded(workers: Workers, tiny: dict[str, Any]) -> dict[str, Tensor]:
-    """As if every worker's kernels summed in another order: what all compute alike differs in its last digits."""
+    """Change the last digits of what all workers compute, as if their kernels summed in different orders."""
     scale = 1 + 1e-9 * workers.rank
     gradient, left, mixing = ExampleJacobian.mean_gradient, ExampleJacobian.left, RoundStepper.dev_gradient
     with pytest.MonkeyPatch.context() as patch:
