@@ -198,13 +198,8 @@ def test_two_workers(tiny: dict[str, Any], tmp_path: Path) -> None:
 
 
 def leaving(workers: Workers, config: RunConfig) -> Any:
-<<<<<<< HEAD
-    """The second worker's process ends in mid-step, without a word."""
-    original = Stepper.losses
-=======
     """The second worker's process ends in the middle of a step, without a message."""
-    original = Stepper._losses
->>>>>>> english2
+    original = Stepper.losses
 
     def losses(self: Stepper, piece: Any) -> Any:
         if workers.rank == 1 and self.schedule.last_epoch == 2:
