@@ -5,9 +5,9 @@ See docs/semantics.md, section 9. Split every segment's examples into halves a a
     <g_k^a - g_E^a, g_k^b - g_E^b>
 
 is an unbiased estimate of ||g_k - g_E||^2, because the batch noise of the two halves is independent. The squared norm
-of the difference on the whole batch would be too large by the variance of that noise. Assumption A.1 of Dery et al. 2023 bounds the same norm over all
-parameters, so this is a local estimate of Delta_k^2. If the number of labels is random, the
-estimate is unbiased conditionally on that number.
+of the difference on the whole batch would be too large by the variance of that noise. Assumption A.1 of Dery et al.
+2023 bounds the same norm over all parameters, so this is a local estimate of Delta_k^2. If the number of labels is
+random, the estimate is unbiased conditionally on that number.
 
 Shape suffixes: S half segments (E^a, E^b, 1^a, 1^b, ...), N segments.
 """
