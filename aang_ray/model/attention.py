@@ -199,7 +199,7 @@ class KeepMask:
 
 
 class TwoMasks:
-    """Adapter for ModernBERT: some layers attend to all tokens, others to those at most `sliding_window` positions away.
+    """Adapter for ModernBERT: some layers attend to all tokens, others only within `sliding_window` positions.
 
     The distance is computed from position ids and not from columns, so tokens may be in any order.
     """

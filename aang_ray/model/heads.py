@@ -32,8 +32,8 @@ class TiedDecoder(nn.Module):
     """
 
     alias: Tensor | None
-    """A plain tensor (not a Parameter) that replaces the table if it is set. It separates the table's gradient as decoder
-    from its gradient as lookup."""
+    """A plain tensor (not a Parameter) that replaces the table if it is set. It separates the table's gradient as
+    decoder from its gradient as lookup."""
 
     def __init__(self, table: nn.Embedding, bias_V: Tensor | None = None) -> None:
         super().__init__()
