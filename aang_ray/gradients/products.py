@@ -79,7 +79,7 @@ class Windows:
 
 
 class PaddedCopies:
-    """Makes copies with zeros in the gaps, and reuses the last copy, because several projections often share an input."""
+    """Makes copies with zeros in the gaps. The last copy is reused, because projections often share an input."""
 
     def __init__(self) -> None:
         self._last: tuple[Tensor, int, SegmentRows, Tensor] | None = None
