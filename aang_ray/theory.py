@@ -3,7 +3,7 @@
 End task e and auxiliary objective a have losses in [0, 1] that are L-Lipschitz and beta_e-, beta_a-smooth, with
 ||grad f_a - grad f_e|| <= Delta everywhere (Assumption A.1). SGD takes T steps with step sizes of at most c/t. Each
 step uses an example of e with probability lambda_e, else of a. Let N' = N_e + N_a and gamma = lambda_e N' / N_e. Then
-SGD is uniformly stable, and by Theorem E.1 its expected generalisation error is at most
+SGD is uniformly stable, and by Theorem E.1 its generalisation error is at most
 
     (1 + 1/q) (2 gamma L^2 c / (N' - gamma) + rho L c)^(1/(q+1)) (gamma T / N')^(q/(q+1)),   q = c beta_bar,
 
@@ -150,7 +150,7 @@ def default_ranges(problem: Problem) -> tuple[list[float], list[float]]:
 def plot_bound(problem: Problem, dissimilarities: Sequence[float], sizes: Sequence[float], path: Path) -> None:
     """Plot the bound as a function of Delta and of N', with all other quantities as in `problem`.
 
-    Only the number of auxiliary examples changes with N'. With a fixed lambda_e they hardly lower the bound (appendix
+    Only the number of auxiliary examples changes with N'. With a fixed lambda_e they do not lower the bound (appendix
     F.1, point 2: gamma / N' = lambda_e / N_e is constant), so another curve uses lambda_e = N_e / N'.
 
     Args:

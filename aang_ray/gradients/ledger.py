@@ -156,7 +156,7 @@ class Ledger:
         return not self._buffering and (self._request.gram or self._request.separate or self.device.type != "cpu")
 
     def present(self) -> list[int]:
-        """Return the segments from their first to their last piece with rows, if the current piece is among these."""
+        """Return the segments for which the current piece is between their first and last pieces with rows."""
         return [s for s, (first, last) in enumerate(self._pieces_of) if first <= self._piece <= last]
 
     def update(self, parameter: nn.Parameter) -> Tensor:
@@ -279,7 +279,7 @@ class Ledger:
             self._joint_rows_UH.index_add_(0, wanted.place_V, self._joint_S[segment] * gradient_VH)
 
     def end_piece(self) -> None:
-        """Compute norms and inner products of buffered segments that are complete, and drop their buffers (except v)."""
+        """Compute norms and inner products of completed buffered segments, and drop their buffers (except v)."""
         for segment in sorted(self._buffers):
             if self._pieces_of[segment][1] == self._piece:
                 vector_P = self._buffers[segment]
