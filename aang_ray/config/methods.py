@@ -419,7 +419,7 @@ class CosmosConfig(LossSection):
 
 
 class PbiConfig(LossSection):
-    """PBI (Zhang and Li 2007): the losses' projection on the weights plus a penalty on their distance from that line."""
+    """PBI (Zhang and Li 2007): the losses' projection on the weights plus a penalty on the distance from them."""
 
     name: Literal["pbi"] = "pbi"
     theta: NonNegativeFloat = 5.0
