@@ -30,8 +30,8 @@ SHARES = ("aux_neutral", "aux_helps", "aux_harms")
 class Attittud(Static, PrimaryMethod):
     """d = lambda g_E + eta_perp g_perp + eta_plus g_plus + eta_minus g_minus of g = (1 - lambda) sum w_k g_k.
 
-    lambda = 1/2 and w = 1/n as in static multitask, also for the heads. g_E is stored in one body-sized vector, and g is
-    the update minus lambda g_E. With several workers, all estimate V and p from the same examples and use the first
+    lambda = 1/2 and w = 1/n as in static multitask, also for the heads. g_E is stored in one body-sized vector, and g
+    is the update minus lambda g_E. With several workers, all estimate V and p from the same examples and use the first
     worker's result. `whole_gradients` is not needed, because g_E does not involve a decoder and the update always
     includes the decoder's part.
     """

@@ -20,12 +20,12 @@ class GradNorm(Static):
 
     Let v_i be w_i divided by the mean of the step's w (the paper's weights, whose sum is the number of tasks),
     G_i = v_i ||g_i||, r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)), and t_i = mean(G) r_i^alpha the target, which is
-    treated as constant. A step of gradient descent on sum_i |G_i - t_i| is
+    treated as constant. A step of gradient descent on sum_i |G_i - t_i|, divided by mean(G), is
 
         v_i <- v_i - lr sign(G_i - t_i) ||g_i|| / mean(G),
 
-    Afterwards the step's w are scaled to their previous sum. The paper uses Adam instead of the division by mean(G), but
-    Adam's moments would change weights of objectives that are not sampled. g_i is the gradient of the whole body and
+    Afterwards the step's w are scaled to their previous sum. Instead of dividing by mean(G) the paper uses Adam, whose
+    moments would change weights of objectives that are not sampled. g_i is the gradient of the whole body and
     not of its last layer, because the single pass computes that norm anyway. L_i(0) is the first observed loss. Losses
     that are not sampled or have no labels keep their w.
     """
