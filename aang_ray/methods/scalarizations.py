@@ -188,9 +188,10 @@ class LossAggregation(Aggregation):
 class Famo(LossAggregation):
     """FAMO: F = c sum_i z_i log L_i with z = softmax(w), w learned so that all losses fall at an equal rate.
 
-    TorchJD computes F. w moves by Adam along the change of log L_i since the loss was last seen, through the softmax
-    over the losses of the step. The paper evaluates the same batch again after the step, a second forward pass; the
-    next batch has the same expectation and more noise. SparseAdam is Adam that does not move what is not sampled.
+    TorchJD computes F. Adam updates w with the change of log L_i since the loss was last sampled, differentiated through
+    the softmax over the step's losses. The paper evaluates the same batch again after the step, which needs a second
+    forward pass. The next batch has the same expectation and more noise. SparseAdam is used because it does not change
+    entries that are not sampled.
     """
 
     config: settings.FamoConfig

@@ -177,11 +177,11 @@ def named_solvers(method: str) -> Iterator[None]:
 
 
 class GramAggregation(Aggregation):
-    """Weights from the Gram matrix, by `GRAM_WEIGHTS`. TorchJD computes on the host: each step waits for the device.
+    """Weights from the Gram matrix, by `GRAM_WEIGHTS`. TorchJD computes on the host, so each step waits for the device.
 
-    TorchJD has absolute thresholds (1e-4 on the squared Frobenius norm, 1e-12 on sums), so it is given the Gram matrix
-    over its trace t, that is the matrix of the gradients over sqrt t. It computes in fp64: roots of the eigenvalues of
-    an fp32 matrix would lose gradients that are 1e-4 of the others' length.
+    TorchJD has absolute thresholds (1e-4 on the squared Frobenius norm, 1e-12 on sums). So it gets the Gram matrix
+    divided by its trace t, which is the Gram matrix of the gradients divided by sqrt t. It computes in fp64, because in
+    fp32 the eigenvalues would not resolve gradients that are 1e-4 times as long as the others.
     """
 
     def weights(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor, rows: list[int]) -> Tensor:
@@ -197,7 +197,7 @@ class GramAggregation(Aggregation):
         return weights_S
 
     def from_gram(self, gram_mm: Tensor, places_m: Tensor) -> Tensor:
-        """Return alpha, [m], from the Gram matrix of m >= 2 gradients that are not all 0. Subclasses may override it."""
+        """Return alpha, [m], from the Gram matrix of m >= 2 gradients that are not all 0. Subclasses override it."""
         return gram_weights(self.config.name, self.config, gram_mm)
 
     def _check(self, sampled: Sampled, gram_SS: Tensor) -> None:
@@ -241,8 +241,8 @@ class GradVac(GramAggregation):
 class PriorityConstrainedDescent(GramAggregation):
     """PCD; the averages of squared norms are kept for every loss. The end task is the primary objective.
 
-    A loss that is seen for the first time counts as if its squared norm had been this one all along. TorchJD's eps is
-    0: it would matter for small gradients only, and the averages need none.
+    The average of a loss that is sampled for the first time starts at its current squared norm. TorchJD's eps is set to
+    0, because it would affect only small gradients, and the averages do not need it.
     """
 
     config: settings.PcdConfig
@@ -286,9 +286,9 @@ class ExcessMtl(Aggregation):
 
     h_ip = sqrt(sum over steps of g_ip^2 + 1e-7), with gradients relative to the root mean square of the first one's
     entries. e_i(0) is the mean over the first `warmup_steps` samples of a loss, whose weight does not move meanwhile.
-    The losses that move at a step keep the sum of their weights. Holds K + 1 more body-sized vectors, for the end task
-    and every objective of the space, and so do its checkpoints. Computed here, not by TorchJD, whose warm-up is that of
-    all losses together; with all objectives at every step both are the same.
+    The sum of the weights that change at a step is kept. The method stores K + 1 more body-sized vectors, for the end
+    task and every objective of the space, also in checkpoints. It does not use TorchJD, which has one warm-up for all
+    losses together. If every step has all objectives, both give the same result.
     """
 
     config: settings.ExcessMtlConfig
