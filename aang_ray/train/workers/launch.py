@@ -126,7 +126,7 @@ class Channel:
             time.sleep(pause)
 
     def closed(self) -> bool:
-        """Return whether the waiting process has closed the channel or died, so that the workers should stop."""
+        """Return whether the waiting process has closed the channel or died. Workers should then stop."""
         try:
             ray.get(self._queue.actor.qsize.remote(), timeout=10)
         except ActorDiedError:
