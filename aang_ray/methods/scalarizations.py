@@ -189,9 +189,9 @@ class Famo(LossAggregation):
     """FAMO: F = c sum_i z_i log L_i with z = softmax(w), w learned so that all losses fall at an equal rate.
 
     TorchJD computes F. Adam updates w with the change of log L_i since the loss was last sampled, differentiated
-    through the softmax over the step's losses. The paper evaluates the same batch again after the step, which needs a second
-    forward pass. The next batch has the same expectation and more noise. SparseAdam is used because it does not change
-    entries that are not sampled.
+    through the softmax over the step's losses. The paper evaluates the same batch again after the step, which needs a
+    second forward pass. The next batch has the same expectation and more noise. SparseAdam is used because it does not
+    change entries that are not sampled.
     """
 
     config: settings.FamoConfig
