@@ -1,16 +1,19 @@
-"""How far training with an auxiliary objective may generalise: Theorem E.5 of Dery et al. 2023 as functions.
+"""Bound on the generalisation error of training with an auxiliary objective: Theorem E.5 of Dery et al. 2023.
 
 End task e and auxiliary objective a have losses in [0, 1] that are L-Lipschitz and beta_e-, beta_a-smooth, with
-||grad f_a - grad f_e|| <= Delta everywhere (Assumption A.1). SGD takes T steps with step sizes of at most c/t, each
-on an example of e with probability lambda_e, else of a. With N' = N_e + N_a and gamma = lambda_e N' / N_e it is
-uniformly stable, and so generalises (Theorem E.1), to within
+||grad f_a - grad f_e|| <= Delta everywhere (Assumption A.1). SGD takes T steps with step sizes of at most c/t. Each
+step uses an example of e with probability lambda_e, else of a. Let N' = N_e + N_a and gamma = lambda_e N' / N_e. Then
+SGD is uniformly stable, and by Theorem E.1 its generalisation error is at most
 
     (1 + 1/q) (2 gamma L^2 c / (N' - gamma) + rho L c)^(1/(q+1)) (gamma T / N')^(q/(q+1)),   q = c beta_bar,
 
-for (beta_bar, rho) = (lambda* beta*, (1 - lambda*)(Delta + 2L)), where beta* = min(beta_e, beta_a) and lambda* is the
-probability of the smoother one (of either, where they are equally smooth), and for (lambda_e beta_e + lambda_a beta_a,
-0): the smaller of the two holds.
-A bound of 1 or more says nothing, because losses lie in [0, 1].
+This holds for two pairs (beta_bar, rho), so the smaller bound holds:
+
+- `dissimilarity`: (lambda* beta*, (1 - lambda*)(Delta + 2L)), where beta* = min(beta_e, beta_a) and lambda* is the
+  probability of the smoother function (of either function if both are equally smooth);
+- `smoothness`: (lambda_e beta_e + lambda_a beta_a, 0).
+
+A bound of 1 or more is trivial, because losses lie in [0, 1].
 """
 
 from __future__ import annotations
@@ -26,18 +29,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Branch = Literal["dissimilarity", "smoothness"]
-"""Which pair (beta_bar, rho) of the theorem: the first depends on Delta, the second does not."""
+"""The two pairs (beta_bar, rho) of the theorem: the first depends on Delta, the second does not."""
 
 
 _LARGEST = 1e30
-"""Upper limit of every quantity, so that powers and quotients of them stay finite."""
+"""Upper limit of every quantity, so that powers and quotients stay finite."""
 
 
 @dataclass(frozen=True)
 class Problem:
     """The quantities of the theorem. Lengths are in units of the parameters, losses lie in [0, 1].
 
-    With the defaults each of the two branches is the tighter one for some values of Delta.
+    With the defaults, each of the two branches gives the smaller bound for some values of Delta.
     """
 
     lipschitz: float = 0.2
@@ -47,15 +50,15 @@ class Problem:
     smooth_auxiliary: float = 1.0
     """beta_a."""
     dissimilarity: float = 0.1
-    """Delta; of two L-Lipschitz functions it is 2L at most."""
+    """Delta; for two L-Lipschitz functions it is at most 2L."""
     examples_end: float = 500
     """N_e."""
     examples_auxiliary: float = 5_000
     """N_a."""
     end_task_weight: float = 0.5
-    """lambda_e, the probability that a step takes the end task."""
+    """lambda_e, the probability that a step uses an end-task example."""
     step_size: float = 0.1
-    """c: step t is at most c/t long."""
+    """c; the step size at step t is at most c/t."""
     steps: float = 1_000
     """T."""
 
@@ -83,7 +86,7 @@ class Problem:
 
     @property
     def gamma(self) -> float:
-        """lambda_e N' / N_e: how often an end-task example is taken, against a uniform draw from all."""
+        """lambda_e N' / N_e: how often an end-task example is drawn, relative to uniform sampling from all examples."""
         return self.end_task_weight * self.examples / self.examples_end
 
 
@@ -98,14 +101,14 @@ class Bound:
 
     @property
     def vacuous(self) -> bool:
-        """Whether the bound is trivial: losses lie in [0, 1] anyway."""
+        """Whether the bound is trivial, because losses lie in [0, 1]."""
         return self.value >= 1
 
 
 def bound_of(problem: Problem, branch: Branch) -> Bound:
     """Return the bound of equation 12 of the paper with one of the two pairs (beta_bar, rho).
 
-    Of two functions that are equally smooth, either may count as the smoother one: the smaller bound is returned.
+    If both functions are equally smooth, either can count as the smoother one, and the smaller bound is returned.
     """
     end, auxiliary = problem.end_task_weight, 1 - problem.end_task_weight
     if branch == "smoothness":
@@ -131,13 +134,13 @@ def _bound(problem: Problem, branch: Branch, beta_bar: float, rho: float) -> Bou
 
 
 def generalisation_bound(problem: Problem) -> Bound:
-    """Return the tighter of the two branches (Theorem E.5)."""
+    """Return the smaller bound of the two branches (Theorem E.5)."""
     found = (bound_of(problem, "dissimilarity"), bound_of(problem, "smoothness"))
     return min(found, key=lambda bound: bound.value)
 
 
 def default_ranges(problem: Problem) -> tuple[list[float], list[float]]:
-    """Return values of Delta and N' to draw: Delta from 0 to 2L (or to its own value), N' from N_e to 100 N_e."""
+    """Return values of Delta and N' for a plot: Delta from 0 to max(2L, its value), N' from N_e to 100 N_e."""
     largest = max(2 * problem.lipschitz, problem.dissimilarity)
     deltas = [largest * step / 40 for step in range(41)]
     sizes = [problem.examples_end * 10 ** (step / 20) for step in range(41)]
@@ -145,19 +148,19 @@ def default_ranges(problem: Problem) -> tuple[list[float], list[float]]:
 
 
 def plot_bound(problem: Problem, dissimilarities: Sequence[float], sizes: Sequence[float], path: Path) -> None:
-    """Draw the bound against Delta and against N', each with the other as stated in `problem`.
+    """Plot the bound as a function of Delta and of N', with all other quantities as in `problem`.
 
-    N' grows by auxiliary examples alone. Without lowering lambda_e the theorem gains nothing from them (appendix F.1,
-    point 2: gamma / N' = lambda_e / N_e stays), so a second curve lowers lambda_e to N_e / N'.
+    Only the number of auxiliary examples changes with N'. With a fixed lambda_e they do not lower the bound (appendix
+    F.1, point 2: gamma / N' = lambda_e / N_e is constant), so another curve uses lambda_e = N_e / N'.
 
     Args:
         problem: The quantities of the theorem.
-        dissimilarities: Values of Delta to draw.
-        sizes: Values of N' to draw, each at least N_e.
-        path: Where to write the picture; its ending is the format, such as `.png` or `.svg`.
+        dissimilarities: Values of Delta to plot.
+        sizes: Values of N' to plot, each at least N_e.
+        path: Output file; its suffix gives the format, such as `.png` or `.svg`.
 
     Raises:
-        UserError: without matplotlib, or for a path that cannot be written as a picture.
+        UserError: if matplotlib is missing, or if the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""What a run is: one validated, hashable description."""
+"""The configuration of a run: validated, immutable and hashable."""
 
 from aang_ray.config.load import load_config, parse_config
 from aang_ray.config.methods import AangConfig, FinetuneConfig, MethodConfig, StaticConfig

@@ -1,4 +1,4 @@
-"""Read a RunConfig from YAML and from `--set a.b=c`. Every mistake in the input becomes one clear line."""
+"""Reads a RunConfig from YAML and from `--set a.b=c`. Every input error gives a message of one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the configuration of a YAML file.
 
     Args:
-        path: The file; None stands for a file without settings, so that all defaults hold.
+        path: The file; None uses the defaults of all settings.
         overrides: Settings `key.path=value` that replace those of the file.
 
     Raises:
@@ -34,11 +34,11 @@ def parse_config(mapping: Mapping[str, Any], where: str) -> RunConfig:
 
     Args:
         mapping: Settings as in a YAML file.
-        where: Where the mapping comes from, for the message of an error.
+        where: Source of the mapping, for error messages.
 
     Raises:
-        UserError: The mapping is not valid. The message is one line that names the key, what is allowed, and the
-            nearest valid name.
+        UserError: The mapping is not valid. The message is one line with the key, the allowed values, and the most
+            similar valid name.
     """
     try:
         return RunConfig.model_validate(mapping)
@@ -47,10 +47,10 @@ def parse_config(mapping: Mapping[str, Any], where: str) -> RunConfig:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping that a YAML file holds.
+    """Return the mapping in a YAML file; an empty mapping for an empty file.
 
     Raises:
-        UserError: The file cannot be read, or holds something else.
+        UserError: The file cannot be read, or its content is not a mapping.
     """
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -68,12 +68,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def override(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a copy of `mapping` with every override `a.b=value` applied. Values are read as YAML.
+    """Return a copy of `mapping` with every override `a.b=value` applied. Values are parsed as YAML.
 
-    A section is set before the settings inside it, whatever their order: `method.aux_lr=1 method=aang` sets both.
+    A section is set before the settings inside it, in any order of the overrides: `method.aux_lr=1 method=aang` sets
+    both.
 
     Raises:
-        UserError: An override is not of that form.
+        UserError: An override does not have this form, or its path goes through a value that is not a section.
     """
     result = dict(mapping)
     for text in sorted(overrides, key=lambda text: text.partition("=")[0].count(".")):
@@ -89,7 +90,11 @@ def override(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, 
 
 
 def set_path(mapping: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """Return a copy of `mapping` in which the dotted `path` has the value."""
+    """Return a copy of `mapping` in which the dotted `path` has the value.
+
+    Raises:
+        UserError: The path goes through a value that is not a section.
+    """
     head, _, rest = path.partition(".")
     result = dict(mapping)
     if rest:
@@ -105,7 +110,7 @@ def set_path(mapping: Mapping[str, Any], path: str, value: Any) -> dict[str, Any
 
 
 def _number(value: object) -> object:
-    """Return the number that a text stands for, if it does: YAML 1.1 reads `1e-4` as text."""
+    """Return a text as a number if it is one, because YAML 1.1 parses `1e-4` as text; else the value itself."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -115,8 +120,8 @@ def _number(value: object) -> object:
 
 
 def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return the first problem of a validation error in one line, and how many more there are."""
-    # A misspelt key causes a second problem, the missing right key. The misspelling explains more, so it comes first.
+    """Return one line with the first problem of a validation error and the number of further problems."""
+    # A misspelt key causes a second problem, the missing correct key. Report the misspelling, which explains both.
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
     keys = _key_path(first["loc"], model)
@@ -168,12 +173,12 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """Return the name that a misspelt word most likely stands for, or None."""
+    """Return the name that is most similar to a misspelt word; None if none is similar enough."""
     return next(iter(difflib.get_close_matches(word, names, n=1, cutoff=0.65)), None)
 
 
 def _key_path(location: Sequence[int | str], model: type[BaseModel]) -> list[str]:
-    """Return the keys of an error's location, without the tags that pydantic adds for unions."""
+    """Return the keys in an error's location, without the tags that pydantic adds for unions."""
     keys: list[str] = []
     options: list[type[BaseModel]] = [model]
     for part in location:
@@ -200,7 +205,7 @@ def _names_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str
 
 
 def _sections_at(model: type[BaseModel], location: Sequence[int | str]) -> list[type[BaseModel]]:
-    """Return the sections that are possible at an error's location. A tag in the location chooses one of a union."""
+    """Return the possible sections at an error's location. A tag in the location selects one section of a union."""
     options: list[type[BaseModel]] = [model]
     for part in map(str, location):
         inner = [

@@ -1,7 +1,7 @@
-"""The settings of every method, and what the rest of the program must know about each.
+"""The settings and properties of every method.
 
-To add a method, write its section here, name the class that implements it (`implementation`), and add the section to
-`MethodConfig` at the end of this file. docs/methods/README.md has the recipe.
+To add a method, write its section here, set `implementation` to the class that implements it, and add the section to
+`MethodConfig` at the end of this file. docs/methods/README.md describes the steps.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from aang_ray.config.sections import Fraction, HalfOpen, MethodSection, OpenFraction, Semantics
 
 Preference = Literal["uniform", "static"]
-"""Weights p of m gradients or losses to start from: `uniform`, 1/m each; `static`, 1/2 for the end task."""
+"""Preference weights of the m gradients or losses: `uniform`, 1/m each; `static`, 1/2 for the end task."""
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class FinetuneConfig(MethodSection):
-    """The end task alone."""
+    """Fine-tuning on the end task alone."""
 
     name: Literal["finetune"] = "finetune"
     implementation: ClassVar[str] = "plain:Finetune"
@@ -40,10 +40,10 @@ class MtTartanConfig(MethodSection):
 
 
 class PretrainSection(MethodSection):
-    """What the masked-LM stages have in common (Gururangan et al. 2020; docs/semantics.md, section 4).
+    """The common settings of methods with masked-LM stages (Gururangan et al. 2020; docs/semantics.md, section 4).
 
-    Fine-tuning follows with the run's own settings. The stages see no label, so their steps are not part of the
-    budget of end-task examples. Their tokens and seconds count.
+    After these stages, the run fine-tunes with its own settings. The stages use no labels, so their steps do not count
+    in the budget of end-task examples. Their tokens and seconds count.
     """
 
     implementation: ClassVar[str] = "plain:MaskedLm"
@@ -53,16 +53,16 @@ class PretrainSection(MethodSection):
     lr: PositiveFloat = 1e-4
     """Learning rate of the body."""
     head_lr: PositiveFloat | None = None
-    """Learning rate of the masked-LM head; null takes `lr`."""
+    """Learning rate of the masked-LM head; null: `lr`."""
     batch: PositiveInt = 256
     """Texts per step."""
     epochs: PositiveInt = 100
-    """Passes over a stage's texts if its number of steps is not given."""
+    """Passes over a stage's texts if its number of steps is not set."""
     mask_rate: OpenFraction = 0.15
     """Share of the real tokens that is selected."""
 
     def steps_of(self, text: str) -> int | None:
-        """Steps of the stage on `end-task` or `in-domain` text; None if `epochs` decides."""
+        """Return the steps of the stage on `end-task` or `in-domain` text; None if `epochs` determines them."""
         value: int | None = getattr(self, STEPS[text])
         return value
 
@@ -76,7 +76,7 @@ class PretrainSection(MethodSection):
 
 
 STEPS = {"end-task": "tapt_steps", "in-domain": "dapt_steps"}
-"""The setting that holds the number of steps of a stage, by the stage's data."""
+"""Name of the setting with the number of steps of a stage, by the stage's data."""
 
 
 class TaptConfig(PretrainSection):
@@ -107,7 +107,7 @@ class TaptDaptConfig(PretrainSection):
 
 
 class AangConfig(MethodSection):
-    """AANG and META-TARTAN: factored weights and lambda, learned from the agreement of gradients with the dev loss."""
+    """AANG and META-TARTAN: factored weights and lambda, learned from the alignment with the dev gradient."""
 
     name: Literal["aang"] = "aang"
     implementation: ClassVar[str] = "aang:Aang"
@@ -117,21 +117,21 @@ class AangConfig(MethodSection):
     sopt_lr: NonNegativeFloat = 0.1
     """Learning rate of (a_E, a_X), the logits of lambda."""
     score: Literal["cosine", "dot"] = "cosine"
-    """How the agreement of an objective's gradient with the dev gradient is measured."""
+    """Measure of the alignment of an objective's gradient with the dev gradient."""
     jacobian: Literal["identity", "softmax"] = "identity"
-    """`softmax` is the derivation through w and lambda; `identity` is what was published."""
+    """`softmax` differentiates through w and lambda; `identity` omits these derivatives, as published."""
     meta_every: PositiveInt = 3
     """Steps over which the meta-gradient is averaged before it is applied."""
     head_refit_every: PositiveInt = 1
     """Steps between fits of the dev head."""
     dev_head: Literal["refit", "live"] = "refit"
-    """The dev loss goes through a freshly fitted head, or through the end-task head."""
+    """Head of the dev loss: `refit`, a newly fitted head; `live`, the end-task head."""
     dev_sample: Semantics = "sound"
-    """Where the dev head's examples come from: dev (`sound`) or train (`published`)."""
+    """Source of the dev head's examples: dev (`sound`) or train (`published`)."""
     auxiliary_score: Semantics = "sound"
-    """Score of the joint auxiliary gradient: of sum w_k g_k, or of sum (active labels) g_k."""
+    """Joint auxiliary gradient for its score: sum w_k g_k (`sound`) or sum (number of labels) g_k (`published`)."""
     meta_dev_fraction: HalfOpen = 0.0
-    """Part of dev set aside for the meta part alone; 0: all of dev serves both, as in the paper."""
+    """Fraction of dev reserved for the meta-gradient; 0: all of dev is used for both purposes, as in the paper."""
 
     @property
     def uses_dev(self) -> bool:
@@ -141,8 +141,8 @@ class AangConfig(MethodSection):
 class AttittudConfig(MethodSection):
     """ATTITTUD (docs/semantics.md, section 6): static weights, and an auxiliary update split into three parts.
 
-    (eta_perp, eta_plus, eta_minus) = (1, 1, 1) is static multitask, (0, 0, 0) trains the end task alone, and
-    (1, 1, -1) reverses the part that harms.
+    (eta_perp, eta_plus, eta_minus) = (1, 1, 1) is static multitask, (0, 0, 0) uses only the end task's gradient for the
+    body, and (1, 1, -1) reverses the harmful part.
     """
 
     name: Literal["attittud"] = "attittud"
@@ -153,27 +153,27 @@ class AttittudConfig(MethodSection):
     eta_plus: float = 1.0
     """Weight of the part that lowers the end task's loss."""
     eta_minus: float = -1.0
-    """Weight of the part that raises it."""
+    """Weight of the part that raises the end task's loss."""
     rank: PositiveInt = 10
-    """k: directions of the subspace; each costs one vector of the body's size, three while it is estimated."""
+    """Number k of directions of the subspace. Each needs one body-sized vector, and three during estimation."""
     refresh_every: PositiveInt = 10
     """Steps between estimates of the subspace."""
     subspace_examples: PositiveInt = 64
-    """m: train examples whose gradients span the subspace."""
+    """Number m of train examples whose gradients span the subspace."""
     primary_examples: PositiveInt = 32
-    """Fresh train examples of every step; their mean gradient tells help from harm."""
+    """Number of new train examples in every step; their mean gradient determines which parts help or harm."""
     basis: Semantics = "sound"
-    """`published` stops at the orthonormalised sketch; `sound` rotates it to the right singular vectors."""
+    """`published` uses the orthonormalised sketch; `sound` rotates it to the right singular vectors."""
 
 
 class CosineGatingConfig(MethodSection):
-    """Cosine gating (Du et al. 2018): an auxiliary gradient counts only if it agrees with the end task's."""
+    """Cosine gating (Du et al. 2018): auxiliary gradients with a negative cosine with the end task's are dropped."""
 
     name: Literal["cosine_gating"] = "cosine_gating"
     implementation: ClassVar[str] = "plain:CosineGating"
     own_direction: ClassVar[bool] = True
     mode: Literal["gate", "weigh"] = "gate"
-    """`gate`: all of it or nothing; `weigh`: times max(0, cosine)."""
+    """`gate`: factor 1 or 0 on each gradient; `weigh`: factor max(0, cosine)."""
 
 
 class GradnormConfig(MethodSection):
@@ -182,9 +182,9 @@ class GradnormConfig(MethodSection):
     name: Literal["gradnorm"] = "gradnorm"
     implementation: ClassVar[str] = "gradnorm:GradNorm"
     alpha: NonNegativeFloat = 1.5
-    """How strongly a loss that falls more slowly than the others is pulled up; 0: equal norms."""
+    """Strength with which slowly falling losses get larger gradient norms; 0: equal norms."""
     lr: NonNegativeFloat = 0.025
-    """Learning rate of the weights, plain SGD; 0 leaves them equal."""
+    """Learning rate of the weights (plain SGD); 0 keeps them equal."""
 
 
 # Methods that TorchJD computes from the separate gradients (methods/torchjd.py). Defaults are TorchJD's.
@@ -198,27 +198,27 @@ class AggregationSection(MethodSection):
 
 
 class PcgradConfig(AggregationSection):
-    """PCGrad (Yu et al. 2020): each gradient loses what conflicts with the others, then all are added."""
+    """PCGrad (Yu et al. 2020): components that conflict with other gradients are removed, then all are added."""
 
     name: Literal["pcgrad"] = "pcgrad"
 
 
 class MgdaConfig(AggregationSection):
-    """MGDA (Désidéri 2012; Sener and Koltun 2018): the shortest convex combination."""
+    """MGDA (Désidéri 2012; Sener and Koltun 2018): the convex combination with the smallest norm."""
 
     name: Literal["mgda"] = "mgda"
     epsilon: PositiveFloat = 1e-3
-    """Step of the Frank-Wolfe solver below which it stops."""
+    """Step size below which the Frank-Wolfe solver stops."""
     max_iters: PositiveInt = 100
-    """Most steps of the Frank-Wolfe solver."""
+    """Maximum number of steps of the Frank-Wolfe solver."""
 
 
 class CagradConfig(AggregationSection):
-    """CAGrad (Liu et al. 2021): the best worst case within a ball around the mean."""
+    """CAGrad (Liu et al. 2021): the update in a ball around the mean that maximises the smallest improvement."""
 
     name: Literal["cagrad"] = "cagrad"
     c: NonNegativeFloat = 0.5
-    """Radius of the ball over the norm of the mean gradient; 0 is the mean."""
+    """Radius of the ball relative to the norm of the mean gradient; 0 gives the mean."""
 
 
 class NashMtlConfig(AggregationSection):
@@ -226,9 +226,9 @@ class NashMtlConfig(AggregationSection):
 
     name: Literal["nash_mtl"] = "nash_mtl"
     max_norm: NonNegativeFloat = 1.0
-    """Longest update; 0: no limit."""
+    """Maximum norm of the update; 0: no limit."""
     optim_niter: PositiveInt = 20
-    """Most rounds of the convex-concave procedure."""
+    """Maximum number of iterations of the convex-concave procedure."""
 
 
 class FairgradConfig(AggregationSection):
@@ -236,9 +236,9 @@ class FairgradConfig(AggregationSection):
 
     name: Literal["fairgrad"] = "fairgrad"
     alpha: NonNegativeFloat = 1.0
-    """0 is the mean, 1 Nash-MTL's proportional fairness; larger values favour the loss that improves least."""
+    """0 gives the mean, 1 Nash-MTL's proportional fairness; larger values favour the loss that improves least."""
     max_iters: PositiveInt | None = None
-    """Most evaluations of the solver; null: 100 for each gradient."""
+    """Maximum number of function evaluations of the solver; null: 100 for each gradient."""
 
 
 class ImtlGConfig(AggregationSection):
@@ -248,11 +248,11 @@ class ImtlGConfig(AggregationSection):
 
 
 class AlignedMtlConfig(AggregationSection):
-    """Aligned-MTL (Senushkin et al. 2023): gradients made orthogonal and of one length, then averaged."""
+    """Aligned-MTL (Senushkin et al. 2023): gradients are made orthogonal and of equal norm, then averaged."""
 
     name: Literal["aligned_mtl"] = "aligned_mtl"
     scale_mode: Literal["min", "median", "rmse"] = "min"
-    """That length: of the smallest singular value (`min`, the paper), the median, or their mean square (its code)."""
+    """The common norm: the smallest singular value (`min`, the paper), the median, or their RMS (the paper's code)."""
     preference: Preference = "uniform"
 
 
@@ -264,14 +264,14 @@ class ConfigConfig(AggregationSection):
 
 
 class UpgradConfig(AggregationSection):
-    """UPGrad (Quinton and Rey 2024): each gradient is projected onto what harms no loss, then they are averaged."""
+    """UPGrad (Quinton and Rey 2024): the mean of the gradients, each projected onto directions that harm no loss."""
 
     name: Literal["upgrad"] = "upgrad"
     preference: Preference = "uniform"
 
 
 class DualProjConfig(AggregationSection):
-    """DualProj (Lopez-Paz and Ranzato 2017): the mean, projected onto what harms no loss."""
+    """DualProj (Lopez-Paz and Ranzato 2017): the mean gradient, projected onto directions that harm no loss."""
 
     name: Literal["dualproj"] = "dualproj"
     preference: Preference = "uniform"
@@ -282,29 +282,29 @@ class KrumConfig(AggregationSection):
 
     name: Literal["krum"] = "krum"
     n_byzantine: NonNegativeInt = 0
-    """Gradients that are ignored as neighbours; the mean of all is taken at steps with fewer than this plus 3."""
+    """Number of gradients that may be outliers. Steps with fewer than this + 3 gradients use the mean of all."""
     n_selected: PositiveInt = 1
-    """Gradients that are averaged."""
+    """Number of gradients that are averaged."""
 
 
 class GradvacConfig(AggregationSection):
-    """GradVac (Wang et al. 2021): gradients are turned towards each other until their cosines are the usual ones."""
+    """GradVac (Wang et al. 2021): gradients are rotated until their cosines reach the running averages."""
 
     name: Literal["gradvac"] = "gradvac"
     implementation: ClassVar[str] = "torchjd:GradVac"
     beta: Fraction = 0.5
-    """How much of the average of a cosine is replaced at a step."""
+    """Weight of the current cosine in the running average."""
 
 
 class PcdConfig(AggregationSection):
-    """PCD (TMLR 2026): the end task's gradient, changed as little as lets every objective progress."""
+    """PCD (TMLR 2026): the smallest change to the end task's gradient that lets every objective improve."""
 
     name: Literal["pcd"] = "pcd"
     implementation: ClassVar[str] = "torchjd:PriorityConstrainedDescent"
     tau: Fraction = 0.02
-    """Progress that each objective is guaranteed, as a share of that of a step along its own gradient."""
+    """Guaranteed improvement of each objective, relative to that of a step along its own gradient."""
     beta: HalfOpen = 0.999
-    """Decay of the averages of squared gradient norms."""
+    """Decay of the running averages of squared gradient norms."""
 
 
 class CrMogmConfig(AggregationSection):
@@ -315,7 +315,7 @@ class CrMogmConfig(AggregationSection):
     weighting: Literal["mgda", "pcgrad", "cagrad", "imtl_g", "aligned_mtl", "upgrad", "dualproj"] = "mgda"
     """The aggregation, at its default settings."""
     alpha: Fraction = 0.9
-    """Share of the last weights that is kept."""
+    """Weight of the previous weights in the running average."""
 
 
 class ExcessMtlConfig(AggregationSection):
@@ -326,17 +326,17 @@ class ExcessMtlConfig(AggregationSection):
     robust_step_size: PositiveFloat = 1.0
     """Step size of the exponentiated update of the weights."""
     warmup_steps: PositiveInt = 30
-    """Samples of an objective that its initial excess risk is averaged over; its weight does not move before."""
+    """Number of samples of an objective for its initial excess risk; its weight is constant during this time."""
 
 
 class GraddropConfig(AggregationSection):
-    """GradDrop (Chen et al. 2020): in every coordinate one sign, drawn by its share, survives."""
+    """GradDrop (Chen et al. 2020): every coordinate keeps only the entries of one randomly drawn sign."""
 
     name: Literal["graddrop"] = "graddrop"
     implementation: ClassVar[str] = "torchjd:Coordinatewise"
     logs_weights: ClassVar[bool] = False
     end_task_leak: Fraction = 0.0
-    """Share of the end task's gradient that always passes."""
+    """Fraction of the end task's gradient that is never dropped."""
 
 
 class TrimmedMeanConfig(AggregationSection):
@@ -346,14 +346,14 @@ class TrimmedMeanConfig(AggregationSection):
     implementation: ClassVar[str] = "torchjd:Coordinatewise"
     logs_weights: ClassVar[bool] = False
     trim_number: NonNegativeInt = 1
-    """Values dropped at either end; fewer where that would leave none."""
+    """Number of values dropped at each end; fewer if that would leave none."""
 
 
 # Methods that TorchJD computes from the losses (methods/scalarizations.py).
 
 
 class RandomConfig(MethodSection):
-    """Random loss weighting (Lin et al. 2022): the softmax of normal numbers, drawn anew at every step."""
+    """Random loss weighting (Lin et al. 2022): the softmax of normal random numbers, drawn at every step."""
 
     name: Literal["random"] = "random"
     implementation: ClassVar[str] = "scalarizations:RandomWeights"
@@ -365,7 +365,7 @@ class UncertaintyConfig(MethodSection):
     name: Literal["uncertainty"] = "uncertainty"
     implementation: ClassVar[str] = "scalarizations:LearnedScales"
     lr: NonNegativeFloat = 0.1
-    """Learning rate of the log-variances, plain SGD; 0 leaves all weights at 1/2."""
+    """Learning rate of the log-variances (plain SGD); 0 keeps all weights at 1/2."""
 
 
 class ImtlLConfig(MethodSection):
@@ -374,18 +374,18 @@ class ImtlLConfig(MethodSection):
     name: Literal["imtl_l"] = "imtl_l"
     implementation: ClassVar[str] = "scalarizations:LearnedScales"
     lr: NonNegativeFloat = 0.1
-    """Learning rate of the logarithms of the scales, plain SGD; 0 leaves all weights at 1."""
+    """Learning rate of the logarithms of the scales (plain SGD); 0 keeps all weights at 1."""
 
 
 class DwaConfig(MethodSection):
-    """Dynamic weight average (Liu et al. 2019): a loss that falls more slowly than the others weighs more."""
+    """Dynamic weight average (Liu et al. 2019): losses that fall more slowly get larger weights."""
 
     name: Literal["dwa"] = "dwa"
     implementation: ClassVar[str] = "scalarizations:DynamicWeightAverage"
     temperature: PositiveFloat = 2.0
-    """Larger is closer to equal weights."""
+    """Temperature of the softmax; larger values give more equal weights."""
     epoch_steps: PositiveInt = 30
-    """Steps whose losses are averaged before they are compared with the averages before."""
+    """Number of steps in an epoch. Mean losses of consecutive epochs are compared."""
 
 
 class LossSection(AggregationSection):
@@ -405,50 +405,50 @@ class StchConfig(LossSection):
 
     name: Literal["stch"] = "stch"
     mu: PositiveFloat = 0.1
-    """Smoothing; smaller is closer to the maximum. The paper tries 0.01, 0.1, 0.5 and 1."""
+    """Smoothing; smaller values are closer to the maximum. The paper tries 0.01, 0.1, 0.5 and 1."""
     preference: Preference = "uniform"
 
 
 class CosmosConfig(LossSection):
-    """COSMOS (Ruchte and Grabocka 2021): a weighted sum less a multiple of the losses' cosine with the weights."""
+    """COSMOS (Ruchte and Grabocka 2021): the weighted sum minus lambda times the cosine of losses and weights."""
 
     name: Literal["cosmos"] = "cosmos"
     penalty: NonNegativeFloat = 1.0
-    """lambda; 0 is the weighted sum. The paper takes 0.01 to 8, by data set."""
+    """lambda; 0 gives the weighted sum. The paper uses 0.01 to 8, depending on the data set."""
     preference: Preference = "uniform"
 
 
 class PbiConfig(LossSection):
-    """PBI (Zhang and Li 2007): the losses' length along the weights, and a penalty on their distance from them."""
+    """PBI (Zhang and Li 2007): the losses' projection on the weights plus a penalty on the distance from them."""
 
     name: Literal["pbi"] = "pbi"
     theta: NonNegativeFloat = 5.0
-    """The penalty; the paper takes 5."""
+    """Factor of the penalty; the paper uses 5."""
     preference: Preference = "uniform"
 
 
 class FamoConfig(LossSection):
-    """FAMO (Liu et al. 2023): all losses fall at an equal rate, by what the losses of later steps show."""
+    """FAMO (Liu et al. 2023): weights are adapted to the losses of later steps so that all losses fall equally fast."""
 
     name: Literal["famo"] = "famo"
     implementation: ClassVar[str] = "scalarizations:Famo"
     lr: PositiveFloat = 0.025
-    """Learning rate of the logits of the weights, Adam."""
+    """Learning rate of the logits of the weights (Adam)."""
     weight_decay: NonNegativeFloat = 1e-3
     """Weight decay of the logits, added to their gradient."""
 
 
 class RoundsSection(MethodSection):
-    """What methods of rounds have in common (docs/semantics.md, section 7).
+    """The common settings of methods that train in rounds (docs/semantics.md, section 7).
 
-    The tasks are the end task and n objectives of the space, drawn once for the whole run (`n: all`: every one).
-    `schedule.steps` counts the optimiser steps of all tasks. Dev is scored at the ends of rounds only.
+    The tasks are the end task and n objectives of the space, which are sampled once for the whole run (`n: all`: all
+    objectives). `schedule.steps` counts the optimiser steps of all tasks. Dev is scored only at the end of a round.
     """
 
     round_fraction: Share = 1.0
-    """Part of each task's examples that a round trains on: 1 is an epoch; the paper takes 0.25 for text."""
+    """Fraction of each task's examples in a round; 1 is an epoch. The paper uses 0.25 for text."""
     round_steps: PositiveInt | None = None
-    """Optimiser steps of each task in a round; null: as many as `round_fraction` takes."""
+    """Optimiser steps of each task in a round; null: determined by `round_fraction`."""
 
 
 class AlphavilConfig(RoundsSection):
@@ -457,23 +457,23 @@ class AlphavilConfig(RoundsSection):
     name: Literal["alphavil"] = "alphavil"
     implementation: ClassVar[str] = "rounds:Alphavil"
     alpha_steps: PositiveInt = 10
-    """s: steps of SGD on alpha in a round."""
+    """Number s of SGD steps on alpha in a round."""
     alpha_lr: PositiveFloat = 0.001
-    """Its learning rate; the paper takes 0.005 for images."""
+    """Learning rate of alpha; the paper uses 0.005 for images."""
     alpha_momentum: HalfOpen = 0.5
     task_weight: Semantics = "sound"
-    """What w_i scales under AdamW: the task's learning rate, or (`published`) its loss, which changes nothing there."""
+    """What w_i scales: the task's learning rate, or (`published`) its loss, which has almost no effect with AdamW."""
 
 
 class DiwConfig(RoundsSection):
-    """Discriminative importance weighting: task weights moved by dev scores, tried again until dev improves."""
+    """Discriminative importance weighting: dev scores change the task weights until the dev score improves."""
 
     name: Literal["diw"] = "diw"
     implementation: ClassVar[str] = "rounds:Diw"
     weight_lr: NonNegativeFloat = 0.1
-    """How far a difference of two dev scores moves a weight."""
+    """Change of a weight per unit of difference between two dev scores."""
     tries: PositiveInt = 10
-    """Most trainings of one round with new weights."""
+    """Maximum number of joint trainings in a round."""
 
 
 # fmt: off
@@ -489,10 +489,10 @@ MethodConfig = Annotated[
     Field(discriminator="name"),
 ]
 # fmt: on
-"""The registry: a method is known by its section's place in this union. The order is that of help texts."""
+"""The registry of methods: the union of all their sections, in the order of help texts."""
 
 
 def method_sections() -> dict[str, type[MethodSection]]:
-    """The section of every method, by the method's name."""
+    """Return the section of every method, by the method's name."""
     union, _ = get_args(MethodConfig)
     return {str(section.model_fields["name"].default): section for section in get_args(union)}

@@ -32,29 +32,29 @@ class RunConfig(Section):
     """Everything that determines one run, as an immutable value.
 
     Attributes:
-        cell: Name of the run everywhere (trial, checkpoint folder, row in the store): a hash of `identity()`.
-        group: Name of the configuration without its seed. Runs to average over share it.
+        cell: Name of the run (trial, checkpoint folder, row in the store): a hash of `identity()`.
+        group: Name of the configuration without its seed. It is the same for all runs that are averaged.
     """
 
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
     method: MethodConfig = AangConfig()
     space: str = "td"
-    """A file of `search_spaces/` by name, or a path to one."""
+    """Name of a file in `search_spaces/`, or a path to a space file."""
     n: PositiveInt | Literal["all"] = 6
-    """Number of objectives that a step samples."""
+    """Number of objectives that are sampled at each step."""
     objectives: ObjectivesConfig = ObjectivesConfig()
     batch: BatchConfig = BatchConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     gradients: GradientsConfig = GradientsConfig()
     precision: Literal["auto", "fp32", "medium", "bf16"] = "auto"
-    """`auto`: bf16 where the device has it, else fp32; `medium`: fp32 with reduced-precision matrix products."""
+    """`auto`: bf16 if the device supports it, else fp32; `medium`: fp32 with reduced-precision matrix products."""
     final_finetune: Annotated[FinalFinetuneConfig | None, Neutral(None)] = None
-    """A last stage on the end task alone; null: none."""
+    """An additional last stage on the end task alone; null: none."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     label: Annotated[str | None, NotInName(), Field(min_length=1, exclude_if=lambda label: label is None)] = None
-    """Name of the row in a table, in place of the one made from the settings; it does not change the result."""
+    """Name of the row in a table; null: made from the settings. It does not change the result."""
     resources: Annotated[ResourcesConfig, NotInName()] = ResourcesConfig()
     fingerprints: Fingerprints = Fingerprints()
     """Filled in when the run is planned. Do not set it by hand."""
@@ -63,8 +63,8 @@ class RunConfig(Section):
     def _derivable(self) -> Self:
         """Refuse settings that contradict each other.
 
-        The softmax Jacobian is derived for weights that sum to 1, and published allocation does not have them.
-        Published clipping clips each term of a weighted sum, and some methods' update is not such a sum.
+        The softmax Jacobian is derived for weights that sum to 1, but those of published allocation do not. Published
+        clipping clips each term of a weighted sum, but the update of some methods is not such a sum.
         """
         softmax = isinstance(self.method, AangConfig) and self.method.jacobian == "softmax"
         if softmax and self.objectives.allocation == "published":
@@ -79,7 +79,7 @@ class RunConfig(Section):
     @field_validator("method", mode="before")
     @classmethod
     def _method_by_name(cls, value: object) -> object:
-        """Read `method: static` as `method: {name: static}`, and settings without a name as AANG's."""
+        """Read `method: static` as `method: {name: static}`, and settings without a name as settings of AANG."""
         if isinstance(value, str):
             return {"name": value}
         if isinstance(value, dict) and "name" not in value:
@@ -89,9 +89,8 @@ class RunConfig(Section):
     def identity(self) -> dict[str, Any]:
         """Return the part of the configuration that determines the result, as JSON values.
 
-        Left out are the settings that `Section.named_settings` leaves out, names that a fingerprint of their content
-        replaces, and what the method does not use: for a method without auxiliary objectives, everything that only
-        they use.
+        It omits the settings that `Section.named_settings` omits, names whose content has a fingerprint, and settings
+        that the method does not use, such as those of auxiliary objectives for a method without them.
         """
         value = self.named_settings()
         prints = value["fingerprints"]
@@ -135,7 +134,7 @@ class RunConfig(Section):
 
     @property
     def total_steps(self) -> int:
-        """The largest number of optimiser steps over all stages. Early stopping may end a run sooner."""
+        """The maximum number of optimiser steps over all stages. Early stopping may end a run earlier."""
         final = self.final_finetune.steps if self.final_finetune is not None else 0
         return self.method.pretraining_steps + (self.schedule.steps or 0) + final
 
@@ -146,14 +145,14 @@ PAPER_ROWS = {
     ("aang", "bert"): "bert-style",
     ("aang", "tapt_dapt"): "meta-tartan-tapt_dapt",
 }
-"""The names of AANG on spaces of one kind of objective, by method and space (Dery et al. 2023, Table 2, Figure 3)."""
+"""Row names that the paper uses for AANG on some spaces, by method and space (Dery et al. 2023, Table 2, Figure 3)."""
 
 
 def _row_name(config: RunConfig) -> str:
-    """Return the name of the run's row, with the `published` switches that are on.
+    """Return the name of the run's row, with the switches that are `published`.
 
-    If all switches that the method has are on: `aang-td (published) n=6`; if some are:
-    `aang-td (published: labels, legality) n=6`.
+    Examples: `aang-td (published) n=6` if all of the method's switches are published, and
+    `aang-td (published: labels, legality) n=6` if some are.
     """
     method = config.method
     name: str = method.name
@@ -170,7 +169,7 @@ def _row_name(config: RunConfig) -> str:
 
 
 def published_switches(config: RunConfig) -> Iterator[tuple[str, bool]]:
-    """Yield every setting that can be `published` for the run's method, and whether it is."""
+    """Yield the name of every setting that can be `published` for the run's method, and whether it is."""
     sections: list[Section] = [config.optim, config.method]
     if config.method.auxiliary:
         sections.append(config.objectives)

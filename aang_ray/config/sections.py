@@ -1,10 +1,10 @@
 """The sections of a run's configuration. Each section configures one part of the program.
 
-Defaults are those of the AANG paper (Tables 4-7) where the paper states them. The `published` switches select what the
-research code of the paper did where that differs from the sound reading (docs/semantics.md).
+Defaults are those of the AANG paper (Tables 4-7) where it states them. The `published` switches select the behaviour of
+the paper's research code where it differs from the sound interpretation (docs/semantics.md).
 
-Two marks in a field's type say how the field enters the name (hash) of a run, see `Section.named_settings`. A setting
-that is added after release 0.1 needs one of them: then runs that were stored before keep their names.
+Two marks in a field's type control whether the field enters the name (hash) of a run (see `Section.named_settings`). A
+setting that is added after release 0.1 needs one of them, so that stored runs keep their names.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 @dataclass(frozen=True)
 class Neutral:
-    """Marks a setting that did not always exist: with `value`, a run is what it was before the setting existed.
+    """Marks a setting that was added later. With `value`, a run behaves as before the setting existed.
 
-    The name of a run leaves the setting out where it has this value. So `value` never changes. If the default of the
-    setting changes later, the runs that rely on the new default get new names.
+    The name of a run omits the setting if it has this value, so `value` must never change. If the default of the
+    setting changes later, runs with the new default get new names.
     """
 
     value: Any
@@ -42,7 +42,7 @@ class Neutral:
 
 @dataclass(frozen=True)
 class NotInName:
-    """Marks a setting that cannot change a run's result beyond rounding. The name of a run leaves it out."""
+    """Marks a setting that cannot change a run's result beyond rounding. The name of a run omits it."""
 
 
 class Section(BaseModel):
@@ -53,7 +53,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_truth_values_as_numbers(cls, values: object) -> object:
-        """Refuse `true` for a number. Python counts it as 1; a person who writes `steps: true` means something else."""
+        """Refuse `true` for a number. Python would treat it as 1, but `steps: true` is most likely a mistake."""
         for name, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"{name} must be a number or a name, not {str(value).lower()}")
@@ -62,7 +62,7 @@ class Section(BaseModel):
     def named_settings(self) -> dict[str, Any]:
         """Return the settings that enter the name of a run, as JSON values.
 
-        Left out are settings marked `NotInName`, and settings that have the value of their mark `Neutral`.
+        It omits settings marked `NotInName`, and settings whose value is that of their mark `Neutral`.
         """
         values = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
@@ -70,12 +70,12 @@ class Section(BaseModel):
             if isinstance(value, Section):
                 values[name] = value.named_settings()
             if any(_leaves_out(mark, value) for mark in field.metadata):
-                values.pop(name, None)  # a label that is not set is not among them
+                values.pop(name, None)  # a label that is not set is missing already
         return values
 
 
 def _leaves_out(mark: object, value: object) -> bool:
-    """Return whether a mark of a field keeps this value of the field out of the run's name."""
+    """Return whether a field's mark excludes this value of the field from the run's name."""
     return isinstance(mark, NotInName) or (isinstance(mark, Neutral) and bool(mark.value == value))
 
 
@@ -83,13 +83,13 @@ class MethodSection(Section):
     """The settings of one method. The class attributes are properties of the method, not settings."""
 
     implementation: ClassVar[str]
-    """`module:Class` of the method in `aang_ray.methods`; the module is imported when a run needs it."""
+    """`module:Class` of the method in `aang_ray.methods`; the module is imported when a run uses the method."""
     auxiliary: ClassVar[bool] = True
     """Whether the method trains on a space of auxiliary objectives."""
     samples_dev: ClassVar[bool] = False
     """Whether `batch.dev` and `batch.dev_head` can change the result."""
     own_direction: ClassVar[bool] = False
-    """Whether the method makes the body's update itself, from the separate gradients."""
+    """Whether the method computes the body's update itself from the separate gradients."""
     logs_weights: ClassVar[bool] = True
     """Whether every sampled objective has one weight (methods without a space have none in any case)."""
 
@@ -100,12 +100,12 @@ class MethodSection(Section):
 
     @property
     def pretraining_steps(self) -> int:
-        """Optimiser steps of the stages before the one that learns the end task."""
+        """Number of optimiser steps of the pretraining stages."""
         return 0
 
     @property
     def pretraining_texts(self) -> int:
-        """Number of texts that those steps put through the body."""
+        """Number of texts in these steps."""
         return 0
 
 
@@ -113,40 +113,41 @@ class DataConfig(Section):
     """The end task and its texts."""
 
     task: str = "movie"
-    """A built-in card, a folder with train/dev/test, one labelled file, or a Hugging Face dataset id."""
+    """A built-in card, a folder with train/dev/test, a single labelled file, or a Hugging Face dataset id."""
     text: str = "text"
     """Column of the text."""
     text_b: str | None = None
-    """Column of the second text of a pair, where there is one."""
+    """Column of the second text of text pairs; null: single texts."""
     label: str = "label"
     """Column of the label."""
     metric: Literal["accuracy", "macro_f1"] | None = None
-    """Metric that dev decides by; null takes the card's, or accuracy."""
+    """Metric for model selection on dev; null: that of the card, or accuracy."""
     train_size: PositiveInt | None = None
-    """Keep this many train examples, stratified and nested; the rest becomes in-domain text."""
+    """Number of train examples to keep, stratified and nested; the rest becomes in-domain text. null: all."""
     max_tokens: PositiveInt | None = None
-    """Longest text in tokens, special tokens included; null takes the encoder's limit."""
+    """Maximum number of tokens of a text, including special tokens; null: the encoder's limit."""
     in_domain: str | None = None
-    """File of unlabelled in-domain text: one passage a line, or the column `text` of a table."""
+    """File of unlabelled in-domain text: one passage per line, or the column `text` of a table."""
     out_of_domain: str | None = None
     """File of unlabelled out-of-domain text."""
     neural_lm: Annotated[str | None, Neutral(None)] = None
-    """Causal language model that writes neural-LM text: a Hub name, a folder, or `trained`: a small one made here."""
+    """Causal language model that generates neural-LM text: a Hub name, a folder, or `trained` for a small one trained
+    on the spot."""
     neural_lm_passages: Annotated[PositiveInt, Neutral(2000)] = 2000
-    """How many passages it writes."""
+    """Number of generated passages."""
     external: Annotated[tuple[str, ...], Neutral(())] = ()
-    """Other end tasks (as in `task`) whose labels serve as auxiliary objectives, data `external:NAME`.
+    """Other end tasks (as in `task`) whose labels are used as auxiliary objectives with data `external:NAME`.
 
-    Read by the columns of the end task, or by `text` and `label` where one of these is not there.
+    Their columns have the same names as those of the end task, or `text` and `label` if one of these is missing.
     """
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weights class c by N / (C * N_c) in the end-task loss."""
     split_seed: int = 0
     """Seed of the splits made from one labelled file and of `train_size`."""
     dev_fraction: OpenFraction = 0.15
-    """Share of one labelled file that becomes dev."""
+    """Fraction of a single labelled file that becomes dev."""
     test_fraction: OpenFraction = 0.25
-    """Share of one labelled file that becomes test."""
+    """Fraction of a single labelled file that becomes test."""
 
     @field_validator("external", mode="before")
     @classmethod
@@ -159,13 +160,13 @@ class EncoderConfig(Section):
     """The shared body."""
 
     name: str = "roberta-base"
-    """Hugging Face Hub name, a folder, or `package:NAME` for an encoder shipped in a Python package."""
+    """A Hugging Face Hub name, a folder, or `package:NAME` for an encoder in a Python package."""
     revision: str | None = None
     """Revision on the Hub."""
     layers: PositiveInt | None = None
     """Keep the first k layers; null keeps all."""
     pooling: Literal["auto", "first", "mean"] = "auto"
-    """How a text's vector is read; `auto`: what the checkpoint was trained with."""
+    """Pooling of a text into a vector; `auto`: the pooling with which the checkpoint was trained."""
     dropout: Fraction | None = None
     """Dropout of the body; null keeps the checkpoint's own."""
     head_dropout: Fraction = 0.3
@@ -173,37 +174,37 @@ class EncoderConfig(Section):
 
 
 class ObjectivesConfig(Section):
-    """How sampled objectives become examples, inputs, labels and losses."""
+    """How examples, inputs, labels and losses are made from the sampled objectives."""
 
     legality: Semantics = "sound"
-    """`published` admits copying an uncorrupted, fully visible input."""
+    """`published` allows objectives that copy an uncorrupted, fully visible input."""
     allocation: Literal["equal", "published"] = "equal"
     """`equal`: floor(B/n) examples each; `published`: batch sizes follow the factors."""
     visibility: Semantics = "sound"
     """`published`: bidirectional attends to padding, random-factorized is one Bernoulli(0.6) matrix."""
     labels: Semantics = "sound"
-    """`published`: no-op labels 15 % of the positions with their own, unchanged token."""
+    """`published`: the no-op transform labels 15 % of the positions with their own, unchanged token."""
     heads: Literal["shared", "per_objective"] = "shared"
     """`per_objective`: one untied copy of the decoder for every objective, as published."""
     mask_rate: OpenFraction = 0.15
-    """Share of the real tokens that is selected."""
+    """Fraction of the tokens (without padding) that is selected."""
     noise_scale: Annotated[PositiveFloat, Neutral(1.0)] = 1.0
     """Standard deviation of the noise of noised embeddings, relative to that of the embedding table at the start."""
 
 
 class BatchConfig(Section):
-    """How many examples of each kind a step sees."""
+    """Number of examples of each kind in a step."""
 
     end_task: PositiveInt | None = None
-    """End-task examples a step; null takes the card's, or 128."""
+    """End-task examples per step; null: as in the card, or 128."""
     auxiliary: PositiveInt | None = None
-    """Auxiliary examples a step over all sampled objectives; null takes the card's, or 256."""
+    """Auxiliary examples per step over all sampled objectives; null: as in the card, or 256."""
     dev: PositiveInt = 32
-    """Examples of the dev gradient."""
+    """Examples for the dev gradient."""
     dev_head: PositiveInt | None = None
-    """Examples that the dev head is fitted on; null takes the card's, or 32."""
+    """Examples for fitting the dev head; null: as in the card, or 32."""
     micro: Annotated[PositiveInt | Literal["auto"], NotInName()] = "auto"
-    """Largest number of texts in one forward pass. It changes rounding, and which dropout masks are drawn."""
+    """Maximum number of texts in one forward pass. It affects rounding and the random dropout masks."""
 
 
 class OptimConfig(Section):
@@ -220,16 +221,16 @@ class OptimConfig(Section):
     betas: tuple[HalfOpen, HalfOpen] = (0.9, 0.98)
     eps: PositiveFloat = 1e-6
     clip: PositiveFloat = 1.0
-    """Largest norm of the body's update direction, and of each head's gradient."""
+    """Maximum norm of the body's update direction, and of each head's gradient."""
     clipping: Semantics = "sound"
-    """`published`: each objective's body gradient at 10 first, and all heads jointly."""
+    """`published`: first clip each objective's body gradient to norm 10, and clip the heads jointly."""
 
 
 class ScheduleConfig(Section):
-    """How long, in optimiser steps; linear warm-up, then linear decay to 0."""
+    """Length of training and learning-rate schedule: linear warm-up, then linear decay to 0."""
 
     steps: PositiveInt | None = None
-    """Optimiser steps; null: `epochs` over the task and domain texts at the auxiliary batch size."""
+    """Optimiser steps; null: `epochs` epochs over train and in-domain texts at the auxiliary batch size."""
     epochs: PositiveInt = 150
     warmup_fraction: Fraction = 0.06
     warmup_cap: PositiveInt = 700
@@ -243,9 +244,9 @@ class GradientsConfig(Section):
     """How the gradients of the objectives are computed."""
 
     engine: Literal["segments", "loop"] = "segments"
-    """One pass for all, or a loop of backward passes (the reference)."""
+    """`segments`: one pass for all objectives; `loop`: one pass for each (the reference)."""
     tied_in_scores: bool = False
-    """Count the decoder's part of a tied table in scores and norms, too."""
+    """Include the decoder's part of a tied table's gradient in scores and norms."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     local_distances: Annotated[bool, NotInName()] = False
@@ -253,29 +254,29 @@ class GradientsConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """Where a run runs. Nothing here changes its result beyond rounding, so the name of a run leaves it out."""
+    """Hardware resources of a run. They change its result only by rounding, so the name of a run omits them."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt | None = None
-    """CPU threads of a run; null: the machine's cores divided by the trials at once."""
+    """CPU threads of a run; null: the machine's cores divided by the number of concurrent trials."""
     cpus: PositiveFloat = 1.0
     """CPUs that a trial reserves."""
     gpus: NonNegativeFloat = 0.0
-    """GPUs that a trial reserves; fractions share one."""
+    """GPUs that a trial reserves; with fractions, trials share a GPU."""
     workers: PositiveInt = 1
-    """Processes that share a run: each computes the gradients of its own objectives."""
+    """Number of processes that train a run together; each computes the gradients of its own objectives."""
     cpus_per_worker: PositiveFloat = 1.0
-    """CPUs of each worker, where there are several."""
+    """CPUs of each worker, if there are several."""
     gpus_per_worker: NonNegativeFloat = 0.0
-    """GPUs of each worker, where there are several."""
+    """GPUs of each worker, if there are several."""
     optimizer_state: Literal["replicated", "sharded"] = "replicated"
-    """`sharded`: each worker keeps its share of the optimiser's moments alone (ZeRO-1), and sends what it updated."""
+    """`sharded`: each worker stores a part of the optimiser's state and sends the parameters it updates (ZeRO-1)."""
     checkpoint_minutes: NonNegativeFloat = 5.0
     """Minutes between two checkpoints of a run; 0: after every step."""
 
 
 class Fingerprints(Section):
-    """Hashes of what the names in a configuration stood for when the run was planned."""
+    """Hashes of the data, encoder and space that the configuration named when the run was planned."""
 
     data: str = ""
     encoder: str = ""
@@ -283,16 +284,16 @@ class Fingerprints(Section):
 
 
 class FinalFinetuneConfig(Section):
-    """The optional last stage: fine-tuning on the end task alone, from the model that the run kept.
+    """The optional last stage: fine-tuning on the end task alone, starting from the run's best model.
 
-    The stage has an optimiser and a schedule of its own, and dev chooses among its models. Its end-task examples come
-    on top of the run's own and count in the run's budget.
+    The stage has its own optimiser and schedule, and its best model on dev is kept. Its end-task examples are added to
+    the run's budget.
     """
 
     steps: PositiveInt
     """Optimiser steps."""
     body_lr: PositiveFloat = 2e-5
-    """Learning rate of the body; the default is that of fine-tuning after TAPT (docs/semantics.md, section 4)."""
+    """Learning rate of the body; the default is that for fine-tuning after TAPT (docs/semantics.md, section 4)."""
     head_lr: PositiveFloat | None = None
     """Learning rate of the end-task head; null: `optim.head_lr`."""
     patience: PositiveInt | None = None

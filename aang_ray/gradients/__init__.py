@@ -1,4 +1,4 @@
-"""Gradients of a training step, one for each segment of its batch, and what methods compute from them."""
+"""Gradients of a training step, one for each segment of its batch, and statistics of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ __all__ = ["LoopEngine", "SegmentEngine", "make_engine"]
 def make_engine(
     name: Literal["segments", "loop"], body: nn.Module, heads: nn.Module, *, tied_in_scores: bool
 ) -> Engine:
-    """The engine of one pass (`segments`), or the loop of one pass a segment that it is compared with (`loop`)."""
+    """Return a gradient engine.
+
+    Args:
+        name: `segments` for one pass over all segments, `loop` for the reference with one pass per segment.
+        body: the encoder.
+        heads: all heads.
+        tied_in_scores: whether the decoder's part of a tied embedding table counts in scores and norms.
+    """
     kind = SegmentEngine if name == "segments" else LoopEngine
     return kind(body, heads, tied_in_scores)

@@ -1,9 +1,9 @@
-"""The fresh dev head phi*: fitted on a few dev examples, it gives the loss from which the dev gradient v is taken.
+"""The dev head phi*. It is fitted on a few examples, and the dev gradient v is the gradient of the loss through it.
 
-At every step (docs/semantics.md, section 3): the body encodes the sample once, in eval mode and without gradient; a
-seeded head is fitted on the features by at most 10 steps of AdamW (lr 1e-2, weight decay 0.1). It stops as soon as
-the loss moves less than 1e-3. That is decided by a 0/1 flag on the device, by which all further updates are
-multiplied, so that nothing waits for the device.
+At every step (docs/semantics.md, section 3) the body encodes the examples once, in eval mode and without gradient. A
+new head is fitted on these features with at most 10 steps of AdamW (lr 1e-2, weight decay 0.1). Fitting stops as soon
+as the loss changes by less than 1e-3. To avoid waiting for the device, a 0/1 flag on the device multiplies all later
+updates.
 
 Shape suffixes: N examples, H hidden size, C classes.
 """
@@ -24,15 +24,15 @@ def fit_dev_head(
     """Fit Linear, Tanh, Linear on cached features.
 
     Args:
-        features_NH: the examples' pooled vectors.
-        labels_N: their classes.
-        classes: C.
-        seed: of the head's starting weights; the same seed and features give the same head. The global random state
-            is neither used nor changed.
-        weights_C: weights of the classes in the loss, as in the end task's loss.
+        features_NH: the examples' pooled vectors, [N, H].
+        labels_N: the examples' classes, [N].
+        classes: number of classes C.
+        seed: seed of the head's initial weights. The same seed and features give the same head. The global random
+            state is neither used nor changed.
+        weights_C: weights of the classes in the loss, [C]; None for equal weights.
 
     Returns:
-        The head; its parameters require no gradient.
+        The head, whose parameters require no gradient.
     """
     head = _fresh_head(features_NH, classes, seed)
     parameters = list(head.parameters())
@@ -51,17 +51,17 @@ def fit_dev_head(
 
 
 def _fresh_head(features_NH: Tensor, classes: int, seed: int) -> nn.Sequential:
-    """PyTorch's default initialisation of linear layers, U(-1/sqrt(H), 1/sqrt(H)), from a generator of its own."""
+    """Return a head with weights from U(-1/sqrt(H), 1/sqrt(H)), PyTorch's default, drawn from a separate generator."""
     hidden = features_NH.shape[1]
     generator, bound = torch.Generator().manual_seed(seed), hidden**-0.5
 
     def linear(outputs: int) -> nn.Linear:
-        # Made without storage: the default initialisation would draw from the global random stream.
+        # Created on the meta device, because the default initialisation would use the global random state.
         layer = nn.Linear(hidden, outputs, device="meta", dtype=features_NH.dtype).to_empty(device=features_NH.device)
         with torch.no_grad():
             for parameter in layer.parameters():
                 draw = (torch.rand(parameter.shape, generator=generator, dtype=torch.float32) * 2 - 1) * bound
-                # Drawn on the host, so that every device has the same head; page-locked, so that the copy blocks none.
+                # Drawn on the host, so that every device gets the same head; pinned, so that the copy is asynchronous.
                 parameter.copy_(draw.pin_memory() if features_NH.is_cuda else draw, non_blocking=True)
         return layer
 
@@ -77,7 +77,7 @@ def _adamw(
     step: int,
     moving: Tensor,
 ) -> None:
-    """One step of AdamW (Loshchilov and Hutter 2019), multiplied by `moving`, which is 0 or 1."""
+    """Make one step of AdamW (Loshchilov and Hutter 2019), multiplied by `moving`, which is 0 or 1."""
     first, second = BETAS
     torch._foreach_lerp_(means, gradients, 1 - first)
     torch._foreach_mul_(squares, second)

@@ -1,4 +1,4 @@
-"""What a training step asks of a gradient engine, and what comes back.
+"""The interface of gradient engines: what a training step requests and what it gets.
 
 The examples of a step are divided into *segments*: the dev batch (segment 0, where there is one), the end task's
 batch, and one batch for each sampled objective. Segment s has the unweighted mean loss L_s and the gradient
@@ -6,7 +6,7 @@ g_s = dL_s / d theta with respect to the body; v = g_0 is the dev gradient. For 
 
     update = sum_s c_s g_s
 
-to the `.grad` of the body (heads get the same weighted sum of their own gradients). If asked, it also returns inner
+to the `.grad` of the body (heads get the same weighted sum of their own gradients). On request it also returns inner
 products <v, g_s>, squared norms ||g_s||^2, the Gram matrix <g_s, g_t>, or the g_s themselves
 (docs/semantics.md, section 2, step 7, and section 3). There are two engines with the same results:
 
@@ -41,27 +41,27 @@ class Piece(Protocol):
 
     @property
     def tokens(self) -> SegmentRows:
-        """Which segment owns which of the flattened [R * L] token positions that the body computes."""
+        """The segment of each of the flattened [R * L] token positions that the body computes."""
         ...
 
 
 @dataclass(frozen=True)
 class JointRows:
-    """Asks for some rows of a table's part of the joint gradient.
+    """Request for some rows of a table's part of the joint gradient.
 
-    Workers that each hold a part of the joint gradient exchange these rows and add them before the norm is taken.
+    When each worker has a part of the joint gradient, the workers sum up these rows before the norm is computed.
     """
 
     table: nn.Parameter
     place_V: Tensor
-    """For each of the table's V rows, its index among the wanted rows; `rows` if it is not wanted."""
+    """For each of the table's V rows, its index among the requested rows; `rows` for all others. [V]"""
     rows: int
-    """How many rows are wanted."""
+    """Number U of requested rows."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a step asks of the engine."""
+    """The quantities that an engine computes for a step."""
 
     coefficients_S: Tensor
     """Weight c_s of every segment in the update, fp32 on the device; the dev segment's is 0."""
@@ -81,10 +81,10 @@ class Request:
 
 @dataclass(frozen=True)
 class StepGradients:
-    """What an engine returns. All tensors stay on the device; nothing waits for them."""
+    """The result of an engine. All tensors are on the device, and the host does not wait for them."""
 
     losses_S: Tensor
-    """Unweighted mean loss of each segment."""
+    """Unweighted mean loss of each segment, [S]."""
     dots_S: Tensor | None = None
     """<v, g_s>."""
     norms2_S: Tensor | None = None
@@ -98,9 +98,10 @@ class StepGradients:
     kept: Mapping[int, Tensor] = field(default_factory=dict)
     """g_s, [P], for each segment s of `Request.keep`."""
     joint_rows_UH: Tensor | None = None
-    """The rows that `Request.joint_rows` asks for."""
+    """The rows that `Request.joint_rows` requests."""
     update_P: Tensor | None = None
-    """sum_s c_s g_s, a tied decoder's part included. Engines leave it out; the exchange between workers fills it in."""
+    """sum_s c_s g_s with a tied decoder's part, set if `Request.keep` is not empty. Engines do not set it; `Stepper`
+    does, after the exchange between workers."""
 
 
 P = TypeVar("P", bound=Piece)
@@ -130,7 +131,11 @@ class Engine(Protocol):
 
 
 def weighted_pass(pieces: Sequence[P], losses: Callable[[P], Tensor], request: Request) -> StepGradients:
-    """Ordinary backward passes of sum_s c_s L_s, one for each piece: all that `finetune` and `static` need."""
+    """Run an ordinary backward pass of sum_s c_s L_s for each piece, which suffices for `finetune` and `static`.
+
+    Returns:
+        The losses only.
+    """
     total_S: Tensor | None = None
     for piece in pieces:
         losses_S = losses(piece)
@@ -149,11 +154,11 @@ class UnsupportedModule(UserError):
 
 
 def check_memory(body: Sequence[nn.Parameter], vectors: int, lower: str = "n or encoder.layers") -> None:
-    """Refuse a step before it begins if the gradient vectors that it has to store do not fit into free memory.
+    """Refuse a step before it begins if the gradient vectors that it must store do not fit into free memory.
 
     Args:
-        body: the parameters whose gradients are stored, P entries in all.
-        vectors: how many vectors of P entries are stored.
+        body: the parameters whose gradients are stored, P entries in total.
+        vectors: number of vectors of P entries that are stored.
         lower: the settings that the message advises to lower.
 
     Raises:

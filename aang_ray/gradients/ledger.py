@@ -1,22 +1,22 @@
-"""Where segment gradients are added up: into the update, and into inner products and norms.
+"""Adds up segment gradients into the update, and into inner products and norms.
 
 A *block* is a run of entries of one parameter. Inner products and squared norms of body-sized vectors are sums over
-blocks, so a segment's gradient of a block is needed only while three numbers are updated, and is then dropped:
+blocks. So a segment's gradient of a block is needed only for three additions, and is then dropped:
 
     update += c_s g_s,      dots_s += <g_0, g_s>,      norms2_s += <g_s, g_s>
 
 If the step has several pieces, a segment's gradient is a sum over its pieces, and the norm of a sum is not the sum of
-norms. So some segments are *buffered*: their gradients are collected in vectors of the body's size until the last
-piece that has rows of them, and scored then. Sizes of what is stored, with several pieces:
+norms. So some segments are *buffered*: their gradients are summed in body-sized vectors until the last piece with rows
+of the segment, and inner products and norms are computed then. With several pieces, the following is stored:
 
-- v = g_0 and each segment that continues in a later piece: one vector each, while it is needed,
-- each segment of `Request.keep`, and the joint gradient: one vector each,
-- the Gram matrix, and `Request.separate` always: all S vectors.
+- for v = g_0 and each segment that continues in a later piece: one vector while it is needed,
+- for each segment of `Request.keep`, and for the joint gradient: one vector,
+- for the Gram matrix (and for `Request.separate` with any number of pieces): all S vectors.
 
 Statistics are in fp32, or in fp64 for fp64 parameters.
 
 Shape suffixes: S segments, P entries of the body (flattened in `named_parameters` order), B entries of a block,
-N rows (tokens or lookups), U wanted rows of a table, V its entries, H its width.
+N rows (tokens or lookups), U requested rows of a table, V entries of a table, H its width.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from aang_ray.model.segments import SegmentRows
 
 @dataclass
 class Block:
-    """A run of entries of one parameter, flattened, and the places where its numbers are added up."""
+    """A run of entries of one parameter, flattened, and the tensors and lists to which its gradients are added."""
 
     update: Tensor
     targets: Sequence[Tensor]
-    """For each segment, what c_s times its gradient is added to: the update or the joint gradient."""
+    """For each segment, the tensor to which c_s times its gradient is added: the update or the joint gradient."""
     coefficients: Sequence[Tensor]
     buffers: Mapping[int, Tensor]
-    """For each buffered segment, where its gradient is collected."""
+    """For each buffered segment, the tensor in which its gradient is summed."""
     kept: Mapping[int, Tensor]
-    """For each segment of `Request.keep` that is not buffered, where its gradient is stored."""
+    """For each segment of `Request.keep` that is not buffered, the tensor in which its gradient is stored."""
     v_B: Tensor | None
     """The dev gradient; None until segment 0 is added."""
     norms: list[list[Tensor]]
     dots: list[list[Tensor]]
     joint: tuple[Tensor, list[Tensor]] | None
-    """If the joint gradient's norm is taken block by block: the block's joint gradient, and the list of norms."""
+    """The block's joint gradient and the list of squared norms, if the joint norm is computed block by block."""
 
     def add(self, segment: int, gradient_B: Tensor) -> None:
         """Add one segment's gradient; segment 0 comes first."""
@@ -69,7 +69,7 @@ class Block:
             self.dots[segment].append(torch.dot(gradient_B, self.v_B))
 
     def finish(self) -> None:
-        """Called when all segments are added."""
+        """Add the joint gradient to the update, and its norm to the list. It is called after all segments are added."""
         if self.joint is not None:
             joint, norms = self.joint
             norms.append(torch.dot(joint, joint))
@@ -77,7 +77,7 @@ class Block:
 
 
 def first_and_last_pieces(cuts: Sequence[SegmentRows]) -> list[tuple[int, int]]:
-    """For each segment the first and the last piece that has rows of it; (0, -1) for a segment without rows.
+    """Return for each segment the first and the last piece with rows of it; (0, -1) for a segment without rows.
 
     Raises:
         ValueError: another segment begins before the dev batch, segment 0, is complete.
@@ -93,9 +93,9 @@ class Ledger:
     """Adds up one step's update and statistics.
 
     Args:
-        parameters: the body's.
-        request: what the step asks for.
-        cuts: for each piece, which segment owns which of its rows.
+        parameters: the body's parameters.
+        request: the statistics that the step requests.
+        cuts: for each piece, the segments of its rows.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], request: Request, cuts: Sequence[SegmentRows]) -> None:
@@ -122,7 +122,7 @@ class Ledger:
         self._buffering = several and not matrix
         self.rows_SP = self.zeros(self.segments, self._size) if request.separate or (matrix and several) else None
         self.gram_SS = self.zeros(self.segments, self.segments) if matrix and self.rows_SP is None else None
-        # The joint gradient: its norm is taken block by block, or, with several pieces, from the whole vector.
+        # The joint gradient's norm is computed block by block or, with several pieces, from the whole vector.
         rows = request.joint_rows
         joint = request.joint_from is not None and request.scores and not matrix and rows is None
         self._joint_P = self.zeros(self._size) if joint and several else None
@@ -130,15 +130,15 @@ class Ledger:
         numbers_S = torch.arange(self.segments, device=self.device)
         first_joint = self.segments if request.joint_from is None else request.joint_from
         self._joint_S = self.coefficients_S.masked_fill(numbers_S < first_joint, 0.0)
-        # One row more than wanted, to which all unwanted rows are added.
+        # There is one extra row, to which all rows are added that are not requested.
         self._joint_rows_UH = None if rows is None else self.zeros(rows.rows + 1, rows.table.shape[1])
 
     def zeros(self, *shape: int) -> Tensor:
-        """Zeros in the statistics' type."""
+        """Return zeros in the statistics' type."""
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def members(self, rows: SegmentRows, like: Tensor) -> Tensor:
-        """Which segment owns which row, [S, N]: 1 where segment s owns row n, in the type of `like`."""
+        """Return a matrix [S, N], in the type of `like`, that is 1 where row n belongs to segment s and 0 elsewhere."""
         if self._members is None or self._members[0] is not rows or self._members[1].dtype != like.dtype:
             members_SN = like.new_zeros(rows.count, rows.rows)
             for segment in range(rows.count):
@@ -148,30 +148,30 @@ class Ledger:
 
     @property
     def takes_stacked(self) -> bool:
-        """Whether a parameter is settled with all segments' gradients at once, [S, B], or segment by segment.
+        """Whether a parameter's gradients are added for all segments at once, [S, B], and not segment by segment.
 
-        The Gram matrix needs them at once, and a GPU prefers few large operations. A CPU works on one segment at a
-        time, which stays in its cache.
+        The Gram matrix needs all at once, and a GPU is faster with few large operations. On a CPU, one segment at a
+        time is faster because it fits into the cache.
         """
         return not self._buffering and (self._request.gram or self._request.separate or self.device.type != "cpu")
 
     def present(self) -> list[int]:
-        """The segments of which the current piece has rows."""
+        """Return the segments for which the current piece is between their first and last pieces with rows."""
         return [s for s, (first, last) in enumerate(self._pieces_of) if first <= self._piece <= last]
 
     def update(self, parameter: nn.Parameter) -> Tensor:
-        """The parameter's `.grad`, made if there is none."""
+        """Return the parameter's `.grad`, which is created if there is none."""
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         return parameter.grad
 
     def part_of(self, vector_P: Tensor, parameter: nn.Parameter) -> Tensor:
-        """The parameter's part of a body-sized vector, in the parameter's shape."""
+        """Return the parameter's part of a body-sized vector, in the parameter's shape."""
         start = self._offsets[id(parameter)]
         return vector_P[start : start + parameter.numel()].view(parameter.shape)
 
     def targets(self, parameter: nn.Parameter) -> list[tuple[Tensor, Tensor]]:
-        """What the weighted gradients of a parameter are added to: pairs of coefficients, [S], and a tensor."""
+        """Return pairs of coefficients, [S], and the tensor to which a parameter's gradients with these are added."""
         if self._joint_P is None:
             return [(self.coefficients_S, self.update(parameter))]
         joint = self.part_of(self._joint_P, parameter)
@@ -182,11 +182,11 @@ class Ledger:
         return self._buffering and (segment == 0 or first < last or segment in self._request.keep)
 
     def buffer(self, parameter: nn.Parameter, segment: int) -> Tensor | None:
-        """Where a buffered segment's gradient of the parameter is collected; None if it is not buffered."""
+        """Return the tensor in which a segment's gradient of the parameter is summed; None if it is not buffered."""
         return self._vector(self._buffers, parameter, segment) if self._is_buffered(segment) else None
 
     def kept(self, parameter: nn.Parameter, segment: int) -> Tensor | None:
-        """Where the gradient of a segment of `Request.keep` is stored; None for others, and if it is buffered."""
+        """Return the tensor for the gradient of a segment of `Request.keep`; None for others, and if it is buffered."""
         if segment not in self._request.keep or self._is_buffered(segment):
             return None
         return self._vector(self._kept, parameter, segment)
@@ -197,7 +197,7 @@ class Ledger:
         return self.part_of(vectors[segment], parameter)
 
     def block(self, parameter: nn.Parameter, start: int, stop: int) -> Block:
-        """Entries [start, stop) of a parameter, ready to take one segment's gradient after the other."""
+        """Return the block of entries [start, stop) of a parameter, to which segments can be added one by one."""
 
         def part(whole: Tensor) -> Tensor:
             return whole.view(-1)[start:stop]
@@ -245,7 +245,7 @@ class Ledger:
             self.add_joint_score(lambda joint_S: (joint_S @ gradients_SB).square().sum())
 
     def add_scores(self, norms2_S: Tensor, dots_S: Tensor) -> None:
-        """Add squared norms and inner products with v of a part of the body, except those of buffered segments."""
+        """Add squared norms and inner products with v of a part of the body, except for buffered segments."""
         for segment in range(self.segments):
             if not self._is_buffered(segment):
                 self._norms[segment].append(norms2_S[segment])
@@ -261,25 +261,25 @@ class Ledger:
             self._joint_norms.append(norm2_of(self._joint_S))
 
     def add_joint_lookups(self, parameter: nn.Parameter, ids_N: Tensor, rows_of: Callable[[Tensor], Tensor]) -> None:
-        """Add lookups to the wanted rows of a table's joint gradient.
+        """Add lookups to the requested rows of a table's joint gradient.
 
         Args:
             parameter: the table.
-            ids_N: the ids that were looked up.
-            rows_of: returns their weighted gradients, [N, H], for given coefficients, [S].
+            ids_N: the ids that were looked up, [N].
+            rows_of: returns the weighted gradients of the lookups, [N, H], for given coefficients, [S].
         """
         wanted = self._request.joint_rows
         if wanted is not None and self._joint_rows_UH is not None and parameter is wanted.table:
             self._joint_rows_UH.index_add_(0, wanted.place_V[ids_N], rows_of(self._joint_S))
 
     def add_joint_table(self, parameter: nn.Parameter, segment: int, gradient_VH: Tensor) -> None:
-        """Add one segment's dense gradient of a table to the wanted rows of its joint gradient."""
+        """Add one segment's dense gradient of a table to the requested rows of the table's joint gradient."""
         wanted = self._request.joint_rows
         if wanted is not None and self._joint_rows_UH is not None and parameter is wanted.table:
             self._joint_rows_UH.index_add_(0, wanted.place_V, self._joint_S[segment] * gradient_VH)
 
     def end_piece(self) -> None:
-        """Score the buffered segments that the current piece completes, and drop their buffers (except v)."""
+        """Compute norms and inner products of completed buffered segments, and drop their buffers (except v)."""
         for segment in sorted(self._buffers):
             if self._pieces_of[segment][1] == self._piece:
                 vector_P = self._buffers[segment]
@@ -293,7 +293,11 @@ class Ledger:
         self._piece += 1
 
     def result(self, losses_S: Tensor) -> StepGradients:
-        """What the step asked for, after the last piece."""
+        """Return the requested statistics, after the last piece.
+
+        Args:
+            losses_S: the segments' losses, summed over pieces.
+        """
         request, rows_SP = self._request, self.rows_SP
         if rows_SP is not None and not (request.gram or request.scores):
             return StepGradients(losses_S=losses_S, separate_SP=rows_SP if request.separate else None)
@@ -311,7 +315,7 @@ class Ledger:
         )
 
     def _finish_joint(self) -> Tensor | None:
-        """The joint gradient's squared norm; adds the joint gradient to the update if it was collected apart."""
+        """Return the joint gradient's squared norm, and add the joint gradient to the update if it is separate."""
         if self._joint_norms is not None:
             return torch.stack([self.zeros(), *self._joint_norms]).sum()
         if self._joint_P is None:

@@ -1,8 +1,8 @@
 """The reference engine: one forward and one backward pass for every segment.
 
-For each segment s, automatic differentiation of L_s alone gives g_s, a vector of P entries summed over the segment's
-pieces. Its inner products, norm and share of the update follow directly from the vector. This takes O(S) passes; the
-single pass is compared with it.
+For each segment s, differentiating L_s alone gives g_s, a vector of P entries summed over the segment's pieces. Inner
+products, norms and the update are computed directly from these vectors. This takes O(S) passes. Tests compare the
+single pass with it.
 
 Shape suffixes: S segments, P entries of the body's parameters, V entries of a table, U wanted rows of it, H width.
 """
@@ -31,8 +31,8 @@ class LoopEngine:
     """Computes a step's gradients segment by segment; pieces must hold one segment each.
 
     Args:
-        body: the encoder; its parameters are scored.
-        heads: all heads; they get their update only.
+        body: the encoder; statistics are of its parameters' gradients.
+        heads: all heads; they get only their update.
         tied_in_scores: whether the decoder's part of a tied embedding table counts in scores and norms.
     """
 
@@ -94,7 +94,7 @@ class LoopEngine:
         body: Sequence[nn.Parameter],
         g_P: Tensor,
     ) -> Tensor:
-        """Add one piece's part of g_s to `g_P`, and c_s (`weight`) times it to `.grad`; returns its loss."""
+        """Add one piece's part of g_s to `g_P`, add c_s (`weight`) times that part to `.grad`, and return its loss."""
         heads = [p for p in self._heads.parameters() if p.requires_grad]
         with self._separate_decoders(body) as decoders:
             loss = losses(piece)[segment]
@@ -121,9 +121,9 @@ class LoopEngine:
 
     @contextmanager
     def _separate_decoders(self, body: Sequence[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
-        """Inside the block, tied decoders use a copy of their table as a leaf of its own.
+        """Replace the table of tied decoders by a separate leaf tensor inside the block, and yield these leaves.
 
-        So the gradient of a table as decoder is told from its gradient as lookup. Yields the leaf of each table.
+        The leaf's gradient is the table's gradient as decoder. The table's own gradient is then that of lookups.
         """
         decoders = [m for m in self._heads.modules() if isinstance(m, TiedDecoder)]
         leaves = {p: p.detach().requires_grad_() for p in body if any(m.table.weight is p for m in decoders)}
@@ -139,10 +139,10 @@ class LoopEngine:
 
 
 def _pieces_of(pieces: Sequence[P], segment: int) -> list[P]:
-    """The pieces of one segment.
+    """Return the pieces of one segment.
 
     Raises:
-        ValueError: one of them has rows of another segment, too.
+        ValueError: one of them also has rows of another segment.
     """
 
     def has(piece: P, segment: int) -> bool:
@@ -164,7 +164,7 @@ def _accumulate(parameter: nn.Parameter, gradient: Tensor | None, weight: Tensor
 
 
 def _wanted_rows(wanted: JointRows, body: Sequence[nn.Parameter], joint_P: Tensor) -> Tensor:
-    """The wanted rows of a table's part of the joint gradient, [U, H]."""
+    """Return the requested rows of a table's part of the joint gradient, [U, H]."""
     start = 0
     for parameter in body:
         if parameter is wanted.table:

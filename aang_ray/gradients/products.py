@@ -1,4 +1,4 @@
-"""Two matrix products that need care: long inner products (precision), and products of row ranges (speed).
+"""Two special matrix products: long inner products with high precision, and fast products of row ranges.
 
 Shape suffixes: P entries of the body's parameters, m and k numbers of vectors; N rows, I inputs, O outputs of a layer.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from aang_ray.model.segments import SegmentRows
 
 RUN = 4096
-"""How many entries of a long inner product are summed in the vectors' own type."""
+"""Number of entries of a long inner product that are summed in the vectors' own type."""
 
 MULTIPLE = 64
 """Lengths of row ranges are rounded up to a multiple of this.
@@ -26,11 +26,11 @@ than the product itself, and segments have new lengths at every step.
 
 
 def products(rows_mP: Tensor, others_kP: Tensor) -> Tensor:
-    """All inner products <a_i, b_j> of two sets of long vectors.
+    """Return all inner products <a_i, b_j> of two sets of long vectors.
 
-    They are summed in the vectors' type over runs of `RUN` entries, and in fp64 over the runs. One fp32 matrix product
-    over 2e7 entries was seen to be off by 0.6 % on a CPU: too much for the rank, the eigenvalues and the inverse of a
-    Gram matrix. With runs the error is 2e-8, at the same speed.
+    Entries are summed in the vectors' type within runs of `RUN` entries, and the runs are summed in fp64. A single fp32
+    matrix product over 2e7 entries had an error of 0.6 % on a CPU, which is too much for the rank, the eigenvalues and
+    the inverse of a Gram matrix. With runs the error is 2e-8 at the same speed.
 
     Args:
         rows_mP: the vectors a_i, [m, P].
@@ -47,24 +47,24 @@ def products(rows_mP: Tensor, others_kP: Tensor) -> Tensor:
 
 
 def inner(a_P: Tensor, b_P: Tensor) -> Tensor:
-    """<a, b> of two vectors, a scalar, as exact as `products`."""
+    """Return <a, b> of two vectors as a scalar, as precise as `products`."""
     return products(a_P[None], b_P[None])[0, 0]
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Where each segment's rows are when its length is rounded up to a multiple of `MULTIPLE`."""
+    """Row ranges of all segments with lengths rounded up to a multiple of `MULTIPLE`."""
 
     copies: tuple[slice, ...]
-    """The segment's range in a copy that has zeros in the gaps."""
+    """Each segment's range in a copy that has zeros in the gaps."""
     originals: tuple[slice, ...]
-    """A range of the same length in the original, which extends beyond the segment's own rows."""
+    """A range of the same length in the original for each segment; it extends beyond the segment's own rows."""
     starts: tuple[int, ...]
-    """Where the segment's own rows begin in the copy."""
+    """Offset of each segment's own rows within its range in the copy."""
 
     @classmethod
     def of(cls, rows: SegmentRows) -> Self | None:
-        """The windows of all segments; None if a rounded length exceeds the number of rows."""
+        """Return the windows of all segments; None if a rounded length exceeds the number of rows."""
         lengths = [-(-(b - a) // MULTIPLE) * MULTIPLE for a, b in zip(rows.bounds, rows.bounds[1:], strict=False)]
         if max(lengths) > rows.rows:
             return None
@@ -79,13 +79,13 @@ class Windows:
 
 
 class PaddedCopies:
-    """Makes copies with zeros in the gaps. The last copy is reused: several projections often share one input."""
+    """Makes copies with zeros in the gaps. The last copy is reused, because projections often share an input."""
 
     def __init__(self) -> None:
         self._last: tuple[Tensor, int, SegmentRows, Tensor] | None = None
 
     def copy(self, source_NC: Tensor, rows: SegmentRows, windows: Windows) -> Tensor:
-        """The rows of each segment, with zeros before or after them up to the rounded length."""
+        """Return the rows of each segment, padded with zeros before or after them to the rounded length."""
         if self._last is not None:
             last, version, of_rows, copy = self._last
             same = last.data_ptr() == source_NC.data_ptr() and last.shape == source_NC.shape
@@ -105,8 +105,8 @@ class PaddedCopies:
 class SegmentProducts:
     """Computes G_sᵀ X_s for one segment after the other.
 
-    Where lengths are rounded up, the narrower factor is copied with zeros in the gaps. The other one is read beyond
-    the segment's own rows; those rows are finite and are multiplied by the zeros.
+    If lengths are rounded up, the narrower factor is copied with zeros in the gaps. The other factor is read beyond the
+    segment's own rows. These extra rows are finite and are multiplied by zeros.
     """
 
     def __init__(self, grads_NO: Tensor, inputs_NI: Tensor, rows: SegmentRows, copies: PaddedCopies) -> None:
@@ -126,7 +126,7 @@ class SegmentProducts:
             self._of_grads, self._of_inputs = windows.originals, windows.copies
 
     def product(self, segment: int) -> Tensor:
-        """G_sᵀ X_s, [O, I]. The next call overwrites it."""
+        """Return G_sᵀ X_s, [O, I]. The next call overwrites the result."""
         left, right = self._grads_NO[self._of_grads[segment]].t(), self._inputs_NI[self._of_inputs[segment]]
         if self._product_OI is None:
             self._product_OI = left @ right

@@ -1,11 +1,11 @@
-"""Taps mark the module calls whose rows belong to segments; regions are the parts of the graph between taps.
+"""Taps on the outputs of modules, and regions, which are the parts of the autograd graph between taps.
 
-A *tap* is an identity that is put on a module's output. When the backward pass arrives there, it has the gradient G
-of the losses with respect to that output, one row for each row of the batch.
+A *tap* is an identity operation on a module's output. In the backward pass, a tap receives the gradient G of the losses
+with respect to that output, with one row for each row of the batch.
 
-Some parameters have no rule (`rules.py`): their contribution is broadcast over the batch (tables of relative
-positions, projections of them), they are read directly, or their module is unknown. Taps cut the graph into regions,
-and a parameter p of that kind lies in one or more of them. Rows of different segments do not mix, so by linearity
+Some parameters have no rule (`rules.py`), because they are broadcast over the batch (tables of relative positions and
+projections of them), are used without a module call, or belong to an unknown module. Taps divide the graph into
+regions, and such a parameter p lies in one or more regions. Rows of different segments do not mix, so by linearity
 
     dL_s/dp = sum over taps ( d output_tap / dp )^T [ G_tap, with the rows outside segment s set to 0 ]
 
@@ -35,11 +35,11 @@ class Call:
 
     rows: SegmentRows
     arrive: Callable[[Call, Tensor, Tensor], None] | None
-    """Called in the backward pass with G and what was kept of the module's input; None: nothing to do."""
+    """Called in the backward pass with the call, G, and the kept part of the module's input; None for no call."""
     below: GradientEdge | None
-    """The module's own output in the graph, before the tap; None if autograd recorded nothing."""
+    """The module's output in the graph, before the tap; None if it requires no gradient."""
     cut: Callable[[], bool]
-    """Whether gradients stop at the tap."""
+    """Returns whether gradients stop at the tap."""
     remember: bool = False
     """Whether to store G."""
     gradient: Tensor | None = None
@@ -47,11 +47,11 @@ class Call:
 
 
 class Tap(torch.autograd.Function):
-    """The identity on a module's output. Its backward pass hands G and the module's input to the call.
+    """The identity on a module's output. Its backward pass passes G and the module's input to the call.
 
-    The input goes through `save_for_backward`, like every saved tensor of autograd: gradient checkpointing recomputes
-    it, and changing it in place is an error. `anchor` is a scalar that requires a gradient, so that the backward pass
-    reaches the tap even if nothing before the tap requires one.
+    The input is saved with `save_for_backward`, so gradient checkpointing recomputes it and autograd detects in-place
+    changes. `anchor` is a scalar that requires a gradient, so that the backward pass reaches the tap even if nothing
+    before the tap requires a gradient.
     """
 
     @staticmethod
@@ -59,7 +59,7 @@ class Tap(torch.autograd.Function):
         ctx.call, ctx.kept = call, len(kept)
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
-        # detach(): autograd does not treat the result as a view, so the next module may work in place.
+        # With detach(), autograd does not treat the result as a view, so the next module may work in place.
         return output.detach()
 
     @staticmethod
@@ -78,12 +78,12 @@ class Tap(torch.autograd.Function):
 
 
 def is_tap(node: Node) -> bool:
-    """Whether a node of the graph is a tap."""
+    """Return whether a node of the graph is a tap."""
     return isinstance(node, Tap._backward_cls)
 
 
 def nodes_until_taps(start: Node | None) -> Iterable[Node]:
-    """The nodes of a graph from `start` down to, and including, the first tap on every path."""
+    """Yield the nodes of a graph from `start` down to and including the first tap on every path."""
     seen: set[Node] = set()
     open_nodes = [start]
     while open_nodes:
@@ -101,7 +101,7 @@ class Regions:
 
     Args:
         calls: the tapped calls of the pass.
-        losses_S: the segments' losses; the region between the last taps and the losses counts, too.
+        losses_S: the segments' losses; the region between the last taps and the losses is included.
         wanted: the parameters to look for.
     """
 
@@ -120,14 +120,14 @@ class Regions:
             self._below_losses = edge
 
     def _find(self, edge: GradientEdge, wanted: frozenset[nn.Parameter]) -> bool:
-        """Add the wanted parameters of one region to `parameters`; returns whether there are any."""
+        """Add the wanted parameters of one region to `parameters`, and return whether there are any."""
         leaves = (getattr(node, "variable", None) for node in nodes_until_taps(edge.node))
         found = [leaf for leaf in leaves if leaf is not None and leaf in wanted]
         self.parameters.update(dict.fromkeys(found))
         return bool(found)
 
     def segment(self, parameters: Sequence[nn.Parameter], segment: int) -> list[Tensor | None]:
-        """The regions' part of g_s, for each parameter; None where there is none."""
+        """Return the regions' part of g_s for each parameter; None for a parameter without one."""
 
         def restricted(call: Call, gradient: Tensor) -> Tensor:
             part = call.rows.of(segment)
@@ -140,7 +140,7 @@ class Regions:
         return self._product(parameters, restricted, one_S)
 
     def weighted(self, parameters: Sequence[nn.Parameter], coefficients_S: Tensor) -> list[Tensor | None]:
-        """The regions' part of sum_s c_s g_s, for each parameter; None where there is none."""
+        """Return the regions' part of sum_s c_s g_s for each parameter; None for a parameter without one."""
 
         def restricted(call: Call, gradient: Tensor) -> Tensor:
             weights_N = per_row(coefficients_S, call.rows).to(gradient.dtype)

@@ -1,8 +1,8 @@
-"""One rule a module type: a segment's gradient of a module's parameters, from the module's inputs and outputs.
+"""Rules that compute each segment's gradient of a module's parameters; there is one rule for each module type.
 
-In the forward pass a rule keeps the module's inputs X; in the backward pass it receives the gradient G of the losses
-with respect to the module's output. Rows of segment s influence L_s alone, so its part of the parameters' gradient is
-a sum over its own rows X_s and G_s:
+In the forward pass a rule keeps the module's inputs X. In the backward pass it receives the gradient G of the losses
+with respect to the module's output. Rows of segment s influence only L_s, so the segment's gradient is a sum over its
+own rows X_s and G_s:
 
 | module | gradient of segment s |
 |---|---|
@@ -13,7 +13,7 @@ a sum over its own rows X_s and G_s:
 | Conv1d, Conv2d | correlation of X and G over the segment's examples |
 | decoder tied to a table, y = x Wᵀ + b | table G_sᵀ X_s; bias sum of G_s |
 
-Modules of any other type are left to autograd (`regions.py`).
+Autograd handles modules of any other type (`regions.py`).
 
 Shape suffixes: N rows, S segments, I inputs, O outputs, H width of a table, P entries of a parameter. Rows of a
 segment are contiguous, so its part of a tensor is a slice and never a copy.
@@ -36,13 +36,13 @@ from aang_ray.model.segments import SegmentRows
 
 
 def per_row(values_S: Tensor, rows: SegmentRows) -> Tensor:
-    """Each row's value of its segment, [S] to [N], without waiting for the device."""
+    """Return for each row the value of its segment, [N], without waiting for the device."""
     lengths = torch.tensor([b - a for a, b in zip(rows.bounds, rows.bounds[1:], strict=False)])
     return values_S.repeat_interleave(lengths.to(values_S.device, non_blocking=True), output_size=rows.rows)
 
 
 class Contribution(ABC):
-    """What one call of a module adds to every segment's gradient of one parameter."""
+    """The contribution of one call of a module to every segment's gradient of one parameter."""
 
     rows: SegmentRows
 
@@ -59,7 +59,7 @@ Contributions = list[tuple[nn.Parameter, Contribution]]
 
 
 class OuterProducts(Contribution):
-    """Of a matrix that maps rows: G_sᵀ X_s, [O, I], the multiplications that plain training does, too."""
+    """Contribution to a matrix that maps rows: G_sᵀ X_s, [O, I]. Plain training does the same multiplications."""
 
     def __init__(self, grads_NO: Tensor, inputs_NI: Tensor, rows: SegmentRows) -> None:
         self.rows = rows
@@ -76,9 +76,10 @@ class OuterProducts(Contribution):
 
 
 class RowSums(Contribution):
-    """Of a vector that is added to every row: the sum of G over the segment's rows.
+    """Contribution to a vector that is added to every row: the sum of G over the segment's rows.
 
-    With `inputs_NP` and `scaled`, of a vector that multiplies `scaled(x)`: the sum of G * scaled(X).
+    With `inputs_NP` and `scaled`, it is the contribution to a vector that multiplies `scaled(x)`: the sum of
+    G * scaled(X).
     """
 
     def __init__(
@@ -94,10 +95,12 @@ class RowSums(Contribution):
         self.scaled = scaled
 
     def stacked(self, dtype: torch.dtype, members: Callable[[SegmentRows, Tensor], Tensor] | None = None) -> Tensor:
-        """All segments' gradients, [S, P], in the given type.
+        """Return all segments' gradients, [S, P].
 
-        `members` returns the 0/1 matrix of which segment owns which row, [S, N]. With it, rows of half precision are
-        added by a matrix product: they are read once, accumulated in fp32 and rounded once.
+        Args:
+            dtype: type of the result.
+            members: returns the 0/1 matrix [S, N] that tells which rows belong to which segment. If it is given,
+                half-precision rows are summed by a matrix product: read once, accumulated in fp32 and rounded once.
         """
         if members is not None and self.inputs_NP is None and self.grads_NP.dtype in (torch.bfloat16, torch.float16):
             return (members(self.rows, self.grads_NP) @ self.grads_NP).to(dtype)
@@ -122,12 +125,12 @@ class RowSums(Contribution):
 
 
 class Lookups(Contribution):
-    """Of a table that is read at ids: row v is the sum of G over the segment's rows with id v."""
+    """Contribution to a table that is looked up by ids: row v is the sum of G over the segment's rows with id v."""
 
     def __init__(self, grads_NH: Tensor, ids_N: Tensor, rows: SegmentRows, padding: int | None) -> None:
         self.rows = rows
         self.ids_N = ids_N
-        # By definition of nn.Embedding the entry of the padding id is not trained.
+        # nn.Embedding does not train the entry of the padding id.
         self.grads_NH = grads_NH if padding is None else grads_NH * (ids_N != padding)[:, None]
 
     def add_to(self, segment: int, out: Tensor) -> None:
@@ -140,7 +143,7 @@ class Lookups(Contribution):
 
 
 class Correlation(Contribution):
-    """Of a bank of filters: the correlation of the segment's inputs with their rows of G. A row is an example."""
+    """Contribution to filters: the correlation of the segment's inputs with its rows of G. A row is an example."""
 
     def __init__(self, module: nn.Conv1d | nn.Conv2d, grads: Tensor, inputs: Tensor, rows: SegmentRows) -> None:
         self.rows = rows
@@ -162,22 +165,28 @@ class Correlation(Contribution):
 
 
 class Rule(ABC):
-    """What to do with one module's inputs and gradients."""
+    """Computes the contributions of one module from its inputs and gradients."""
 
     parameters: Sequence[nn.Parameter]
     """The module's parameters whose gradients the rule computes, in place of autograd."""
 
     def leading(self, inputs: Tensor) -> int:
-        """How many leading axes of the input count rows."""
+        """Return the number of leading axes of the input that index rows."""
         return inputs.ndim - 1
 
     def keep(self, inputs: Tensor, output: Tensor) -> Tensor:
-        """What of the input the backward pass needs."""
+        """Return the tensor, made from the input, that the backward pass needs."""
         return inputs
 
     @abstractmethod
     def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows) -> Contributions:
-        """What a call contributes to each parameter, from what was kept of its input and from G."""
+        """Return the contribution of a call to each parameter.
+
+        Args:
+            kept: what `keep` returned for the call.
+            grads: G, the gradient with respect to the module's output.
+            rows: the segment of each row.
+        """
 
 
 def _parameters(*tensors: Tensor | None) -> list[nn.Parameter]:
@@ -185,7 +194,7 @@ def _parameters(*tensors: Tensor | None) -> list[nn.Parameter]:
 
 
 class LinearRule(Rule):
-    """y = x Wᵀ + b; `transposed`: y = x W + b."""
+    """Rule for y = x Wᵀ + b, or with `transposed` for y = x W + b."""
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, transposed: bool = False) -> None:
         self.weight, self.bias, self.transposed = weight, bias, transposed
@@ -205,7 +214,7 @@ class LinearRule(Rule):
 
 
 class EmbeddingRule(Rule):
-    """y = W[ids]."""
+    """Rule for y = W[ids]."""
 
     def __init__(self, weight: nn.Parameter, padding: int | None) -> None:
         self.weight, self.padding = weight, padding
@@ -219,7 +228,7 @@ class EmbeddingRule(Rule):
 
 
 class NormRule(Rule):
-    """y = w * n(x) + b, where n has no parameters: LayerNorm (`centred`) and RMSNorm, with or without a bias."""
+    """Rule for y = w * n(x) + b with n without parameters: LayerNorm (`centred`) and RMSNorm, bias optional."""
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, eps: float | None, centred: bool) -> None:
         self.weight, self.bias, self.eps, self.centred = weight, bias, eps, centred
@@ -229,7 +238,7 @@ class NormRule(Rule):
         return inputs.ndim - self.weight.ndim
 
     def normalised(self, inputs_NP: Tensor) -> Tensor:
-        """n(x): mean square 1 over the last axis (up to eps), and mean 0 for LayerNorm."""
+        """Return n(x), which has mean square 1 over the last axis (up to eps) and, for LayerNorm, mean 0."""
         if not self.centred:
             return F.rms_norm(inputs_NP, inputs_NP.shape[-1:], eps=self.eps)
         return F.layer_norm(inputs_NP, inputs_NP.shape[-1:], eps=1e-5 if self.eps is None else self.eps)
@@ -244,7 +253,7 @@ class NormRule(Rule):
 
 
 class ConvolutionRule(Rule):
-    """Filters over examples; the rows are the examples of the batch axis."""
+    """Rule for convolutions; the rows are the examples of the batch axis."""
 
     def __init__(self, module: nn.Conv1d | nn.Conv2d) -> None:
         self.module = module
@@ -264,13 +273,13 @@ class ConvolutionRule(Rule):
 
 
 def rule_for(module: nn.Module, name: str) -> Rule | None:
-    """The rule of a module that owns parameters; None leaves them to autograd.
+    """Return the rule of a module with parameters; None if autograd must handle them.
 
-    A rule applies to exactly the type that it was written for: a subclass may compute something else.
+    A rule applies only to the exact type for which it was written, because a subclass may compute something else.
 
     Args:
         module: the module.
-        name: its qualified name, for the message.
+        name: qualified name of the module, for the error message.
 
     Raises:
         UnsupportedModule: the module's gradient is not a sum over its rows.
@@ -299,9 +308,9 @@ def rule_for(module: nn.Module, name: str) -> Rule | None:
 
 
 def _rule_by_behaviour(module: nn.Module, weight: nn.Parameter, bias: nn.Parameter | None) -> Rule | None:
-    """The rule of an RMSNorm or of GPT-2's Conv1D, which many libraries define.
+    """Return the rule of an RMSNorm or of GPT-2's Conv1D, which many libraries define themselves; else None.
 
-    The type's name gives the candidate; the module's output for a few rows decides.
+    The name of the type suggests the rule. It is used only if it reproduces the module's output for a few rows.
     """
     if set(module._parameters) - {"weight", "bias"} or any(True for _ in module.children()):
         return None
@@ -310,7 +319,7 @@ def _rule_by_behaviour(module: nn.Module, weight: nn.Parameter, bias: nn.Paramet
         settings = vars(module)
         rule = NormRule(weight, bias, settings.get("variance_epsilon", settings.get("eps")), centred=False)
         probe = _probe(weight)
-        # Some libraries store the scale's difference from 1.
+        # Some libraries store the scale minus 1.
         expected = [rule.normalised(probe) * scale + shift for scale in (weight, 1 + weight)]
         return rule if _computes(module, probe, expected) else None
     if name == "Conv1D" and weight.ndim == 2:
@@ -320,7 +329,7 @@ def _rule_by_behaviour(module: nn.Module, weight: nn.Parameter, bias: nn.Paramet
 
 
 def _probe(weight: Tensor) -> Tensor:
-    """Three rows that are not multiples of each other, as wide as the weight's first axis."""
+    """Return three rows that are not multiples of each other, of the length of the weight's first axis."""
     width = weight.shape[0]
     ramp = torch.linspace(-1.0, 2.0, 3 * width, device=weight.device, dtype=weight.dtype)
     return ramp.view(3, width) + torch.tensor([[0.5], [0.0], [-2.0]], device=weight.device, dtype=weight.dtype)

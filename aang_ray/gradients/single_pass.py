@@ -1,8 +1,8 @@
 """The gradients of all segments from one forward and one backward pass.
 
-Why this is possible. Take a linear layer y_i = W x_i + b, applied to every row (token) i of a batch, and the
-*unweighted* sum L = sum_s L_s of the segments' losses. Let row i belong to segment s. It influences L_s and no other
-loss, so a single backward pass of L leaves at the layer's output, in row i,
+Why this is possible: take a linear layer y_i = W x_i + b, applied to every row (token) i of a batch, and the
+*unweighted* sum L = sum_s L_s of the segments' losses. A row i of segment s influences only L_s. So a single backward
+pass of L gives at the layer's output, in row i,
 
     G_i = dL/dy_i = dL_s/dy_i
 
@@ -10,27 +10,27 @@ and the weight's gradient, which plain training computes as GᵀX, a sum over al
 
     dL_s/dW = sum over rows i of segment s of G_i x_iᵀ = G_sᵀ X_s,      GᵀX = sum_s G_sᵀ X_s
 
-The parts take the same multiplications as their sum. Each part is added to the update with its coefficient c_s,
-multiplied by the dev segment's part and by itself for the scores, and dropped. The losses are not weighted before the
-backward pass, so that norms are exact even where a weight underflows. docs/single-pass.md has the derivation for
-other layers and the costs; docs/semantics.md, section 3, says what the scores are used for.
+Computing the parts takes as many multiplications as computing their sum. Each part is added to the update with its
+coefficient c_s, its inner products with the dev segment's part and with itself are computed for the scores, and it is
+dropped. The losses are not weighted before the backward pass, so that norms are exact even if a weight underflows.
+docs/single-pass.md has the derivation for other layers and the costs; docs/semantics.md, section 3, explains the use
+of the scores.
 
-How it is done, in the order of a step:
+A step has these parts:
 
 1. `Recorder.hooked` puts hooks on every module that owns parameters.
-2. Forward pass. Before a module with a rule is called (`_before`), its parameters are taken away from autograd:
-   gradients of activations are computed as usual, gradients of these parameters are not. After the call (`_after`) a
-   *tap* is put on the module's output (`regions.py`), which keeps the module's input X.
-3. Backward pass of the unweighted losses. When it arrives at a tap, `_arrive` receives G and X, and the module's rule
-   (`rules.py`) turns them into contributions to the gradients of its parameters, still as factors. Contributions to
-   one parameter are collected until the last of its uses has arrived, as the norm of a sum is wanted, not a sum of
-   norms.
+2. Forward pass. Before a module with a rule is called, `_before` sets `requires_grad` of its parameters to False, so
+   autograd computes gradients of activations but not of these parameters. After the call, `_after` puts a *tap*
+   (`regions.py`) on the module's output, which keeps the module's input X.
+3. Backward pass of the unweighted losses. At each tap, `_arrive` receives G and X, and the module's rule (`rules.py`)
+   turns them into contributions to the gradients of its parameters, which are stored as factors. If a parameter is used
+   several times, its contributions are collected until the last one, because the norm of their sum is needed.
 4. `settle` multiplies the factors for one segment after the other and adds the products to the `Ledger`.
-5. Parameters without a rule, whose gradients have no rows, are settled after the backward pass, by one backward pass
-   through small regions of the graph for each segment (`regions.py`).
+5. Parameters without a rule are handled after the backward pass, with one backward pass through small regions of the
+   graph for each segment (`regions.py`).
 
 Heads get only sum_s c_s g_s, from one product with weighted rows. Their rows are texts or labelled positions instead
-of tokens: `segment_rows` tells which segment owns which.
+of tokens; `segment_rows` sets the segments of these rows.
 
 Shape suffixes: S segments, B entries of a block, P entries of a parameter.
 """
@@ -68,12 +68,13 @@ from aang_ray.model.segments import SegmentRows, current_segment_rows
 class SegmentEngine:
     """Computes a step's gradients by one forward and one backward pass (for each piece).
 
-    Memory beyond that of a plain step: three gradients of one matrix on a CPU (the segment's, v, and the joint one),
-    S of them on a GPU. See `Ledger` for several pieces, the Gram matrix and separate gradients.
+    Compared with a plain step, it needs extra memory for three gradients of one matrix on a CPU (of the segment, v, and
+    the joint gradient), or S gradients of one matrix on a GPU. See `Ledger` for several pieces, the Gram matrix and
+    separate gradients.
 
     Args:
-        body: the encoder; its parameters are scored.
-        heads: all heads; they get their update only.
+        body: the encoder; statistics are of its parameters' gradients.
+        heads: all heads; they get only their update.
         tied_in_scores: whether the decoder's part of a tied embedding table counts in scores and norms. It counts in
             the update in any case.
 
@@ -105,7 +106,7 @@ class SegmentEngine:
         if request.separate or (request.gram and len(pieces) > 1):
             check_memory(body, len(request.coefficients_S))
         elif len(pieces) > 1:
-            # v, a segment that continues in the next piece, the joint gradient, and what is to be kept.
+            # v, a segment that continues in the next piece, the joint gradient, and the gradients to keep.
             check_memory(body, 3 + len(request.keep))
         ledger = Ledger(body, request, [piece.tokens for piece in pieces])
         recorder = Recorder(self._sites, ledger, frozenset(body), trained, self._tied_in_scores)
@@ -123,24 +124,24 @@ class SegmentEngine:
 
 @dataclass
 class Site:
-    """A module that owns parameters."""
+    """A module that has parameters of its own."""
 
     name: str
     module: nn.Module
     rule: Rule | None
     head: bool
     taken: list[list[nn.Parameter] | None] = field(default_factory=list)
-    """For each call that is running: the parameters taken away from autograd; None if the call gets no tap."""
+    """For each running call: the parameters whose `requires_grad` was set to False; None if the call gets no tap."""
 
 
 class Recorder:
-    """Hooks on modules, and what they record in one step's passes.
+    """Hooks on modules, and the data that they record in the passes of one step.
 
     Args:
-        sites: every module that owns parameters.
-        ledger: where segment gradients are added up.
-        body: the body's parameters that are trained.
-        trained: those of body and heads.
+        sites: every module that has parameters of its own.
+        ledger: adds up segment gradients.
+        body: the trained parameters of the body.
+        trained: the trained parameters of body and heads.
         tied_in_scores: as in `SegmentEngine`.
     """
 
@@ -159,21 +160,21 @@ class Recorder:
         self._forward = False
         """False in the backward pass, where checkpointing calls modules a second time."""
         self._cutting = False
-        """Whether gradients stop at taps: while regions are differentiated."""
+        """Whether gradients stop at taps; true while regions are differentiated."""
         self._calls: list[Call] = []
-        """How often a parameter was used, and the backward pass has not arrived yet."""
+        """The tapped calls of the forward pass."""
         self._expected: dict[nn.Parameter, int] = {}
-        """How many contributions to a parameter's scored gradient there will be."""
+        """Number of contributions to each parameter's scored gradient in the backward pass."""
         self._arrived: dict[nn.Parameter, list[Contribution]] = {}
         self._deferred: frozenset[nn.Parameter] = frozenset()
-        """Parameters in regions, which are settled after the backward pass."""
+        """Parameters in regions, whose gradients are added to the ledger after the backward pass."""
         self._given: dict[int, Tensor] = {}
-        """Tensors given to modules that contain others, by address."""
+        """Arguments of modules that have submodules, by address."""
         self._cast: tuple[Tensor, int, Tensor] | None = None
 
     @contextmanager
     def hooked(self, *roots: nn.Module) -> Iterator[None]:
-        """Inside the block the hooks are in place; afterwards every parameter requires its gradient again."""
+        """Install the hooks inside the block. Afterwards every trained parameter requires its gradient again."""
         handles: list[RemovableHandle] = []
         try:
             for site in self._sites:
@@ -193,12 +194,16 @@ class Recorder:
             self._forget()
 
     def begin(self, tokens: SegmentRows) -> None:
-        """Prepare for the forward pass of a piece; `tokens` says which segment owns which row of the body."""
+        """Prepare for the forward pass of a piece.
+
+        Args:
+            tokens: the segment of each row of the body.
+        """
         self._forget()
         self._tokens, self._forward = tokens, True
 
     def _forget(self) -> None:
-        """Drop the graph. Its nodes refer to calls, and calls to this object: a cycle that Python cannot collect."""
+        """Drop references to the graph. Its nodes refer to this object, and Python cannot collect such a cycle."""
         for collected in (self._calls, self._expected, self._given, self._arrived):
             collected.clear()
         self._cast = None
@@ -206,7 +211,7 @@ class Recorder:
     # The forward pass.
 
     def _remember_given(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled():  # a pass without gradients needs nothing of this
+        if torch.is_grad_enabled():  # not needed in a pass without gradients
             self._given.update({t.data_ptr(): t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)})
 
     def _before(self, site: Site, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -248,7 +253,7 @@ class Recorder:
         return tap(call, self._anchor, output, *kept)
 
     def _keep(self, rule: Rule, inputs: Tensor, output: Tensor) -> Tensor:
-        """What the rule keeps of an input. Several modules called in a row on one input share it."""
+        """Return what the rule keeps of an input. Modules that are called one after another on one input share it."""
         inputs = inputs.detach()
         if self._cast is not None:
             source, version, kept = self._cast
@@ -267,10 +272,10 @@ class Recorder:
         return rows
 
     def _carries_rows(self, site: Site, inputs: Tensor) -> bool:
-        """Whether the input has one entry for every row of the batch, and not by coincidence.
+        """Return whether the input has one entry for every row of the batch, other than by coincidence.
 
-        A table of relative positions may happen to be as long as the batch. So a computed input must come from
-        another tapped call. An input that was not computed must have been given to a module that contains this one,
+        A table of relative positions may have as many entries as the batch has rows. So a computed input must depend
+        on another tapped call. An input that was not computed must have been an argument of a module with submodules,
         or be a matrix of ids that is not square (matrices of relative positions are square).
         """
         rows = self._rows(site).rows
@@ -287,14 +292,14 @@ class Recorder:
     # The backward pass.
 
     def backward(self, losses_S: Tensor) -> None:
-        """The backward pass of the unweighted losses; afterwards the piece's gradients are in the ledger."""
+        """Run the backward pass of the unweighted losses, and add the piece's gradients to the ledger."""
         regions = Regions(self._calls, losses_S, self._trained)
         self._forward = False
         self._deferred = frozenset(regions.parameters)
         self._cast = None
         retain_graph = bool(regions.parameters)
         torch.autograd.grad(losses_S.sum(), [self._anchor], retain_graph=retain_graph, allow_unused=True)
-        # Parameters of which not all uses influence the losses: what has arrived is complete.
+        # If not all uses of a parameter influence the losses, its contributions are complete only now.
         for parameter in [p for p in self._arrived if p not in self._deferred]:
             settle(self._ledger, parameter, self._arrived.pop(parameter))
         if regions.parameters:
@@ -305,7 +310,7 @@ class Recorder:
                 self._cutting = False
 
     def _arrive(self, site: Site, call: Call, grads: Tensor, kept: Tensor) -> None:
-        """The backward pass is at a tap: `grads` is G at the module's output, `kept` its input."""
+        """Handle the backward pass at a tap: `grads` is G at the module's output, `kept` its input."""
         assert site.rule is not None
         for parameter, contribution in site.rule.contributions(kept, grads, call.rows):
             if parameter not in self._trained:
@@ -319,11 +324,11 @@ class Recorder:
                 contribution.add_total(self._ledger.coefficients_S, self._ledger.update(parameter))
 
     def _scored(self, site: Site, parameter: nn.Parameter) -> bool:
-        """Whether the site's part of the parameter's gradient counts in scores and norms."""
+        """Return whether the site's part of the parameter's gradient counts in scores and norms."""
         return parameter in self._body and (not site.head or self._tied_in_scores)
 
     def _settle_regions(self, regions: Regions) -> None:
-        """Settle the deferred parameters: what arrived for them, and what autograd computes for each segment."""
+        """Add the deferred parameters' gradients to the ledger: contributions, and what autograd gives per segment."""
         ledger = self._ledger
         of_body = [p for p in regions.parameters if p in self._body]
         of_heads = [p for p in regions.parameters if p not in self._body]
@@ -345,13 +350,13 @@ class Recorder:
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """A module's first argument, if it is a tensor."""
+    """Return a module's first argument if it is a tensor, else None."""
     value = args[0] if args else next(iter(kwargs.values()), None)
     return value if isinstance(value, Tensor) else None
 
 
 def _leading(shape: torch.Size, rows: int) -> int | None:
-    """How many leading axes have `rows` entries together."""
+    """Return the number of leading axes whose sizes multiply to `rows`; None if there is none."""
     product = 1
     for axes, size in enumerate(shape, start=1):
         product *= size
@@ -361,13 +366,13 @@ def _leading(shape: torch.Size, rows: int) -> int | None:
 
 
 BLOCK = 160_000
-"""Largest number of entries of a block: its parts of a gradient, of v and of the update fit into a core's cache."""
+"""Maximum entries of a block, so that its parts of a gradient, of v and of the update fit into a core's cache."""
 
 
 def settle(ledger: Ledger, parameter: nn.Parameter, contributions: Sequence[Contribution]) -> None:
-    """Add all that one pass contributes to a parameter to the ledger.
+    """Add all contributions of one pass to a parameter's gradient to the ledger.
 
-    Contributions are added for each segment before norms and inner products are taken.
+    Contributions are summed for each segment before norms and inner products are computed.
     """
     sums = [c for c in contributions if isinstance(c, RowSums)]
     products = [c for c in contributions if isinstance(c, OuterProducts)]
@@ -386,7 +391,7 @@ def settle(ledger: Ledger, parameter: nn.Parameter, contributions: Sequence[Cont
 
 
 def _settle_products(ledger: Ledger, parameter: nn.Parameter, products: Sequence[OuterProducts]) -> None:
-    """G_sᵀ X_s, added over the parameter's uses, for one segment after the other."""
+    """Add G_sᵀ X_s, summed over the parameter's uses, to the ledger for one segment after the other."""
     factors = [SegmentProducts(c.grads_NO, c.inputs_NI, c.rows, ledger.copies) for c in products]
     if ledger.takes_stacked:
         gradients_SP = ledger.zeros(ledger.segments, *parameter.shape)
@@ -404,7 +409,7 @@ def _settle_products(ledger: Ledger, parameter: nn.Parameter, products: Sequence
         gradients = [factor.product(segment).view(-1) for factor in factors]
         for start, block in zip(starts, blocks, strict=True):
             parts = [gradient[start : start + size] for gradient in gradients]
-            # A single product in the statistics' own type is used as it is, without a copy.
+            # A single product that already has the statistics' type is not copied.
             gradient_B = parts[0]
             if len(parts) > 1 or gradient_B.dtype != ledger.dtype:
                 gradient_B = scratch_B[: len(gradient_B)].copy_(gradient_B)
@@ -421,13 +426,13 @@ def settle_dense(
     gradients_of: Callable[[int], Sequence[Tensor]],
     contributions: Mapping[nn.Parameter, Sequence[Contribution]],
 ) -> None:
-    """Settle parameters of which each segment's whole gradient is made, one segment after the other.
+    """Add parameters' gradients to the ledger as dense tensors, one segment after the other.
 
     Args:
-        ledger: where to add the gradients.
-        parameters: what to settle.
-        gradients_of: returns a segment's gradient of each parameter so far, in a new tensor.
-        contributions: what is to be added to it, for some of the parameters.
+        ledger: adds up the gradients.
+        parameters: the parameters.
+        gradients_of: returns a segment's gradient of each parameter, without the contributions, in new tensors.
+        contributions: contributions to add to these gradients, for some of the parameters.
     """
     stacked = [ledger.zeros(ledger.segments, p.numel()) for p in parameters] if ledger.takes_stacked else []
     blocks = [] if ledger.takes_stacked else [ledger.block(p, 0, p.numel()) for p in parameters]

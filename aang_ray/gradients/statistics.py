@@ -1,7 +1,7 @@
 """Statistics of gradients: scores, the Gram matrix, the Jacobian of per-example losses, and a subspace of it.
 
-- `cosine`: how well each segment's gradient agrees with the dev gradient (AANG, META-TARTAN).
-- `from_gram`: all of a step's statistics from the matrix of inner products.
+- `cosine`: cosine of each segment's gradient with the dev gradient (AANG, META-TARTAN).
+- `from_gram`: all statistics of a step from the matrix of inner products.
 - `ExampleJacobian`, `span`, `reweighted`: the parts of an auxiliary gradient inside and outside the subspace of the
   end task's per-example gradients (ATTITTUD).
 
@@ -27,13 +27,13 @@ A = TypeVar("A")
 
 
 def cosine(dots_S: Tensor, norms2_S: Tensor) -> Tensor:
-    """cos(v, g_s) = <v, g_s> / (||v|| ||g_s||), [S]; 0 where a norm is 0 (docs/semantics.md, section 3).
+    """Return cos(v, g_s) = <v, g_s> / (||v|| ||g_s||), [S]; 0 where a norm is 0 (docs/semantics.md, section 3).
 
     Args:
-        dots_S: <v, g_s>.
-        norms2_S: ||g_s||^2; segment 0 is v.
+        dots_S: <v, g_s>, [S].
+        norms2_S: ||g_s||^2, [S]; segment 0 is v.
     """
-    # The product of the square roots, not the root of the product: that could vanish or overflow.
+    # The product of the square roots, because the root of the product could underflow or overflow.
     norms_S = norms2_S.clamp_min(0).sqrt()
     product_S = norms_S[0] * norms_S
     defined_S = product_S > 0
@@ -41,7 +41,16 @@ def cosine(dots_S: Tensor, norms2_S: Tensor) -> Tensor:
 
 
 def from_gram(losses_S: Tensor, gram_SS: Tensor, request: Request, separate_SP: Tensor | None) -> StepGradients:
-    """What a request asks for, from the Gram matrix G: norms are its diagonal, ||sum_s c_s g_s||^2 is cᵀ G c."""
+    """Return the requested statistics, computed from the Gram matrix G.
+
+    The squared norms are the diagonal of G, and ||sum_s c_s g_s||^2 is cᵀ G c.
+
+    Args:
+        losses_S: the segments' losses, [S].
+        gram_SS: G, [S, S].
+        request: the statistics to return.
+        separate_SP: the separate gradients; they are returned if requested.
+    """
     joint_norm2 = None
     if request.scores and request.joint_from is not None:
         numbers_S = torch.arange(len(gram_SS), device=gram_SS.device)
@@ -60,21 +69,21 @@ def from_gram(losses_S: Tensor, gram_SS: Tensor, request: Request, separate_SP: 
 def called_at(
     parameters: Mapping[str, Tensor], modules: nn.Module, function: Callable[[A], Tensor], argument: A
 ) -> Any:
-    """`function(argument)`, computed with other values of the modules' parameters.
+    """Return `function(argument)`, computed with other values of the modules' parameters.
 
     Args:
         parameters: the values, named as in `modules.named_parameters()`. The result is differentiable with respect to
             them.
-        modules: their parameters are replaced during the call, and are as before afterwards.
-        function: may refer to the modules in any way (it need not be a method of theirs).
-        argument: what the function is called with.
+        modules: the modules whose parameters are replaced during the call.
+        function: a function that may use the modules in any way; it need not be a method of one.
+        argument: the function's argument.
     """
     named = {f"modules_.{name}": value for name, value in parameters.items()}
     return functional_call(_Closure(modules, function), named, (argument,))
 
 
 class _Closure(nn.Module):
-    """Makes a function a module, so that `functional_call` finds the parameters to replace."""
+    """Wraps a function in a module, so that `functional_call` finds the parameters to replace."""
 
     def __init__(self, modules: nn.Module, function: Callable[[A], Tensor]) -> None:
         super().__init__()
@@ -86,16 +95,16 @@ class _Closure(nn.Module):
 
 
 class ExampleJacobian:
-    """J = d l_M / d theta, the Jacobian of per-example losses with respect to the body, [M, P].
+    """The Jacobian J = d l_M / d theta, [M, P], of per-example losses with respect to the body.
 
-    J is never stored; the methods return products with it, in fp32 (fp64 for an fp64 body).
+    J is never stored. The methods return products with it, in fp32 (fp64 for an fp64 body).
 
     Args:
-        body: the parameters theta.
-        pieces: the examples, one piece after the other.
-        losses: returns a piece's losses, [E]. Dropout must be off: the methods run several forward passes, which
-            would otherwise be of different functions.
-        examples: M.
+        body: the module with the parameters theta.
+        pieces: the examples in pieces.
+        losses: returns a piece's losses, [E]. Dropout must be off, because with dropout each of the methods' several
+            forward passes would compute another function.
+        examples: number of examples M.
     """
 
     def __init__(self, body: nn.Module, pieces: Sequence[Any], losses: Callable[[Any], Tensor], examples: int) -> None:
@@ -107,10 +116,10 @@ class ExampleJacobian:
         first = self.parameters[0]
         self._dtype, self._device = torch.promote_types(first.dtype, torch.float32), first.device
         self.size = sum(p.numel() for p in self.parameters)
-        """P."""
+        """Number P of entries of the body's parameters."""
 
     def left(self, omega_KM: Tensor) -> Tensor:
-        """Omega J, [K, P]: for every piece one forward pass and K backward passes."""
+        """Return Omega J, [K, P]. Every piece takes one forward pass and K backward passes."""
         result_KP = torch.zeros(len(omega_KM), self.size, dtype=self._dtype, device=self._device)
         start = 0
         for piece in self._pieces:
@@ -124,9 +133,9 @@ class ExampleJacobian:
         return result_KP
 
     def right(self, directions_PK: Tensor) -> Tensor:
-        """J Q, [M, K]: for every piece K forward passes in forward-mode differentiation, without a graph."""
+        """Return J Q, [M, K]. Every piece takes K forward passes with forward-mode differentiation, without a graph."""
         columns = []
-        # The fused attention kernels have no forward-mode derivative; their composition of matrix products has one.
+        # Fused attention kernels have no forward-mode derivative, but the MATH backend has one.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
             for direction_P in directions_PK.unbind(1):
                 tangents = self._split(direction_P)
@@ -136,7 +145,7 @@ class ExampleJacobian:
         return torch.stack(columns, dim=1)
 
     def mean_gradient(self) -> Tensor:
-        """1/M sum_i J_i, [P]: the gradient of the mean loss."""
+        """Return 1/M sum_i J_i, [P], the gradient of the mean loss."""
         result_P = torch.zeros(self.size, dtype=self._dtype, device=self._device)
         for piece in self._pieces:
             losses_E = self._losses(piece)
@@ -158,24 +167,25 @@ def _dual(value: Tensor, tangent: Tensor) -> Tensor:
 
 
 def _tangent(dual: Tensor) -> Tensor:
-    """The derivative that a dual number carries; zeros if it depends on nothing that has a tangent."""
+    """Return the tangent of a dual number; zeros if it depends on nothing with a tangent."""
     tangent: Tensor | None = forward_ad.unpack_dual(dual).tangent  # type: ignore[no-untyped-call]
     return torch.zeros_like(dual) if tangent is None else tangent
 
 
 def span(jacobian: ExampleJacobian, omega_KM: Tensor, rotate: bool) -> Tensor:
-    """An orthonormal basis V, [P, K], of approximately the K leading right singular directions of J.
+    """Return an orthonormal basis V, [P, K], approximately the K leading right singular vectors of J.
 
-    Randomised SVD (Halko, Martinsson, Tropp 2011) by products with J only (docs/semantics.md, section 6, step 1):
+    This is a randomised SVD (Halko, Martinsson, Tropp 2011) that uses only products with J (docs/semantics.md,
+    section 6, step 1):
 
         Y = (Omega J)^T,  Q = orth(Y),  B = J Q = U S W^T,  V = Q W
 
-    A direction that no example's gradient has (J has a lower rank than K, or is 0) becomes a column of zeros, where
-    orthonormalising would put an arbitrary direction. Needs memory for three times V.
+    If the rank of J is less than K, the remaining columns are 0, where orthonormalising would give arbitrary
+    directions. The function needs three times the memory of V.
 
     Args:
-        jacobian: J.
-        omega_KM: a Gaussian random matrix.
+        jacobian: J, [M, P].
+        omega_KM: a Gaussian random matrix Omega, [K, M].
         rotate: if false, return Q instead of V.
     """
     Q_PK: Tensor = torch.linalg.qr(jacobian.left(omega_KM).t()).Q
@@ -189,16 +199,16 @@ def span(jacobian: ExampleJacobian, omega_KM: Tensor, rotate: bool) -> Tensor:
 
 
 def reweighted(g_P: Tensor, V_PK: Tensor, p_K: Tensor, perp: float, plus: float, minus: float) -> tuple[Tensor, Tensor]:
-    """The gradient eta_perp g_perp + eta_plus g_plus + eta_minus g_minus of ATTITTUD.
+    """Return the gradient eta_perp g_perp + eta_plus g_plus + eta_minus g_minus of ATTITTUD.
 
     With a = V^T g (docs/semantics.md, section 6, steps 2 and 3):
 
         g_plus = V (a where a p > 0),  g_minus = V (a where a p <= 0),  g_perp = g - g_plus - g_minus
 
     Args:
-        g_P: the auxiliary gradient g.
-        V_PK: orthonormal directions.
-        p_K: V^T (the end task's mean gradient).
+        g_P: the auxiliary gradient g, [P].
+        V_PK: orthonormal directions, [P, K]; some columns may be 0.
+        p_K: V^T times the end task's mean gradient, [K].
         perp: eta_perp.
         plus: eta_plus.
         minus: eta_minus.
@@ -207,7 +217,7 @@ def reweighted(g_P: Tensor, V_PK: Tensor, p_K: Tensor, perp: float, plus: float,
         The reweighted gradient, [P], and the shares of ||g||^2 in g_perp, g_plus and g_minus, [3] (zeros if g is 0).
     """
     a_K = V_PK.t() @ g_P
-    helps_K = a_K.sign() * p_K.sign() > 0  # of the signs, as the product of two small numbers may be rounded to 0
+    helps_K = a_K.sign() * p_K.sign() > 0  # product of signs: the product of two small numbers may round to 0
     weight_K = torch.where(helps_K, plus - perp, minus - perp)
     direction_P = torch.addmv(g_P, V_PK, weight_K.to(a_K.dtype) * a_K, beta=perp)
     norm2 = inner(g_P, g_P)

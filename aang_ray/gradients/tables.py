@@ -1,8 +1,8 @@
-"""Segment gradients of embedding tables: sparse, and never spread out over the vocabulary.
+"""Segment gradients of embedding tables, computed without dense tables where possible.
 
-The pass leaves N rows of G with ids and segments. Row v of g_s is the sum of the rows with id v and segment s. Norms
-and inner products are computed from sums over rows with equal keys; equal keys are found by sorting, so all sizes are
-known beforehand and nothing waits for the device.
+A pass gives N rows of G, each with an id and a segment. Row v of g_s is the sum of the rows with id v and segment s.
+Norms and inner products are computed from sums over rows with equal keys. Equal keys are found by sorting, so all sizes
+are known in advance and nothing waits for the device.
 
 Shape suffixes: N rows, S segments, V entries of the table, H width.
 """
@@ -20,7 +20,13 @@ from aang_ray.gradients.rules import Lookups, per_row
 
 
 class TableGradient:
-    """All rows of G that a pass adds to a table, with their ids and segments."""
+    """All rows of G that a pass adds to a table, with their ids and segments.
+
+    Args:
+        lookups: the pass's lookups in the table.
+        entries: number V of entries of the table.
+        dtype: type of the statistics.
+    """
 
     def __init__(self, lookups: Sequence[Lookups], entries: int, dtype: torch.dtype) -> None:
         self.segments = lookups[0].rows.count
@@ -31,23 +37,23 @@ class TableGradient:
         self.segment_N = _joined([per_row(numbers_S, lookup.rows) for lookup in lookups])
 
     def norms2(self) -> Tensor:
-        """||g_s||^2, [S]: rows with equal id and segment are added, then squared."""
+        """Return ||g_s||^2, [S]: sums of rows with equal id and segment, squared and added."""
         group_N, key_N = _groups(self.segment_N * self.entries + self.ids_N)
         sums_NH = torch.zeros_like(self.grads_NH).index_add_(0, group_N, self.grads_NH)
         return self._by_segment(torch.linalg.vector_norm(sums_NH, dim=1).square_(), key_N // self.entries)
 
     def norm2_of(self, coefficients_S: Tensor) -> Tensor:
-        """||sum_s c_s g_s||^2."""
+        """Return ||sum_s c_s g_s||^2, a scalar."""
         group_N, _ = _groups(self.ids_N)
         sums_NH = torch.zeros_like(self.grads_NH).index_add_(0, group_N, self.weighted(coefficients_S))
         return inner(sums_NH.view(-1), sums_NH.view(-1))
 
     def dots(self, table_VH: Tensor) -> Tensor:
-        """<table, g_s>, [S]."""
+        """Return <table, g_s>, [S]."""
         return self._by_segment((table_VH.index_select(0, self.ids_N) * self.grads_NH).sum(1), self.segment_N)
 
     def dots_with_dev(self) -> Tensor:
-        """<g_0, g_s>, [S]; g_0 takes as many rows as G has, not V."""
+        """Return <g_0, g_s>, [S]. g_0 is stored in N rows and not in V."""
         group_N, _ = _groups(self.ids_N)
         of_dev_N = self.segment_N == 0
         v_NH = torch.zeros_like(self.grads_NH).index_add_(0, group_N, self.grads_NH * of_dev_N[:, None])
@@ -57,22 +63,24 @@ class TableGradient:
         return values_N.new_zeros(self.segments).index_add_(0, segment_N, values_N)
 
     def weighted(self, coefficients_S: Tensor) -> Tensor:
-        """Every row of G times its segment's coefficient, [N, H]."""
+        """Return every row of G times its segment's coefficient, [N, H]."""
         return self.grads_NH * coefficients_S[self.segment_N][:, None]
 
     def stacked(self) -> Tensor:
-        """All g_s spread out, [S, V * H]."""
+        """Return all g_s as dense vectors, [S, V * H]."""
         result = self.grads_NH.new_zeros(self.segments * self.entries, self.grads_NH.shape[1])
         result.index_add_(0, self.segment_N * self.entries + self.ids_N, self.grads_NH)
         return result.view(self.segments, -1)
 
 
 def settle_lookups(ledger: Ledger, parameter: nn.Parameter, lookups: Sequence[Lookups]) -> None:
-    """Add a table's segment gradients to the ledger: all that one pass contributes to it by lookups."""
+    """Add a table's segment gradients from all lookups of one pass to the ledger."""
     entries = parameter.shape[0]
     gradient = TableGradient(lookups, entries, ledger.dtype)
     ledger.add_joint_lookups(parameter, gradient.ids_N, gradient.weighted)
-    if ledger.segments * entries <= 2 * len(gradient.ids_N):  # a small table is not worth sorting
+    if ledger.segments * entries <= 2 * len(
+        gradient.ids_N
+    ):  # for a small table, dense gradients are cheaper than sorting
         ledger.add_stacked(parameter, gradient.stacked())
         return
     for segment in ledger.present():
@@ -100,7 +108,11 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _groups(keys_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Number equal keys: the group of each row, [N], and the key of each group, [N], 0 after the last group."""
+    """Group rows with equal keys.
+
+    Returns:
+        The group of each row, [N], and the key of each group, [N], with 0 after the last group.
+    """
     sorted_N, order_N = keys_N.sort()
     group_N = torch.cat([sorted_N.new_zeros(1), (sorted_N[1:] != sorted_N[:-1]).long()]).cumsum(0)
     of_row_N = torch.empty_like(order_N).scatter_(0, order_N, group_N)

@@ -1,1 +1,1 @@
-"""How the losses of the end task and of the sampled objectives are weighed, one file a method."""
+"""Methods that weight the losses or gradients of the end task and of the sampled objectives."""

@@ -1,8 +1,8 @@
 """AANG: learn the weights of the objectives and of the end task from the agreement of gradients with dev.
 
 This is Algorithm 1 of Dery et al. 2023; with a space of one objective it is META-TARTAN (Dery et al. 2022). It reads
-from top to bottom: the factors behind each objective's logit, the weights and coefficients that they give, the
-meta-gradient, and the method that moves the factors. Equations and switches: docs/semantics.md, sections 1 and 3.
+from top to bottom: the factors of each objective's logit, the weights and coefficients computed from them, the
+meta-gradient, and the method that updates the factors. Equations and switches: docs/semantics.md, sections 1 and 3.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LETTERS = ("A", "D", "T", "R", "O")
 
 @dataclass(frozen=True)
 class FactorIndex:
-    """Which entries of one flat vector of factors add up to each objective's logit."""
+    """The entries of a flat vector of factors whose sum is each objective's logit."""
 
     names: Mapping[str, tuple[str, ...]]
     """Names of the entries by letter, in the order of the flat vector."""
@@ -43,7 +43,12 @@ class FactorIndex:
 
     @classmethod
     def of(cls, names: Mapping[str, Sequence[str]], stages: Sequence[tuple[str, str, str, str]]) -> FactorIndex:
-        """Build from the names by letter and each objective's (d, t, r, o), in the order of A."""
+        """Return the index of a space.
+
+        Args:
+            names: Names of the entries by letter.
+            stages: Each objective's (d, t, r, o), in the order of A.
+        """
         ordered = {letter: tuple(names[letter]) for letter in LETTERS}
         offsets = dict(zip(LETTERS, np.cumsum([0] + [len(ordered[letter]) for letter in LETTERS])[:-1], strict=True))
         rows = [
@@ -60,12 +65,12 @@ class FactorIndex:
 
 
 def logits(flat_F: Tensor, entries_n5: Tensor) -> Tensor:
-    """z of the sampled objectives, [n], from all factors [F] and the sampled objectives' entries [n, 5]."""
+    """Return z of the sampled objectives, [n], from all factors [F] and the sampled objectives' entries [n, 5]."""
     return flat_F[entries_n5].sum(dim=1)
 
 
 def scatter(gradient_n: Tensor, entries_n5: Tensor, size: int) -> Tensor:
-    """Gradient of all factors, [size], from the gradient of the sampled logits, [n].
+    """Return the gradient of all factors, [size], from the gradient of the sampled logits, [n].
 
     A_k receives dz_k. D, T, R and O receive the sum over the sampled objectives that use them. Factors that no sampled
     objective uses receive 0.
@@ -92,13 +97,13 @@ class Weighting:
 
     @classmethod
     def zeros(cls, index: FactorIndex, device: torch.device, published: bool) -> Weighting:
-        """All factors are 0: w = 1/n and lambda = 1/2."""
+        """Return a weighting whose factors are all 0, so that w = 1/n and lambda = 1/2."""
         moved = FactorIndex(index.names, index.entries_K5.to(device))
         return cls(moved, torch.zeros(index.size, device=device), torch.zeros(2, device=device), published)
 
     @classmethod
     def initial(cls, config: RunConfig, space: Space | None, device: torch.device) -> Weighting:
-        """The weighting of a run before its first step: all factors are 0.
+        """Return the weighting of a run before its first step, with all factors 0.
 
         Raises:
             UserError: if there is no space of objectives.
@@ -109,7 +114,7 @@ class Weighting:
         return cls.zeros(index, device, config.objectives.allocation == "published")
 
     def with_lambda(self, weight: float) -> Weighting:
-        """The same weighting with another weight of the end task, in (0, 1)."""
+        """Return the same weighting with another weight of the end task, in (0, 1)."""
         logits_2 = self.lambda_logits_2.new_tensor([0.0, math.log(1 / weight - 1)])
         return replace(self, lambda_logits_2=logits_2)
 
@@ -119,11 +124,11 @@ class Weighting:
         return torch.softmax(self.lambda_logits_2, dim=0)[0]
 
     def entries(self, sampled: Sampled) -> Tensor:
-        """Flat positions of the sampled objectives' factors, [n, 5]."""
+        """Return the flat positions of the sampled objectives' factors, [n, 5]."""
         return self.index.entries_K5.index_select(0, like_device(sampled.objectives, self.index.entries_K5))
 
     def weights(self, sampled: Sampled) -> Tensor:
-        """w of the sampled objectives, [n]."""
+        """Return w of the sampled objectives, [n]."""
         entries_n5 = self.entries(sampled)
         if not self.published:
             return torch.softmax(logits(self.flat_F, entries_n5), dim=0)
@@ -131,18 +136,18 @@ class Weighting:
         return shares_n * torch.softmax(logits(self.flat_F, entries_n5[:, ::4]), dim=0)  # columns 0 and 4: A and O
 
     def coefficients(self, sampled: Sampled) -> Tensor:
-        """(0, lambda, (1 - lambda) w_1, ..., (1 - lambda) w_n): the dev segment has weight 0. [2 + n]"""
+        """Return the segments' coefficients (0 for dev, lambda, (1 - lambda) w_1, ..., (1 - lambda) w_n), [2 + n]."""
         lambda_ = self.lambda_.reshape(1)
         return torch.cat((torch.zeros_like(lambda_), lambda_, (1 - lambda_) * self.weights(sampled)))
 
     def factors(self) -> Mapping[str, npt.NDArray[np.float64]]:
-        """Factors in host memory by letter."""
+        """Return the factors in host memory, by letter."""
         flat = self.flat_F.double().cpu().numpy()
         ends = np.cumsum([len(self.index.names[letter]) for letter in LETTERS])[:-1]
         return dict(zip(LETTERS, np.split(flat, ends), strict=True))
 
     def row(self, sampled: Sampled, health: Mapping[str, float]) -> WeightRow:
-        """The weights at this step for the store."""
+        """Return the weights at this step for the store, with the given `health` values."""
         factors = {
             letter: dict(zip(self.index.names[letter], (float(v) for v in values), strict=True))
             for letter, values in self.factors().items()
@@ -171,7 +176,7 @@ class Weighting:
 
 @dataclass(frozen=True)
 class Scores:
-    """Agreement of a step's gradients with the dev gradient."""
+    """Scores of a step's gradients: their cosines or inner products with the dev gradient."""
 
     objectives_n: Tensor
     end_task: Tensor
@@ -180,19 +185,19 @@ class Scores:
 
 
 def cosine_scores(dots_S: Tensor, norms2_S: Tensor, joint_norm2: Tensor, joint_dot: Tensor) -> Scores:
-    """Cosines with v; 0 where a norm is 0. `joint_*` belong to the joint auxiliary gradient."""
+    """Return cosines with v, 0 where a norm is 0. `joint_*` are of the joint auxiliary gradient."""
     cosines_S = cosine(dots_S, norms2_S)
     joint = cosine(torch.stack((norms2_S[0], joint_dot)), torch.stack((norms2_S[0], joint_norm2)))[1]
     return Scores(cosines_S[FIRST_OBJECTIVE:], cosines_S[1], joint)
 
 
 def identity_gradient(scores: Scores) -> tuple[Tensor, Tensor]:
-    """(dz [n], da [2]) as published."""
+    """Return (dz [n], da [2]) as published."""
     return -scores.objectives_n, -torch.stack((scores.end_task, scores.auxiliary))
 
 
 def softmax_gradient(scores: Scores, weights_n: Tensor, lambda_: Tensor) -> tuple[Tensor, Tensor]:
-    """(dz [n], da [2]) through w = softmax(z) and lambda = softmax(a), divided by beta."""
+    """Return (dz [n], da [2]), differentiated through w = softmax(z) and lambda = softmax(a), divided by beta."""
     centred_n = scores.objectives_n - (weights_n * scores.objectives_n).sum()
     end = -lambda_ * (1 - lambda_) * (scores.end_task - scores.auxiliary)
     return -(1 - lambda_) * weights_n * centred_n, torch.stack((end, -end))
@@ -201,13 +206,13 @@ def softmax_gradient(scores: Scores, weights_n: Tensor, lambda_: Tensor) -> tupl
 # 4. The method.
 
 PUBLISHED_CLIP = 10.0
-"""The released code scales each objective's body gradient to this norm at most."""
+"""Norm at which the released code clips each objective's body gradient."""
 
 
 class Aang(Method):
     """Plain SGD on the factors (`aux_lr`) and on (a_E, a_X) (`sopt_lr`), every `meta_every` steps.
 
-    With both learning rates 0 this is static multitask, and no meta work is done.
+    With both learning rates 0 this is static multitask, and no meta-gradients are computed.
     """
 
     def __init__(self, weighting: Weighting, config: AangConfig) -> None:
@@ -216,9 +221,9 @@ class Aang(Method):
         self._gradient_F = torch.zeros_like(weighting.flat_F)
         self._gradient_2 = torch.zeros_like(weighting.lambda_logits_2)
         self._averaged = 0
-        """Steps whose meta-gradients are in the two sums above."""
+        """Number of steps whose meta-gradients are in the two sums above."""
         self._health: list[tuple[int, Tensor]] = []
-        """(steps done, [cos(v, g_E), ||v||]) of every step since the last description, on the device."""
+        """Pairs (steps done, [cos(v, g_E), ||v||] on the device) of all steps since the last call of `describe`."""
 
     @classmethod
     def build(cls, config: RunConfig, space: Space | None, device: torch.device) -> Self:
@@ -244,7 +249,7 @@ class Aang(Method):
             dz_n, da_2 = identity_gradient(scores)
         else:
             dz_n, da_2 = softmax_gradient(scores, weights_n, self.weighting.lambda_)
-        # An objective without labels has g = 0, and its z must not move (under `softmax` it would).
+        # An objective without labels has g = 0, and its z must not change (with `softmax` it would).
         dz_n = torch.where(labelled(sampled, dz_n)[1:], dz_n, 0.0).to(self._gradient_F.dtype)
         self._gradient_F += scatter(dz_n, self.weighting.entries(sampled), self.weighting.index.size)
         self._gradient_2 += da_2.to(self._gradient_2.dtype)
@@ -269,12 +274,12 @@ class Aang(Method):
             return Scores(objectives_n, dots_S[1], (weights_n.to(dots_S.dtype) * objectives_n).sum())
         if gradients.joint_norm2 is None:
             raise ValueError("the score of the joint auxiliary gradient needs its norm")
-        # The norm is that of (1 - lambda) sum w_k g_k, so the dot product must be, too; the cosine is the same.
+        # The norm is that of (1 - lambda) sum w_k g_k, so the inner product must be of it too; the cosine is the same.
         joint_n = self.weighting.coefficients(sampled)[FIRST_OBJECTIVE:].to(dots_S.dtype)
         return cosine_scores(dots_S, norms2_S, gradients.joint_norm2, (joint_n * objectives_n).sum())
 
     def _published_scores(self, sampled: Sampled, gradients: StepGradients, dots_S: Tensor, norms2_S: Tensor) -> Scores:
-        """Scores with s_X of sum (active labels) g_k, each g_k clipped to norm 10 first."""
+        """Return scores in which s_X is that of sum (number of labels) g_k, with each g_k clipped to norm 10."""
         if gradients.gram_SS is None:
             raise ValueError("the published score of the joint auxiliary gradient needs the Gram matrix")
         labels_n = like_device(sampled.labels, dots_S).to(dots_S.dtype)
@@ -290,7 +295,7 @@ class Aang(Method):
         return self.weighting.factors()
 
     def describe(self, sampled: Sampled) -> WeightRow:
-        """The weights, with mean and deviation of cos(v, g_E) since the last call, and its value at every step."""
+        """Return the weights, and cos(v, g_E) since the last call: mean, standard deviation, and value at each step."""
         health: dict[str, float] = {}
         if self._health:
             values_K2 = torch.stack([values for _, values in self._health]).double().cpu()

@@ -2,7 +2,7 @@
 
 In the subspace of the end task's per-example gradients, the auxiliary gradient is split into the part that lowers the
 end task's loss and the part that raises it. The rest, outside the subspace, does neither to first order. Each of the
-three parts has a weight of its own.
+three parts has its own weight.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from aang_ray.objectives.source import END_TASK
 from aang_ray.store.schema import WeightRow
 
 SHARES = ("aux_neutral", "aux_helps", "aux_harms")
-"""The three parts' shares of the auxiliary gradient's squared norm, as they are called in the store."""
+"""Names in the store of the three parts' fractions of the auxiliary gradient's squared norm."""
 
 
 class Attittud(Static, PrimaryMethod):
     """d = lambda g_E + eta_perp g_perp + eta_plus g_plus + eta_minus g_minus of g = (1 - lambda) sum w_k g_k.
 
-    lambda = 1/2 and w = 1/n as in static multitask; heads get those weights. g_E is kept, one vector of the body's
-    size, and g is the update less lambda g_E. Of several workers, each estimates V and p from the same examples, and
-    all take the first one's. `whole_gradients` is not needed: g_E does not pass through a decoder, and the update
-    always includes the decoder's part.
+    lambda = 1/2 and w = 1/n as in static multitask, also for the heads. g_E is stored in one body-sized vector, and g
+    is the update minus lambda g_E. With several workers, all estimate V and p from the same examples and use the first
+    worker's result. `whole_gradients` is not needed, because g_E does not involve a decoder and the update always
+    includes the decoder's part.
     """
 
     config: AttittudConfig
@@ -43,14 +43,14 @@ class Attittud(Static, PrimaryMethod):
         self._basis_PK: Tensor | None = None
         self._primary_K: Tensor | None = None
         self._shares: list[Tensor] = []
-        """Shares at every step since the last description, on the device."""
+        """Fractions at every step since the last call of `describe`, on the device."""
 
     def primary_examples(self, step: int) -> PrimaryExamples:
         refresh = step % self.config.refresh_every == 0
         return PrimaryExamples(self.config.subspace_examples if refresh else 0, self.config.primary_examples)
 
     def measure(self, step: int, subspace: ExampleJacobian | None, primary: ExampleJacobian) -> tuple[Tensor, ...]:
-        """Renew V if there is a `subspace`, which waits for the device, and compute p = V^T (mean gradient)."""
+        """Estimate a new V if `subspace` is given (this waits for the device), and compute p = V^T (mean gradient)."""
         if subspace is not None:
             self._basis_PK = None  # frees its memory before the new one is made
             check_memory(subspace.parameters, 3 * self.config.rank, "method.rank or encoder.layers")

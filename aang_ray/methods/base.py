@@ -1,8 +1,8 @@
-"""What a method is: the protocol that the training loop knows, with the defaults that most methods keep.
+"""The interface between methods and the training loop, with default implementations.
 
-A method states what it needs of a step's gradients, turns its state into the coefficients of the step's losses, and
-updates its state from the gradients. Its tensors live on the device of the run, and no step waits for the device unless
-the method's own page says so. docs/methods/README.md says how to add one.
+A method requests statistics of a step's gradients, computes the coefficients of the step's losses from its state, and
+updates its state from the gradients. Its tensors are on the device of the run. A step does not wait for the device
+unless the method's documentation states it. docs/methods/README.md describes how to add a method.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Sampled:
     objectives: tuple[int, ...]
     """Indices into the space, ascending."""
     shares: tuple[float, ...]
-    """b / B of each in `published` allocation; 1 each otherwise."""
+    """b / B of each objective in `published` allocation; 1 otherwise."""
     labels: tuple[float, ...]
-    """Number of labels of each at this step."""
+    """Number of labels of each objective at this step."""
 
 
 class Method(ABC):
-    """How the losses of a step are weighed.
+    """Base class of methods, which determine the weights of a step's losses or the body's update.
 
     Segments are numbered: 0 is the dev batch, 1 the end task, and 2 ... n + 1 are the sampled objectives.
     """
@@ -48,14 +48,19 @@ class Method(ABC):
     uses_dev: bool = False
     """Whether a step needs the dev batch and the dev head."""
     whole_gradients: bool = False
-    """Whether statistics must include a tied decoder's part, because the update is made from them."""
+    """Whether statistics must include a tied decoder's part, because the update is computed from them."""
     state: dict[str, Tensor]
-    """Tensors that go through checkpoints, by name; methods with other state extend `state_dict`."""
+    """Tensors that checkpoints contain, by name; methods with other state extend `state_dict`."""
 
     @classmethod
     @abstractmethod
     def build(cls, config: RunConfig, space: Space | None, device: torch.device) -> Self:
-        """The method of a run in its initial state.
+        """Return the method of a run in its initial state.
+
+        Args:
+            config: The configuration of the run.
+            space: The objectives; None for a method that trains on the end task alone.
+            device: Device of the method's tensors.
 
         Raises:
             UserError: if the method needs a space of objectives and there is none.
@@ -63,10 +68,10 @@ class Method(ABC):
 
     @abstractmethod
     def request(self, sampled: Sampled) -> Request:
-        """The weight of every segment in the update, and what else the step's gradients must provide."""
+        """Return the weight of every segment in the update, and the statistics that the method needs."""
 
     def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor | None:
-        """The body's update direction, [P], if it is not the weighted sum that `request` asked for; else None.
+        """Return the body's update direction, [P], or None if it is the weighted sum of `request`.
 
         It is called before `observe`.
         """
@@ -77,15 +82,15 @@ class Method(ABC):
         return
 
     def factors(self) -> Mapping[str, npt.NDArray[np.float64]] | None:
-        """Factor tensors in host memory, for allocations that follow them; None if the method has none."""
+        """Return the factors in host memory, for allocations that depend on them; None if the method has none."""
         return None
 
     def describe(self, sampled: Sampled) -> WeightRow | None:
-        """The weights at this step for the store; waits for the device. None if the method weighs nothing."""
+        """Return the weights at this step for the store; None if the method has none. Waits for the device."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs: tensors, numbers, and lists and dicts of them."""
+        """Return the state for a resumed run: tensors, numbers, and lists and dicts of them."""
         return {name: value.clone().cpu() for name, value in self.state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -96,32 +101,37 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class PrimaryExamples:
-    """How many train examples of the end task a method measures before a step."""
+    """Numbers of end-task train examples that a method uses before a step."""
 
     subspace: int
-    """Examples for the estimate of a subspace; 0 if the step makes none."""
+    """Examples for estimating a subspace; 0 if the step does not estimate one."""
     mean: int
     """Other examples, for the mean gradient."""
 
 
 class PrimaryMethod(Method):
-    """A method that measures gradients of the end task apart from the step's own, with dropout off."""
+    """A method that needs additional end-task gradients before a step, computed with dropout off."""
 
     @abstractmethod
     def primary_examples(self, step: int) -> PrimaryExamples:
-        """The examples that the method needs before a step: a function of the step alone."""
+        """Return the numbers of examples that the method needs before a step, a function of the step alone."""
 
     @abstractmethod
     def measure(self, step: int, subspace: ExampleJacobian | None, primary: ExampleJacobian) -> Sequence[Tensor]:
         """Measure the end task's gradients. Called before `request`, and again with the same examples on a retry.
 
+        Args:
+            step: Index of the step.
+            subspace: Jacobian of the subspace's examples; None at a step without them.
+            primary: Jacobian of the examples for the mean gradient.
+
         Returns:
-            The tensors that were measured and kept; the caller makes them the same on all workers.
+            The tensors that the method has computed and keeps. The caller makes them the same on all workers.
         """
 
 
 def like_device(values: Sequence[float] | Sequence[int] | Sequence[bool], like: Tensor) -> Tensor:
-    """Host numbers as a tensor on the device of `like`, without waiting for that device."""
+    """Return numbers as a tensor on the device of `like`, without waiting for that device."""
     on_host = torch.tensor(values)
     if like.device.type == "cuda":
         on_host = on_host.pin_memory()
@@ -129,12 +139,12 @@ def like_device(values: Sequence[float] | Sequence[int] | Sequence[bool], like: 
 
 
 def positions(sampled: Sampled, like: Tensor) -> Tensor:
-    """Positions of the step's losses in vectors over the end task (entry 0) and the whole space, [m = 1 + n]."""
+    """Return the indices of the step's losses in vectors over end task (entry 0) and whole space, [m = 1 + n]."""
     return like_device([0, *(1 + objective for objective in sampled.objectives)], like)
 
 
 def labelled(sampled: Sampled, like: Tensor) -> Tensor:
-    """Which of the step's losses have labels, [m]: a loss without labels must not move any state."""
+    """Return whether each of the step's losses has labels, [m]. A loss without labels must not change any state."""
     return like_device([True, *(count > 0 for count in sampled.labels)], like)
 
 
@@ -142,7 +152,7 @@ def labelled(sampled: Sampled, like: Tensor) -> Tensor:
 def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """Seed torch's random numbers with (seed, step) inside the block, and restore their state afterwards.
 
-    So a resumed run, and every worker, draws what an uninterrupted single run draws.
+    So resumed runs and all workers draw the same numbers as an uninterrupted run.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(randomness.keys(seed, step, randomness.METHOD)[0] >> 1))
@@ -150,16 +160,21 @@ def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
 
 
 def named_weights(sampled: Sampled, names: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
-    """Weights of the sampled objectives by name."""
+    """Return the weights of the sampled objectives by name."""
     return {names[index]: float(weight) for index, weight in zip(sampled.objectives, weights, strict=True)}
 
 
 def weight_row(sampled: Sampled, names: Sequence[str], weights_m: Tensor) -> WeightRow:
-    """The store's row for weights of the end task and the sampled objectives, [1 + n], that are no softmax of factors.
+    """Return the store's row for weights that are not a softmax of factors. Waits for the device.
 
-    The row holds the end task's share of the sum, and the objectives' shares of theirs (0 if the sum is 0). The weights
-    themselves stand under `health` as `weight/<name>`: they may be negative, and need not sum to 1. Waits for the
-    device.
+    The row has the end task's share of the sum of all weights, and each objective's share of the objectives' sum (0 if
+    the sum is 0). The weights themselves are in `health` as `weight/<name>`; they may be negative and need not sum to
+    1.
+
+    Args:
+        sampled: The step's objectives.
+        names: Names of all objectives of the space.
+        weights_m: Weights of the end task and the sampled objectives, [1 + n].
     """
     weights = weights_m.tolist()
     total, objectives = sum(weights), sum(weights[1:])

@@ -12,22 +12,22 @@ from aang_ray.methods.plain import Static
 from aang_ray.store.schema import WeightRow
 
 SMALLEST = 1e-6
-"""Weights stay positive."""
+"""Lower bound of the weights, so that they stay positive."""
 
 
 class GradNorm(Static):
     """Coefficients c_i = w_i / sum w over the end task and the sampled objectives, w learned from gradient norms.
 
-    With v_i the step's w_i over their mean (the paper's weights, whose sum is the number of tasks), G_i = v_i ||g_i||,
-    r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)) and the target t_i = mean(G) r_i^alpha, held fixed, a step minimises
-    sum_i |G_i - t_i|:
+    Let v_i be w_i divided by the mean of the step's w (the paper's weights, whose sum is the number of tasks),
+    G_i = v_i ||g_i||, r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)), and t_i = mean(G) r_i^alpha the target, which is
+    treated as constant. A step of gradient descent on sum_i |G_i - t_i|, divided by mean(G), is
 
         v_i <- v_i - lr sign(G_i - t_i) ||g_i|| / mean(G),
 
-    and then scales the step's w back to the sum that they had. The paper leaves the division by mean(G) to Adam, whose
-    moments would move objectives that are not sampled. g_i is the gradient of the whole body, not of its last layer:
-    the single pass computes its norm anyway. L_i(0) is the first loss seen. Losses that are not sampled, or have no
-    labels, keep their w.
+    Afterwards the step's w are scaled to their previous sum. Instead of dividing by mean(G) the paper uses Adam, whose
+    moments would change weights of objectives that are not sampled. g_i is the gradient of the whole body and
+    not of its last layer, because the single pass computes that norm anyway. L_i(0) is the first observed loss. Losses
+    that are not sampled or have no labels keep their w.
     """
 
     config: GradnormConfig
@@ -73,7 +73,7 @@ class GradNorm(Static):
 def relative_gradient(
     relative_m: Tensor, norms_m: Tensor, losses_m: Tensor, first_m: Tensor, counted_m: Tensor, alpha: float
 ) -> Tensor:
-    """sign(G_i - t_i) ||g_i|| / mean(G) at weights v, [m]; 0 for losses that do not count.
+    """Return sign(G_i - t_i) ||g_i|| / mean(G) at weights v, [m]; 0 for losses that do not count.
 
     Args:
         relative_m: the weights v, with mean 1 over the losses that count.

@@ -40,7 +40,7 @@ class Finetune(Method):
 
 
 class MaskedLm(Finetune):
-    """L = L_k: the one objective of a masked-LM stage (TAPT, DAPT); the end task has no examples there."""
+    """L = L_k for the single objective of a masked-LM stage (TAPT, DAPT), which has no end-task examples."""
 
     coefficients = (0.0, 0.0, 1.0)
 
@@ -48,8 +48,8 @@ class MaskedLm(Finetune):
 class Static(Method):
     """Static multitask, L = 1/2 L_E + 1/2 (1/n) sum over S of L_k: Algorithm 1 with factors that stay 0.
 
-    (Dery et al. 2023, section 7.3.) It is also the base of methods that start from these coefficients, or give them to
-    the heads.
+    (Dery et al. 2023, section 7.3.) It is also the base class of methods that start from these coefficients, or use
+    them for the heads.
     """
 
     def __init__(self, weighting: Weighting, config: MethodConfig | None = None, seed: int = 0) -> None:
@@ -62,12 +62,12 @@ class Static(Method):
         return cls(Weighting.initial(config, space, device), config.method, config.seed)
 
     def initial_state(self) -> dict[str, Tensor]:
-        """The method's state before the first step. Vectors over losses are [1 + K]: the end task, then the space."""
+        """Return the state before the first step. Vectors over losses are [1 + K]: the end task, then the space."""
         return {}
 
     @property
     def losses(self) -> int:
-        """1 + K: the end task and every objective of the space."""
+        """Number of losses, 1 + K: the end task and every objective of the space."""
         return 1 + len(self.names)
 
     @property

@@ -1,4 +1,4 @@
-"""From a run's configuration to its method. `MethodConfig` in config/methods.py lists the methods."""
+"""Creates the method of a configuration. `MethodConfig` in config/methods.py lists all methods."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from aang_ray.objectives.space import Space
 
 
 def make_method(config: RunConfig, space: Space | None, device: torch.device) -> Method:
-    """The method that a configuration names, in its initial state.
+    """Return the method of a configuration in its initial state.
 
-    Only the module of that method is imported: TorchJD's solvers take seconds to import.
+    Only the module of that method is imported, because TorchJD's solvers take seconds to import.
 
     Raises:
         UserError: if the method needs a space of objectives and there is none.

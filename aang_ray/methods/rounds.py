@@ -1,12 +1,12 @@
-"""alphaVIL and DIW train every task alone, in rounds, and combine the results (docs/semantics.md, section 7).
+"""alphaVIL and DIW: in each round, train every task alone and combine the results (docs/semantics.md, section 7).
 
-Task 0 is the end task; the other tasks are the objectives that step 0 samples, for the whole run. A round trains every
-task alone from the same parameters theta. Then
+Task 0 is the end task. The other tasks are the objectives sampled for step 0, and stay the same in the whole run. A
+round trains every task alone from the same parameters theta. Then
 
-- alphaVIL adds the tasks' parameter updates, each times a factor that it finds by gradient descent on the dev loss
-  (its paper, Algorithm 1);
-- DIW scores every task's parameters on dev, then trains all tasks together, again and again with other weights,
-  until the dev score improves (the baseline of that paper).
+- alphaVIL adds the tasks' parameter updates, each multiplied by a factor that gradient descent on the dev loss finds
+  (Algorithm 1 of its paper);
+- DIW scores every task's parameters on dev, then trains all tasks together, repeatedly with new weights, until the dev
+  score improves (the baseline of the alphaVIL paper).
 
 `train/rounds.py` carries out the training steps and calls a method's `task_trained`, `tasks_trained` and
 `try_trained` at their ends.
@@ -37,7 +37,7 @@ SMALLEST_WEIGHT = 1e-6
 
 
 class Round(Protocol):
-    """What a round offers its method. Every call is made by all workers of the run."""
+    """The interface of a round for its method. All workers of the run must make the same calls."""
 
     @property
     def objectives(self) -> tuple[int, ...]:
@@ -48,43 +48,47 @@ class Round(Protocol):
         """Parameters with which the round began, [Q]; body and heads hold them when all tasks are trained."""
 
     def write(self, vector_Q: Tensor) -> None:
-        """Give body and heads these parameters."""
+        """Copy these parameters, [Q], into body and heads."""
 
     def allocate(self, rows: int) -> Tensor:
-        """Return room for as many parameter vectors, [rows, Q]; raise `UserError` if it exceeds the free memory."""
+        """Return a tensor for `rows` parameter vectors, [rows, Q].
+
+        Raises:
+            UserError: if it does not fit into the free memory.
+        """
 
     def task_update(self, owner: int, out_Q: Tensor) -> None:
-        """Write into `out_Q`, on every worker, how far the worker `owner` has moved its parameters from `start_Q`."""
+        """Write the difference of worker `owner`'s parameters from `start_Q` into `out_Q`, [Q], on every worker."""
 
     def dev_gradient(self, point_Q: Tensor) -> Tensor:
-        """Return the gradient of the mean dev loss at the parameters `point_Q`, [Q], dropout off."""
+        """Return the gradient of the mean dev loss at the parameters `point_Q`, [Q], with dropout off."""
 
     def dev_score(self, owner: int) -> float:
-        """Return the end task's dev score of the parameters that the worker `owner` holds."""
+        """Return the end task's dev score with worker `owner`'s parameters."""
 
     def share(self, tensor: Tensor) -> None:
-        """Give a tensor the first worker's values on every worker."""
+        """Replace a tensor's values by those of the first worker, on every worker."""
 
 
 class RoundMethod(Method):
-    """Base of the methods that train in rounds: one weight w_i a task, 1 at the start, that moves once a round.
+    """Base class of methods that train in rounds. Each task has a weight w_i, which is 1 at the start.
 
-    A step trains one task alone, or (`together`) all of them by the loss 1/N sum_i w_i L_i: at w = 1 that is the
-    paper's multitask baseline, which averages.
+    A step trains one task alone, or (`together`) all tasks with the loss 1/N sum_i w_i L_i. With all w_i = 1 that is
+    the paper's multitask baseline.
     """
 
     has_tries = False
-    """Whether a round goes on after the tasks with steps that train all of them together."""
+    """Whether a round continues, after the single tasks, with steps that train all tasks together."""
 
     def __init__(self, names: Sequence[str], device: torch.device, config: MethodSection) -> None:
         self._names, self._device = names, device
         self.end_task_weight = 1.0
         self._weights: dict[int, float] = {}
-        """By objective; 1 if it never moved."""
+        """Weight of each objective by index; objectives that are missing have weight 1."""
         self._objectives: tuple[int, ...] = ()
         """The tasks of the last round."""
         self._health: dict[str, float] = {}
-        """What is stored with the weights, by name."""
+        """Further values that are stored with the weights, by name."""
         self.together = False
         """Whether the next step trains all tasks together."""
         self.loss_scale = 1.0
@@ -99,7 +103,7 @@ class RoundMethod(Method):
     @property
     @abstractmethod
     def trained(self) -> int:
-        """How many tasks of the present round are trained."""
+        """Number of tasks whose training in the current round is finished."""
 
     def rate_scale(self, task: int, objectives: Sequence[int]) -> float:
         """Return the factor on a task's learning rates; called before the task is trained."""
@@ -107,14 +111,14 @@ class RoundMethod(Method):
 
     @abstractmethod
     def task_trained(self, round_: Round, task: int, owner: int) -> None:
-        """Take the outcome of a task's training from the worker `owner`, whose body and heads hold it."""
+        """Use the result of a task's training, which is in the body and heads of worker `owner`."""
 
     @abstractmethod
     def tasks_trained(self, round_: Round) -> bool:
-        """Continue when all tasks are trained; return whether the round is over."""
+        """Use the results after all tasks are trained; return whether the round is finished."""
 
     def try_trained(self, round_: Round, again: bool) -> bool:
-        """Judge a try, which body and heads hold; return whether the round is over.
+        """Evaluate a try, whose result is in body and heads; return whether the round is finished.
 
         Args:
             round_: The round.
@@ -127,7 +131,7 @@ class RoundMethod(Method):
         return [self.end_task_weight, *(self._weights.get(k, 1.0) for k in objectives)]
 
     def move(self, objectives: Sequence[int], by: Sequence[float]) -> None:
-        """w_i <- max(w_i + by_i, 1e-6) for the end task and these objectives."""
+        """Set w_i <- max(w_i + by_i, 1e-6) for the end task and these objectives."""
         moved = [max(w + step, SMALLEST_WEIGHT) for w, step in zip(self.weights(objectives), by, strict=True)]
         self.end_task_weight = moved[0]
         self._weights.update(zip(objectives, moved[1:], strict=True))
@@ -141,7 +145,7 @@ class RoundMethod(Method):
         return Request(like_device(coefficients, torch.empty(0, device=self._device)))
 
     def describe(self, sampled: Sampled) -> WeightRow:
-        """Return normalised weights for the store: of the end task among all, of the objectives among themselves."""
+        """Return weights for the store: the end task's fraction of all weights, the objectives' fractions of theirs."""
         objectives = self._objectives or sampled.objectives
         end_task, *others = self.weights(objectives)
         names, total = [self._names[k] for k in objectives], sum(others)
@@ -165,7 +169,7 @@ class RoundMethod(Method):
 
     @abstractmethod
     def round_state(self) -> dict[str, Any]:
-        """Return what is known of the present round: a run continues from there within a round."""
+        """Return the method's state within the current round, for a resumed run."""
 
     @abstractmethod
     def restore_round(self, round_: Round, state: Mapping[str, Any]) -> None:
@@ -178,9 +182,9 @@ class RoundMethod(Method):
 class Alphavil(RoundMethod):
     """theta <- theta + sum_i alpha_i delta_i, then w_i <- max(w_i + (alpha_i - 1), 1e-6).
 
-    delta_i = theta_i - theta is the update of task i trained alone. Every worker keeps all of them and finds alpha for
-    itself on all of dev, dropout off, heads and body alike: `alpha_steps` forward and backward passes over dev a
-    round. The weight w_i scales the learning rate of task i (`published`: its loss).
+    delta_i = theta_i - theta is the update of body and heads when task i is trained alone. Every worker stores all of
+    them and computes alpha on all of dev with dropout off. This takes `alpha_steps` forward and backward passes over
+    dev in a round. The weight w_i scales the learning rate of task i (`published`: its loss).
     """
 
     def __init__(self, names: Sequence[str], device: torch.device, config: AlphavilConfig) -> None:
@@ -188,7 +192,7 @@ class Alphavil(RoundMethod):
         self.config = config
         self._alpha: list[float] = []
         self.deltas_NQ: Tensor | None = None
-        """Updates of the tasks: as many rows as tasks are trained count."""
+        """Updates of the tasks, [N, Q]; only the first `trained` rows are valid."""
         self._trained = 0
 
     @property
@@ -208,7 +212,7 @@ class Alphavil(RoundMethod):
     def tasks_trained(self, round_: Round) -> bool:
         deltas_NQ = self._rows(round_)
         alpha_N = self.mix(round_.start_Q, deltas_NQ, round_.dev_gradient)
-        # Where kernels are not deterministic, workers that computed the same would drift apart.
+        # With non-deterministic kernels, the workers' results would differ slightly.
         round_.share(alpha_N)
         round_.write(torch.addmv(round_.start_Q, deltas_NQ.t(), alpha_N))
         self.learn(round_.objectives, alpha_N.tolist())
@@ -216,10 +220,14 @@ class Alphavil(RoundMethod):
         return True
 
     def mix(self, theta_Q: Tensor, deltas_NQ: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return alpha, [N], after some steps of SGD from 1 on L(theta + sum_i alpha_i delta_i).
+        """Return alpha, [N], after `alpha_steps` steps of SGD on L(theta + sum_i alpha_i delta_i), starting from 1.
 
-        `gradient` gives the gradient of L at parameters [Q], and dL / d alpha_i is its inner product with delta_i.
-        (alphaVIL, Algorithm 1, lines 8 and 9)
+        dL / d alpha_i is the inner product of the gradient of L with delta_i (alphaVIL, Algorithm 1, lines 8 and 9).
+
+        Args:
+            theta_Q: Parameters at the start of the round.
+            deltas_NQ: Updates of the tasks.
+            gradient: Returns the gradient of L, [Q], at given parameters [Q].
         """
         alpha_N = torch.ones(len(deltas_NQ), dtype=deltas_NQ.dtype, device=deltas_NQ.device)
         optimizer = torch.optim.SGD([alpha_N], lr=self.config.alpha_lr, momentum=self.config.alpha_momentum)
@@ -229,7 +237,7 @@ class Alphavil(RoundMethod):
         return alpha_N.detach()
 
     def learn(self, objectives: Sequence[int], alpha: Sequence[float]) -> None:
-        """Move the weights by what the mixing found."""
+        """Add alpha_i - 1 to the weights, and keep alpha for the store."""
         self.move(objectives, [value - 1 for value in alpha])
         self._set_alpha(alpha)
 
@@ -255,20 +263,20 @@ class Alphavil(RoundMethod):
         self._health = {f"alpha/{name}": value for name, value in zip(names, self._alpha, strict=False)}
 
     def _rows(self, round_: Round) -> Tensor:
-        """One row a task, [N, Q]."""
+        """Return the tensor of updates with one row per task, [N, Q]."""
         if self.deltas_NQ is None:
             self.deltas_NQ = round_.allocate(1 + len(round_.objectives))
         return self.deltas_NQ
 
 
 class Diw(RoundMethod):
-    """w_i <- max(w_i + rate (score of task i alone - score of all together), 1e-6), scores on dev.
+    """w_i <- max(w_i + rate (score of task i alone - score of all together), 1e-6), with scores on dev.
 
-    A round trains every task alone, with weight 1, then a try: all of them together from the same parameters, with
-    the weights w. The try is made again with the moved weights until its score exceeds the last round's, or `tries`
-    are made; then the last try stands. A try takes as many steps as the end task does alone, on the same batches at
-    every try, and on several workers all of them train it. A round is begun if the run has the steps for one try, and
-    a try is made again if the run has the steps for it.
+    A round trains every task alone with weight 1. Then it makes a try: it trains all tasks together, from the same
+    parameters, with the weights w. The try is repeated with the new weights until its score exceeds that of the last
+    round, or until `tries` tries are made. The result of the last try is kept. A try has as many steps as the end task
+    alone, uses the same batches every time, and is trained by all workers together. A round begins only if the run has
+    enough steps for it with one try, and a try is repeated only if there are enough steps.
     """
 
     has_tries = True
@@ -277,11 +285,11 @@ class Diw(RoundMethod):
         super().__init__(names, device, config)
         self.config = config
         self.tries = 0
-        """Made in this round."""
+        """Number of tries in this round."""
         self.last_score = -1.0
-        """Score of the last round; before the first one it is less than any score."""
+        """Score of the last round; before the first round it is lower than any score."""
         self._alone: list[float] = []
-        """Scores of the tasks that are trained, in the present round."""
+        """Dev scores of the tasks that are already trained in the current round."""
 
     @property
     def trained(self) -> int:
@@ -304,7 +312,7 @@ class Diw(RoundMethod):
         return True
 
     def judge(self, objectives: Sequence[int], alone: Sequence[float], together: float) -> bool:
-        """Move the weights after a try; return whether the round is over.
+        """Update the weights after a try; return whether the round is finished.
 
         Args:
             objectives: The objectives of the run.
@@ -319,7 +327,7 @@ class Diw(RoundMethod):
         return together > self.last_score or self.tries >= self.config.tries
 
     def end_round(self, together: float) -> None:
-        """Keep the score that the next round is compared with."""
+        """Keep the score for comparison with the next round, and reset the number of tries."""
         self.last_score, self.tries = together, 0
 
     def state_dict(self) -> dict[str, Any]:

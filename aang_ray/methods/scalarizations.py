@@ -1,10 +1,11 @@
 """Functions of the losses that TorchJD computes: scalarizations. (docs/methods/loss-weights.md)
 
 The coefficient of a loss in the update is the derivative of the scalarization by that loss. If it is known before the
-step, the engine gets it with the request: one plain backward pass is enough (`Scalarization`). If it depends on the
-step's losses, which the forward pass computes, the separate gradients are combined (`LossAggregation`).
+step, it is part of the request, and one plain backward pass is enough (`Scalarization`). If it depends on the step's
+losses, which only the forward pass computes, the separate gradients are combined (`LossAggregation`).
 
-State is kept for the end task and the whole space, [1 + K]. What is not sampled, or has no labels, keeps its state.
+The state has entries for the end task and the whole space, [1 + K]. Entries of losses that are not sampled or have no
+labels do not change.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from aang_ray.store.schema import WeightRow
 
 
 def derivative(scalarizer: Any, losses_m: Tensor) -> Tensor:
-    """Derivatives of a scalarizer by the losses, [m]."""
+    """Return the derivatives of a scalarizer by the losses, [m]."""
     with torch.enable_grad():
         leaf_m = losses_m.detach().clone().requires_grad_()
         weights_m: Tensor = torch.autograd.grad(scalarizer(leaf_m), leaf_m)[0]
@@ -41,7 +42,7 @@ class Scalarization(Static, ABC):
 
     @abstractmethod
     def weights(self, sampled: Sampled) -> Tensor:
-        """Coefficients of the end task and the sampled objectives, [m]."""
+        """Return the coefficients of the end task and the sampled objectives, [m]."""
 
     def request(self, sampled: Sampled) -> Request:
         weights_m = self.weights(sampled)
@@ -68,7 +69,7 @@ KINDS: Mapping[str, tuple[Any, str]] = {
 
 
 class LearnedScales(Scalarization):
-    """A learned number s_i for every loss, by plain SGD with rate `lr` from 0; weights need not sum to 1.
+    """A number s_i for every loss, learned with plain SGD (rate `lr`, initial value 0). Weights need not sum to 1.
 
     `uncertainty`: L = sum_i (1/2 exp(-s_i) L_i + 1/2 s_i), so every weight starts at 1/2 (Kendall et al. 2018).
     `imtl_l`: L = sum_i (exp(s_i) L_i - s_i), so every weight starts at 1 (Liu et al. 2021).
@@ -93,7 +94,7 @@ class LearnedScales(Scalarization):
         self.state[self._key].index_add_(0, positions(sampled, gradient_m), gradient_m, alpha=-self.config.lr)
 
     def _scalarizer(self, sampled: Sampled) -> tuple[Any, Tensor]:
-        """TorchJD's scalarizer of the step's losses, and its parameter s, [m]."""
+        """Return TorchJD's scalarizer of the step's losses, and its parameter s, [m]."""
         selected_m = self.state[self._key][positions(sampled, self.state[self._key])]
         scalarizer = self._kind(len(selected_m)).to(selected_m)
         (scales_m,) = scalarizer.parameters()
@@ -152,11 +153,11 @@ class DynamicWeightAverage(Scalarization):
 # 2. Weights that depend on the losses of the step.
 
 SMALLEST_LOSS = 1e-12
-"""Losses below count as this: the geometric mean has no derivative at 0."""
+"""Lower bound for losses, because the geometric mean has no derivative at 0."""
 
 
 def loss_weights(kind: settings.Preference, losses_m: Tensor) -> Tensor:
-    """Weights of the losses, [m], that sum to 1."""
+    """Return weights of the losses, [m], that sum to 1."""
     found_m = preference(kind, losses_m)
     return torch.full_like(losses_m, 1 / len(losses_m)) if found_m is None else found_m
 
@@ -167,7 +168,7 @@ LOSS_FUNCTIONS: Mapping[str, Callable[[Any, Tensor], Any]] = {
     "cosmos": lambda c, losses_m: scalarization.COSMOS(c.penalty, loss_weights(c.preference, losses_m)),
     "pbi": lambda c, losses_m: scalarization.PBI(c.theta, loss_weights(c.preference, losses_m)),
 }
-"""TorchJD's scalarizer for the settings of a method and the step's losses."""
+"""Functions that return TorchJD's scalarizer, from a method's settings and the step's losses."""
 
 
 class LossAggregation(Aggregation):
@@ -180,16 +181,17 @@ class LossAggregation(Aggregation):
         return weights_S
 
     def scalarizer(self, losses_m: Tensor, places_m: Tensor) -> Any:
-        """F of the step."""
+        """Return F for the step."""
         return LOSS_FUNCTIONS[self.config.name](self.config, losses_m)
 
 
 class Famo(LossAggregation):
     """FAMO: F = c sum_i z_i log L_i with z = softmax(w), w learned so that all losses fall at an equal rate.
 
-    TorchJD computes F. w moves by Adam along the change of log L_i since the loss was last seen, through the softmax
-    over the losses of the step. The paper evaluates the same batch again after the step, a second forward pass; the
-    next batch has the same expectation and more noise. SparseAdam is Adam that does not move what is not sampled.
+    TorchJD computes F. Adam updates w with the change of log L_i since the loss was last sampled, differentiated
+    through the softmax over the step's losses. The paper evaluates the same batch again after the step, which needs a
+    second forward pass. The next batch has the same expectation and more noise. SparseAdam is used because it does not
+    change entries that are not sampled.
     """
 
     config: settings.FamoConfig

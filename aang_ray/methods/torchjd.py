@@ -1,11 +1,11 @@
 """Aggregations of the separate gradients that TorchJD computes. (docs/methods/aggregations.md)
 
-The methods are entries of two tables: `GRAM_WEIGHTS`, weights of the gradients from their Gram matrix, and
-`COORDINATEWISE`, updates from the gradients' coordinates. Four more have a state, and a class. TorchJD's state belongs
-to a fixed list of losses. Here it is kept for the end task and the whole space, [1 + K], because the objectives of a
-step are a sample; what is not sampled, or has no labels, keeps its state.
+Most methods are entries of two tables: `GRAM_WEIGHTS` (weights of the gradients from their Gram matrix) and
+`COORDINATEWISE` (updates from the gradients' coordinates). Four more methods have a state and are classes. TorchJD's
+state belongs to a fixed list of losses. Here the objectives change from step to step, so the state has entries for the
+end task and the whole space, [1 + K]. Entries of losses that are not sampled or have no labels do not change.
 
-TorchJD is imported with this file, when a run names one of these methods: its solvers take seconds to import.
+This file imports TorchJD, whose solvers take seconds to import, so it is imported only when a run uses it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from aang_ray.store.schema import WeightRow
 
 
 def preference(kind: settings.Preference, like: Tensor) -> Tensor | None:
-    """Weights to start from, [m]; None is TorchJD's equal weights."""
+    """Return the preference weights, [m]; None selects TorchJD's equal weights."""
     if kind == "uniform":
         return None
     others = len(like) - 1
@@ -46,7 +46,7 @@ def cagrad(config: settings.CagradConfig, gram_mm: Tensor, trace: Tensor) -> Ten
     """CAGrad; the mean with c = 0, which TorchJD's solver does not reach at stationary points."""
     if config.c == 0:
         return cast(Tensor, aggregation.MeanWeighting()(gram_mm))
-    # TorchJD's own 1e-4 takes gradients for stationary, and stops, where one is that much shorter than the others.
+    # With TorchJD's default of 1e-4, the solver stops if one gradient is shorter than the others by that factor.
     return cast(Tensor, aggregation.CAGradWeighting(config.c, norm_eps=1e-6)(gram_mm))
 
 
@@ -63,7 +63,7 @@ def nash_mtl(config: settings.NashMtlConfig, gram_mm: Tensor, trace: Tensor) -> 
 
 
 def square_root(gram_mm: Tensor) -> Tensor:
-    """A matrix [m, m] whose rows have this Gram matrix. Methods that see norms and angles alone can take these rows."""
+    """Return a matrix [m, m] whose rows have this Gram matrix, for methods that depend only on norms and angles."""
     values_m, vectors_mm = torch.linalg.eigh(gram_mm)
     root_mm: Tensor = vectors_mm * values_m.clamp_min(0).sqrt()
     return root_mm
@@ -95,7 +95,7 @@ def config_(config: Any, gram_mm: Tensor, trace: Tensor) -> Tensor:
 
 
 def krum(config: settings.KrumConfig, gram_mm: Tensor, trace: Tensor) -> Tensor:
-    """Multi-Krum; the mean where there are too few gradients to tell outliers from neighbours."""
+    """Multi-Krum; the mean if there are too few gradients to detect outliers."""
     rows = len(gram_mm)
     if rows < config.n_byzantine + 3:
         return cast(Tensor, aggregation.MeanWeighting()(gram_mm))
@@ -137,7 +137,7 @@ class Aggregation(Static, ABC):
         return Request(self.weighting.coefficients(sampled), separate=True)
 
     def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
-        """The aggregation, [P].
+        """Return the aggregation, [P].
 
         Raises:
             RunFailure: for a gradient that is not finite.
@@ -152,21 +152,21 @@ class Aggregation(Static, ABC):
 
     @abstractmethod
     def weights(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor, rows: list[int]) -> Tensor:
-        """alpha, [S]; 0 for the dev segment and for everything that is not in `rows`, the segments that count."""
+        """Return alpha, [S]. It is 0 for dev and all segments that are not in `rows`, the segments with labels."""
 
     def describe(self, sampled: Sampled) -> WeightRow | None:
         return None if self._weights_m is None else weight_row(sampled, self.names, self._weights_m)
 
 
 def places(sampled: Sampled, rows: Sequence[int], like: Tensor) -> Tensor:
-    """Positions of some segments in vectors over the end task and the space, int64 on the device of `like`."""
+    """Return the indices of segments in vectors over end task and space, int64, on the device of `like`."""
     found = [0 if row == END_TASK else 1 + sampled.objectives[row - FIRST_OBJECTIVE] for row in rows]
     return torch.tensor(found, device=like.device)
 
 
 @contextmanager
 def named_solvers(method: str) -> Iterator[None]:
-    """Turn TorchJD's error about missing solvers into one line that names the extra."""
+    """Replace TorchJD's error about missing solvers by a `UserError` that names the extra to install."""
     try:
         yield
     except ImportError as error:
@@ -177,11 +177,11 @@ def named_solvers(method: str) -> Iterator[None]:
 
 
 class GramAggregation(Aggregation):
-    """Weights from the Gram matrix, by `GRAM_WEIGHTS`. TorchJD computes on the host: each step waits for the device.
+    """Weights from the Gram matrix, by `GRAM_WEIGHTS`. TorchJD computes on the host, so each step waits for the device.
 
-    TorchJD has absolute thresholds (1e-4 on the squared Frobenius norm, 1e-12 on sums), so it is given the Gram matrix
-    over its trace t, that is the matrix of the gradients over sqrt t. It computes in fp64: roots of the eigenvalues of
-    an fp32 matrix would lose gradients that are 1e-4 of the others' length.
+    TorchJD has absolute thresholds (1e-4 on the squared Frobenius norm, 1e-12 on sums). So it gets the Gram matrix
+    divided by its trace t, which is the Gram matrix of the gradients divided by sqrt t. It computes in fp64, because in
+    fp32 the eigenvalues would not resolve gradients that are 1e-4 times as long as the others.
     """
 
     def weights(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor, rows: list[int]) -> Tensor:
@@ -197,7 +197,7 @@ class GramAggregation(Aggregation):
         return weights_S
 
     def from_gram(self, gram_mm: Tensor, places_m: Tensor) -> Tensor:
-        """alpha, [m], from the Gram matrix of m >= 2 gradients that are not all 0; stateful methods override this."""
+        """Return alpha, [m], from the Gram matrix of m >= 2 gradients that are not all 0. Subclasses override it."""
         return gram_weights(self.config.name, self.config, gram_mm)
 
     def _check(self, sampled: Sampled, gram_SS: Tensor) -> None:
@@ -213,7 +213,7 @@ class GramAggregation(Aggregation):
 
 
 def gram_weights(name: str, config: Any, gram_mm: Tensor) -> Tensor:
-    """Weights of a method of `GRAM_WEIGHTS` with these settings, [m], in the type of the Gram matrix."""
+    """Return the weights of a method of `GRAM_WEIGHTS`, [m], in the type of the Gram matrix."""
     trace = gram_mm.trace()
     return GRAM_WEIGHTS[name](config, (gram_mm / trace).double(), trace).to(gram_mm.dtype)
 
@@ -241,8 +241,8 @@ class GradVac(GramAggregation):
 class PriorityConstrainedDescent(GramAggregation):
     """PCD; the averages of squared norms are kept for every loss. The end task is the primary objective.
 
-    A loss that is seen for the first time counts as if its squared norm had been this one all along. TorchJD's eps is
-    0: it would matter for small gradients only, and the averages need none.
+    The average of a loss that is sampled for the first time starts at its current squared norm. TorchJD's eps is set to
+    0, because it would affect only small gradients, and the averages do not need it.
     """
 
     config: settings.PcdConfig
@@ -286,9 +286,9 @@ class ExcessMtl(Aggregation):
 
     h_ip = sqrt(sum over steps of g_ip^2 + 1e-7), with gradients relative to the root mean square of the first one's
     entries. e_i(0) is the mean over the first `warmup_steps` samples of a loss, whose weight does not move meanwhile.
-    The losses that move at a step keep the sum of their weights. Holds K + 1 more body-sized vectors, for the end task
-    and every objective of the space, and so do its checkpoints. Computed here, not by TorchJD, whose warm-up is that of
-    all losses together; with all objectives at every step both are the same.
+    The sum of the weights that change at a step is kept. The method stores K + 1 more body-sized vectors, for the end
+    task and every objective of the space, also in checkpoints. It does not use TorchJD, which has one warm-up for all
+    losses together. If every step has all objectives, both give the same result.
     """
 
     config: settings.ExcessMtlConfig
@@ -325,7 +325,7 @@ class ExcessMtl(Aggregation):
         return weights_S
 
     def _excess(self, gradient_P: Tensor, place: int) -> Tensor:
-        """e of one loss, a scalar in fp64; adds to its sums of squares."""
+        """Return e of one loss, a scalar in fp64, and update the loss's sums of squares."""
         if self._squares_KP is None:
             check_memory([nn.Parameter(gradient_P, requires_grad=False)], self.losses, "the size of the space")
             self._squares_KP = gradient_P.new_zeros(self.losses, len(gradient_P))
@@ -347,7 +347,7 @@ class ExcessMtl(Aggregation):
 # 3. Updates from the gradients' coordinates, in which no gradient has one weight.
 
 COLUMNS = 2**20
-"""Coordinates that are sorted at once."""
+"""Number of coordinates that are sorted at once."""
 
 
 def graddrop(config: settings.GraddropConfig, rows_mP: Tensor, counted: list[int]) -> Tensor:
@@ -370,7 +370,7 @@ COORDINATEWISE: Mapping[str, Callable[[Any, Tensor, list[int]], Tensor]] = {
     "graddrop": graddrop,
     "trimmed_mean": trimmed_mean,
 }
-"""From settings, the separate gradients [m, P] and the rows with labels to the update, [P]."""
+"""Functions that return the update, [P], from settings, separate gradients [m, P], and the rows with labels."""
 
 
 class Coordinatewise(Static):
@@ -393,5 +393,5 @@ class Coordinatewise(Static):
             return COORDINATEWISE[self.config.name](self.config, rows_mP, counted)
 
     def describe(self, sampled: Sampled) -> None:
-        """No gradient has one weight."""
+        """Return None, because no gradient has a single weight."""
         return

@@ -1,1 +1,1 @@
-"""The encoder, which runs under a given visibility, and the heads on it."""
+"""The encoder, whose attention follows a given visibility, and its heads."""

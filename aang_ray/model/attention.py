@@ -1,18 +1,18 @@
-"""The encoder's input, and how each encoder family is made to attend to visible tokens only.
+"""The encoder's input, and adapters that restrict each encoder family's attention to visible tokens.
 
 A batch is R rows of L tokens. A row holds one text (padded layout) or several (packed layout); tokens of different
-texts never see each other. Which position sees which is the boolean visibility matrix [R, L, L] (rows are queries,
-columns are keys), computed from ranks (docs/semantics.md, section 2, step 5). Families differ in the attention mask
-that they take, and there is one adapter for each convention:
+texts never see each other. The boolean visibility matrix [R, L, L] (query position, key position) tells which position
+sees which. It is computed from ranks (docs/semantics.md, section 2, step 5). Families expect different attention
+masks, and there is one adapter for each convention:
 
-- `AdditiveMask`: an additive float mask [R, 1, L, L] for the model's forward (eager attention would *add* a boolean
-  one, and leak): BERT, RoBERTa and its descendants, DistilBERT, ELECTRA, MPNet;
-- `KeepMask`: a boolean mask [R, L, L] for the layers, because the model's forward accepts padding masks only:
-  DeBERTa-v2;
-- `TwoMasks`: two additive masks, for layers with full and with sliding-window attention: ModernBERT.
+- `AdditiveMask`: an additive float mask [R, 1, L, L], passed to the model's forward, for BERT, RoBERTa and its
+  descendants, DistilBERT, ELECTRA and MPNet. A boolean mask would leak, because eager attention would add it.
+- `KeepMask`: a boolean mask [R, L, L], passed to the layers because the model's forward accepts only padding masks,
+  for DeBERTa-v2.
+- `TwoMasks`: two additive masks, for layers with full and with sliding-window attention, for ModernBERT.
 
-Position and token-type ids are always given, [R, L]. Without them a family looks up one row [1, L] for the whole
-batch, and the gradient of those embeddings is no longer a sum over the tokens of single texts.
+Position and token-type ids [R, L] are always passed. Without them a model looks up one row [1, L] for the whole batch,
+and then the gradient of these embeddings is not a sum over tokens of single texts.
 
 Shape suffixes: R rows, L columns, E texts, N noised tokens, W width of the embeddings, H hidden size.
 """
@@ -34,8 +34,8 @@ from aang_ray.errors import UserError
 class TokenInputs:
     """E texts in R rows of L tokens.
 
-    Position i sees key j iff both are tokens of the same text and either i = j or `key_ranks[j] <= ranks[i]`.
-    Padding sees, and is seen by, the padding of its own row only; so its softmax is defined.
+    Position i sees key j iff both are tokens of the same text and either i = j or `key_ranks[j] <= ranks[i]`. Padding
+    sees, and is seen by, only padding of the same row, so that its softmax is defined.
     """
 
     ids_RL: Tensor
@@ -43,30 +43,30 @@ class TokenInputs:
     positions_RL: Tensor
     """Position of the token in its text, from 0, int64; the encoder adds its family's offset."""
     ranks_RL: Tensor
-    """Rank of the position as a query: it sees keys of this or a lower rank, int32."""
+    """Rank of the position as a query, int32; it sees keys of the same or a lower rank."""
     key_ranks_RL: Tensor
-    """Rank of the position as a key, int32; differs from `ranks_RL` only for positions that nobody may see."""
+    """Rank of the position as a key, int32; it differs from `ranks_RL` only for positions that no other may see."""
     texts_RL: Tensor
     """Index of the text, int32; -1 on padding."""
     first_E: Tensor
     """Index of each text's first token in the flattened [R * L] axis, int64."""
     lengths_E: Tensor
-    """Tokens of each text, int64."""
+    """Number of tokens of each text, int64."""
     visible_RLL: Tensor | None = None
-    """If given, used in place of the ranks (published visibility): bool."""
+    """Visibility matrix that replaces the ranks (published visibility), bool; None to use the ranks."""
     noised_N: Tensor | None = None
-    """Positions whose input embeddings get noise, in the flattened [R * L] axis, int64."""
+    """Positions whose input embeddings get noise, in the flattened [R * L] axis, int64; None without noise."""
     noise_NW: Tensor | None = None
-    """The noise that is added to them, float."""
+    """The noise that is added to these embeddings, float."""
 
     def to(self, device: torch.device) -> Self:
-        """The same inputs on a device; the copy does not block where the memory is pinned."""
+        """Return the same inputs on a device; the copy is asynchronous if the memory is pinned."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items() if value is not None}
         return replace(self, **moved)
 
     def visibility_RLL(self) -> Tensor:
-        """Whether a query (second axis) sees a key (third axis): bool, [R, L, L]."""
+        """Return the visibility matrix, bool, [R, L, L]: whether a query (second axis) sees a key (third axis)."""
         if self.visible_RLL is not None:
             return self.visible_RLL
         same = self.texts_RL[:, :, None] == self.texts_RL[:, None, :]
@@ -78,35 +78,34 @@ class Adapter(Protocol):
     """Runs a body under the visibility of its inputs."""
 
     positions_given: bool
-    """Whether the family places a token by its position id alone, so that it can stand anywhere in its row."""
+    """Whether a token's position depends on its position id alone, so that tokens may be in any order in their row."""
 
     def __call__(self, body: nn.Module, inputs: TokenInputs) -> Tensor:
-        """The last hidden states, [R, L, H]."""
+        """Return the last hidden states, [R, L, H]."""
         ...
 
 
 def additive(visible_RLL: Tensor, dtype: torch.dtype) -> Tensor:
-    """An additive mask: 0 where visible, the lowest finite value of `dtype` elsewhere, [R, 1, L, L].
+    """Return an additive mask, [R, 1, L, L]: 0 where visible, the lowest finite value of `dtype` elsewhere.
 
-    It is finite so that the softmax of a row that sees nothing has no NaN; if a key is visible, its exp() is exactly
-    0.
+    The value is finite so that the softmax of a query without visible keys is not NaN. If any key is visible, the
+    softmax of the hidden keys is exactly 0.
     """
     mask_RLL = torch.zeros(visible_RLL.shape, dtype=dtype, device=visible_RLL.device)
     return mask_RLL.masked_fill_(~visible_RLL, torch.finfo(dtype).min).unsqueeze(1)
 
 
 def attention_dtype(body: nn.Module, device: torch.device) -> torch.dtype:
-    """The dtype of attention scores: autocast's where it is on, else the parameters'."""
+    """Return the dtype of attention scores: autocast's dtype if it is enabled, else that of the parameters."""
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return next(body.parameters()).dtype
 
 
 def position_offset(body: nn.Module) -> int:
-    """The position id of a text's first token.
+    """Return the position id of a text's first token.
 
-    Families that descend from fairseq reserve the ids up to the padding id: their position table has a padding row,
-    and positions start after it.
+    In families derived from fairseq, the position table has a padding row, and positions start after it.
     """
     for name, module in body.named_modules():
         if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
@@ -115,7 +114,12 @@ def position_offset(body: nn.Module) -> int:
 
 
 class ExplicitIds:
-    """Makes the position and token-type ids that a body's forward (or its embeddings' forward) takes."""
+    """Makes the position and token-type ids for a forward method.
+
+    Args:
+        body: The model.
+        takes: The forward method of the model or of its embeddings; ids that it does not accept are not made.
+    """
 
     def __init__(self, body: nn.Module, takes: Callable[..., Any]) -> None:
         names = inspect.signature(takes).parameters
@@ -125,7 +129,7 @@ class ExplicitIds:
         self.offset = position_offset(body)
 
     def __call__(self, inputs: TokenInputs) -> dict[str, Tensor]:
-        """Keyword arguments, each [R, L]; all tokens have token type 0."""
+        """Return keyword arguments, each [R, L]; all tokens have token type 0."""
         ids: dict[str, Tensor] = {}
         if self.positions:
             ids["position_ids"] = inputs.positions_RL + self.offset
@@ -135,7 +139,7 @@ class ExplicitIds:
 
 
 class AdditiveMask:
-    """One additive mask for all layers, through the model's own forward.
+    """Adapter that passes one additive mask for all layers to the model's forward.
 
     Raises:
         UserError: the model's forward takes no attention mask.
@@ -160,16 +164,16 @@ class AdditiveMask:
 
 
 class AdditiveMaskGivenPositions(AdditiveMask):
-    """The same for families that know positions from a table of absolute positions only."""
+    """The same adapter for families whose only position information is a table of absolute positions."""
 
     positions_given = True
 
 
 class KeepMask:
-    """A boolean mask, given to the layers; for families with relative positions that are differences of columns.
+    """Adapter that passes a boolean mask to the layers.
 
-    Within one text of a packed row these are the differences of the text alone. A token out of order would be
-    misplaced.
+    It is for families whose relative positions are differences of columns. Within a text of a packed row, these
+    differences are the same as in the text alone. The tokens of a text must be in order.
 
     Raises:
         UserError: the encoder has a convolution over neighbouring tokens, which no attention mask restricts.
@@ -195,9 +199,9 @@ class KeepMask:
 
 
 class TwoMasks:
-    """ModernBERT: some layers attend to all tokens, the others to those at most `sliding_window` positions away.
+    """Adapter for ModernBERT: some layers attend to all tokens, others only within `sliding_window` positions.
 
-    The distance is one of position ids, not of columns, so that a token may stand out of order.
+    The distance is computed from position ids and not from columns, so tokens may be in any order.
     """
 
     positions_given = True
@@ -231,11 +235,13 @@ ADAPTERS: Mapping[str, Callable[[nn.Module], Adapter]] = {
     "deberta-v2": KeepMask,
     "modernbert": TwoMasks,
 }
-"""The adapter of each family, by the configuration's `model_type`."""
+"""Adapter of each family, by the configuration's `model_type`."""
 
 
 def adapter_for(body: nn.Module) -> Adapter:
-    """The adapter of a body's family. An unknown family gets an additive mask; the leak test (`loading.py`) checks it.
+    """Return the adapter for a body's family.
+
+    An unknown family gets an additive mask, and the leak test (`loading.py`) checks whether that works.
 
     Raises:
         UserError: the visibility of this body cannot be set.

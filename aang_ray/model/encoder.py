@@ -1,4 +1,4 @@
-"""The body: a pretrained encoder that runs under a given visibility, and pools each text into one vector.
+"""The body: a pretrained encoder whose attention follows a given visibility, and pooling of texts into vectors.
 
 Shape suffixes: R rows, L columns, T = R * L positions, E texts, H hidden size, W width of the embeddings, N noised
 tokens.
@@ -21,9 +21,9 @@ Pooling = Literal["first", "mean"]
 
 @contextmanager
 def noised(table: nn.Embedding, inputs: TokenInputs) -> Iterator[None]:
-    """Inside the block, the inputs' noise (if any) is added to the embeddings that the table returns.
+    """Add the inputs' noise (if any) to the embeddings that the table returns inside the block.
 
-    The noise is a constant, so the gradient with respect to the table is the usual one.
+    The noise is a constant, so it does not change the derivative with respect to the table.
     """
     noised_N, noise_NW = inputs.noised_N, inputs.noise_NW
     if noised_N is None or noise_NW is None:
@@ -45,8 +45,8 @@ class Encoder(nn.Module):
     """A transformer encoder without heads: theta of docs/semantics.md, section 1.
 
     Args:
-        body: a Hugging Face model that returns `last_hidden_state`, and uses every parameter in its forward.
-        pooling: how a text's vector is read: `first` token, or `mean` over its tokens.
+        body: a Hugging Face model that returns `last_hidden_state` and uses every parameter in its forward.
+        pooling: a text's vector is the hidden state of its `first` token, or the `mean` over its tokens.
 
     Raises:
         UserError: the visibility of this family cannot be set.
@@ -61,14 +61,14 @@ class Encoder(nn.Module):
         self.hidden_size: int = settings.hidden_size
         self.vocab_size: int = self.word_embeddings.num_embeddings
         self.max_tokens: int = settings.max_position_embeddings - position_offset(body)
-        """Longest text in tokens, special tokens included."""
+        """Maximum number of tokens of a text, including special tokens."""
         self.initializer_range: float = getattr(settings, "initializer_range", 0.02)
-        """Standard deviation of the family's fresh weights."""
+        """Standard deviation of the family's weight initialisation."""
         self._adapter = adapter_for(body)
 
     @property
     def word_embeddings(self) -> nn.Embedding:
-        """The embedding table of tokens; its width may differ from the hidden size (ELECTRA)."""
+        """The token embedding table; its width may differ from the hidden size (ELECTRA)."""
         body: Any = self.body
         table = body.get_input_embeddings()
         assert isinstance(table, nn.Embedding)
@@ -76,28 +76,28 @@ class Encoder(nn.Module):
 
     @property
     def positions_given(self) -> bool:
-        """Whether a token may stand out of order in its row, placed by its position id alone."""
+        """Whether tokens may be in any order in their row, because only position ids determine positions."""
         return self._adapter.positions_given
 
     def forward(self, inputs: TokenInputs) -> Tensor:
-        """The last hidden states, [R, L, H]."""
+        """Return the last hidden states, [R, L, H]."""
         with noised(self.word_embeddings, inputs):
             return self._adapter(self.body, inputs)
 
     def pool(self, hidden_RLH: Tensor, inputs: TokenInputs) -> Tensor:
-        """Each text's vector, [E, H]: the hidden state of its first token, or the mean over its tokens."""
+        """Return each text's vector, [E, H]: the hidden state of its first token, or the mean over its tokens."""
         flat_TH = hidden_RLH.flatten(0, 1)
         if self.pooling == "first":
             return flat_TH.index_select(0, inputs.first_E)
         texts = inputs.lengths_E.shape[0]
-        # Padding is summed into a row of its own, which is dropped. Half-precision numbers are summed in fp32.
+        # Padding is summed into an extra row, which is dropped. Half-precision numbers are summed in fp32.
         owner_T = torch.where(inputs.texts_RL < 0, texts, inputs.texts_RL).flatten().long()
         flat_TH = flat_TH.to(torch.promote_types(flat_TH.dtype, torch.float32))
         sums_EH = flat_TH.new_zeros(texts + 1, self.hidden_size).index_add(0, owner_T, flat_TH)[:texts]
         return sums_EH / inputs.lengths_E.unsqueeze(1)
 
     def enable_checkpointing(self) -> None:
-        """Store no activations of the layers; recompute them in the backward pass.
+        """Enable gradient checkpointing: layers recompute their activations in the backward pass.
 
         Raises:
             UserError: the family does not support it.

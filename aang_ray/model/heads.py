@@ -1,7 +1,7 @@
-"""Output heads: classes of a text, and vocabulary logits of labelled positions (docs/semantics.md, section 4).
+"""Output heads: class logits of texts, and vocabulary logits of labelled positions (docs/semantics.md, section 4).
 
-A vocabulary head starts from the checkpoint's own masked-LM head if it has one. The last part of this file finds that
-head's parts in the models of each family.
+A vocabulary head is initialised from the checkpoint's masked-LM head if there is one. The last part of this file finds
+the parts of that head in the models of each family.
 
 Shape suffixes: E texts, M labelled positions, H hidden size, W width of the embeddings, C classes, V vocabulary.
 """
@@ -32,12 +32,12 @@ class TiedDecoder(nn.Module):
     """
 
     alias: Tensor | None
-    """If set, used in place of the table: a plain tensor (not a Parameter) with a gradient of its own, so that the
-    gradient of the table as decoder can be told from its gradient as lookup."""
+    """A plain tensor (not a Parameter) that replaces the table if it is set. It separates the table's gradient as
+    decoder from its gradient as lookup."""
 
     def __init__(self, table: nn.Embedding, bias_V: Tensor | None = None) -> None:
         super().__init__()
-        # Bypasses nn.Module's registration, which would make the table a parameter of the head.
+        # Bypass nn.Module's registration, which would make the table a parameter of the head.
         object.__setattr__(self, "_table", table)
         self.bias = nn.Parameter(_bias(table, bias_V))
         self.alias = None
@@ -56,7 +56,7 @@ class TiedDecoder(nn.Module):
 
 @dataclass(frozen=True)
 class MaskedLMHead:
-    """The parts of a checkpoint's own masked-LM head, in the order in which they are applied."""
+    """The parts of a checkpoint's masked-LM head, in the order of application."""
 
     dense: nn.Linear
     activation: Callable[[Tensor], Tensor]
@@ -69,15 +69,15 @@ class TokenHead(nn.Module):
 
     Args:
         table: the encoder's embedding table, to which the decoder is tied.
-        hidden: H.
-        bias_V: the decoder's bias of a fresh head. With the log unigram frequencies of the corpus the head predicts
-            frequent tokens from the first step on; otherwise its first gradients would disturb the body.
-        start: the checkpoint's own masked-LM head; this head starts as a copy of it, bias included.
-        untied: the decoder gets its own copy of the table, trained with the head.
-        std: standard deviation of a fresh head's weights.
+        hidden: hidden size H.
+        bias_V: initial bias of the decoder, [V], used without `start`. With log unigram frequencies, the head predicts
+            frequent tokens from the first step on. With a zero bias, the first gradients would disturb the body.
+        start: the checkpoint's masked-LM head, which is copied together with its bias; None for a random head.
+        untied: whether the decoder gets its own copy of the table, which is trained with the head.
+        std: standard deviation of a random head's weights.
 
     Raises:
-        ValueError: the bias has another length than the vocabulary.
+        ValueError: the bias and the vocabulary differ in length.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class TokenHead(nn.Module):
 
 def _own_decoder(table: nn.Embedding, bias_V: Tensor | None) -> nn.Linear:
     weight = table.weight
-    # Made without storage: the default initialisation would draw from the random stream, only to be overwritten.
+    # Created on the meta device, because the default initialisation would use up random numbers for nothing.
     decoder = nn.Linear(table.embedding_dim, table.num_embeddings, device="meta", dtype=weight.dtype)
     decoder = decoder.to_empty(device=weight.device)
     with torch.no_grad():
@@ -122,7 +122,7 @@ def _own_decoder(table: nn.Embedding, bias_V: Tensor | None) -> nn.Linear:
 
 
 def _bias(table: nn.Embedding, bias_V: Tensor | None) -> Tensor:
-    """A copy of the bias in the table's type and device; zeros if there is none."""
+    """Return a copy of the bias with the table's dtype and device; zeros if there is none."""
     if bias_V is None:
         return table.weight.new_zeros(table.num_embeddings)
     if bias_V.shape != (table.num_embeddings,):
@@ -138,9 +138,9 @@ class HeadNames:
     norm: str
     bias: str
     activation: str | None
-    """None: GELU, which the model calls as a function."""
+    """The activation; None if the model calls GELU as a function."""
     decoder: str | None
-    """The output layer; None if the model multiplies by the embedding table itself."""
+    """The output layer; None if the model multiplies by the embedding table directly."""
 
 
 def _bert_like(activation: str = "transform_act_fn") -> HeadNames:
@@ -180,7 +180,7 @@ _NAMES: Mapping[str, tuple[HeadNames, ...]] = {
             decoder="generator_lm_head",
         ),
     ),
-    # The layout of the first releases, and the one of `legacy: false`.
+    # The layout of the first releases, and that of `legacy: false`.
     "deberta-v2": (
         _bert_like(),
         HeadNames(
@@ -196,15 +196,15 @@ _NAMES: Mapping[str, tuple[HeadNames, ...]] = {
 
 
 def masked_lm_head(model: nn.Module, missing: Collection[str]) -> MaskedLMHead | None:
-    """The head of a masked-LM model, if the checkpoint contained all of it.
+    """Return the head of a masked-LM model, if the checkpoint contained all of it.
 
     Args:
         model: a Hugging Face masked-LM model.
-        missing: names of parameters that the checkpoint lacked; they are random.
+        missing: names of parameters that the checkpoint lacks, and that are random in the model.
 
     Returns:
-        The head's parts. None if parts are missing, the family is unknown, or the decoder is not the embedding table
-        (then its dense layer was trained for another matrix).
+        The head's parts. None if parts are missing, if the family is unknown, or if the decoder is not the embedding
+        table, because then the head was trained for another matrix.
     """
     wrapped: Any = model
     parameters = dict(model.named_parameters(remove_duplicate=False))

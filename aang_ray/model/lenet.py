@@ -14,7 +14,9 @@ FEATURES = 64
 
 
 class LeNet(nn.Module):
-    """After the first LeNet (LeCun et al. 1989): two convolutions of stride 2, a linear layer; [E, 1, H, W] to [E, F].
+    """Two convolutions of stride 2 and a linear layer, as in the first LeNet (LeCun et al. 1989).
+
+    It maps images [E, 1, H, W] to features [E, F].
 
     | layer | output for 12 x 12 pixels |
     |---|---|
@@ -22,13 +24,13 @@ class LeNet(nn.Module):
     | convolution 5 x 5, stride 2, 16 filters, ReLU | 16 x 3 x 3 |
     | linear, ReLU | 64 |
 
-    Strides in place of pooling make a step on a CPU three times as fast. Weights are drawn from PyTorch's global
-    generator in the size that rectified layers need (He et al. 2015); with PyTorch's smaller defaults plain SGD makes
-    no progress for some hundred steps. There is no dropout.
+    Strides instead of pooling make a step on a CPU three times as fast. Weights are drawn from PyTorch's global
+    generator with the variance for ReLU layers (He et al. 2015). With PyTorch's smaller default, plain SGD makes no
+    progress for some hundred steps. There is no dropout.
 
     Args:
-        height: of the images, in pixels.
-        width: of the images, in pixels.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -49,6 +51,6 @@ class LeNet(nn.Module):
                 nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, images_E1HW: Tensor) -> Tensor:
-        """Each image's features, [E, F]."""
+        """Return each image's features, [E, F]."""
         features_EF: Tensor = self.body(images_E1HW.to(next(self.parameters()).dtype))
         return features_EF

@@ -1,12 +1,12 @@
-"""Loads a pretrained encoder from a folder or the Hub, and checks that it obeys the visibility that it is given.
+"""Loads a pretrained encoder from a folder or the Hub, and checks that its attention follows a given visibility.
 
-Three parts, in this order:
+This file has three parts:
 
-1. `load_encoder`: configuration, weights (safetensors only), and the checkpoint's own masked-LM head.
-2. `checkpoint_pooling`: how the checkpoint was trained to pool a text.
+1. `load_encoder`: configuration, weights (safetensors only), and the checkpoint's masked-LM head.
+2. `checkpoint_pooling`: the pooling with which the checkpoint was trained.
 3. `check_no_leak`: the gradient leak test (docs/semantics.md, section 8). For every position i and every token j that i
-   must not see, the derivative of i's output with respect to j's embedding has to be exactly 0 through all layers.
-   Some visible token other than i itself has to matter, too: otherwise nothing was tested.
+   must not see, the derivative of i's output with respect to j's embedding must be exactly 0 through all layers. The
+   derivative for at least one visible token other than i must not be 0, since otherwise the test would show nothing.
 
 Shape suffixes: R rows, L columns, W width of the embeddings, H hidden size.
 """
@@ -39,36 +39,36 @@ if TYPE_CHECKING:
 
 
 _passed: set[tuple[str, int | None]] = set()
-"""Encoders, by content and depth, that passed the leak test in this process. The test takes longer than loading."""
+"""Fingerprint and depth of encoders that passed the leak test in this process. The test takes longer than loading."""
 
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """An encoder, and the head that came with its checkpoint."""
+    """An encoder, and the masked-LM head of its checkpoint."""
 
     encoder: Encoder
     mlm_head: MaskedLMHead | None
-    """The checkpoint's own masked-LM head; None if it has none."""
+    """The checkpoint's masked-LM head; None if it has none."""
 
 
 def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
-    """Load a pretrained encoder, in fp32, on the CPU, in train mode, and run the leak test.
+    """Load a pretrained encoder in fp32 on the CPU, run the leak test, and return the encoder in train mode.
 
     Weights are read from safetensors files only, and code in a checkpoint is not run.
 
     Args:
-        config: depth (the first `layers` layers are loaded), dropout and pooling.
-        located: where the checkpoint is.
+        config: depth (only the first `layers` layers are loaded), dropout and pooling.
+        located: location of the checkpoint.
 
     Raises:
-        UserError: the checkpoint cannot be read, lacks weights of the body, has fewer layers than asked for, or is of
-            a family whose attention cannot be restricted.
+        UserError: the checkpoint cannot be read, lacks weights of the body, has fewer than the requested layers, or is
+            of a family whose attention cannot be restricted.
     """
     with _quiet():
         settings = _settings(config, located)
         model, missing = _read(settings, located)
     body: Any = model.base_model
-    # In a model with heads, names of the body's parameters have a prefix.
+    # In a model with heads, the names of the body's parameters have a prefix.
     inside = "" if body is model else f"{model.base_model_prefix}."
     absent = sorted(name for name in missing if name.startswith(inside))
     if absent:
@@ -83,7 +83,7 @@ def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
 
 
 def _settings(config: EncoderConfig, located: Located) -> Any:
-    """The checkpoint's configuration with our depth and dropout."""
+    """Return the checkpoint's configuration with the configured depth and dropout."""
     try:
         settings: Any = AutoConfig.from_pretrained(located.source, revision=located.revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -113,11 +113,11 @@ def _cut(settings: Any, layers: int, name: str) -> None:
 
 
 def _read(settings: Any, located: Located) -> tuple[Any, frozenset[str]]:
-    """The model, with its masked-LM head if the family has one, and the names that the checkpoint lacks."""
+    """Return the model, with a masked-LM head if the family has one, and the names that the checkpoint lacks."""
     family = MODEL_FOR_MASKED_LM_MAPPING if type(settings) in MODEL_FOR_MASKED_LM_MAPPING else MODEL_MAPPING
     choices: Any = family[type(settings)]
     model_class = choices[0] if isinstance(choices, tuple) else choices
-    # Masked-LM models have no pooler. In a bare model nothing would use it, but weight decay would change it.
+    # Masked-LM models have no pooler. In a bare model it would be unused, but weight decay would change it.
     takes = inspect.signature(model_class.__init__).parameters
     without_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
     try:
@@ -143,7 +143,7 @@ def _unreadable(located: Located, error: Exception) -> UserError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Inside the block, Transformers neither reports weights that are left out on purpose nor shows progress bars."""
+    """Silence Transformers inside the block: no progress bars, and no reports of weights that are not loaded."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -157,19 +157,19 @@ def _quiet() -> Iterator[None]:
 
 
 _FILE = "1_Pooling/config.json"
-# Earlier releases of the sentence-transformers layout have one flag for each mode, later ones the mode's name.
+# Earlier releases of sentence-transformers write one flag for each mode, later releases the name of the mode.
 _FLAGS: Mapping[str, Pooling] = {"pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean"}
 _MODES: Mapping[str, Pooling] = {"cls": "first", "mean": "mean"}
 
 
 def checkpoint_pooling(located: Located) -> Pooling:
-    """The pooling that `pooling: auto` chooses (docs/semantics.md, section 4).
+    """Return the pooling that `pooling: auto` chooses (docs/semantics.md, section 4).
 
-    A sentence-embedding checkpoint has a file `1_Pooling/config.json` that names its pooling. Other pretrained
-    encoders are pooled by their first token.
+    A sentence-embedding checkpoint names its pooling in the file `1_Pooling/config.json`. For other encoders it is
+    `first`.
 
     Raises:
-        UserError: the file names a pooling other than `first` and `mean`, or cannot be fetched.
+        UserError: the file names another pooling than `first` and `mean`, is not valid JSON, or cannot be fetched.
     """
     path = Path(located.source) / _FILE if located.local else _on_hub(located)
     if path is None or not path.is_file():
@@ -198,13 +198,13 @@ def _modes(stated: Any) -> list[str]:
 
 
 def _on_hub(located: Located) -> Path | None:
-    """The pooling file of a checkpoint on the Hub, from the local cache if possible; None if there is none."""
+    """Return the pooling file of a checkpoint on the Hub, from the local cache if possible; None if there is none."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     cached = try_to_load_from_cache(located.source, _FILE, revision=located.revision)
     if cached is not None:
-        # Not a path: the cache has a mark that the Hub was asked and has no such file.
+        # If it is not a path, the cache has recorded that the Hub has no such file.
         return Path(cached) if isinstance(cached, str) else None
     try:
         return Path(hf_hub_download(located.source, _FILE, revision=located.revision))
@@ -220,8 +220,8 @@ def _on_hub(located: Located) -> Path | None:
 # The leak test's batch has a row for each visibility: a text of five tokens, one of four, and two columns of padding.
 _LENGTHS = (5, 4)
 _COLUMNS = 11
-# For each visibility the ranks and key ranks of the longer text; the shorter one takes the first four. A first token of
-# rank -9 is seen by all and sees itself only; of rank 9 it sees all and is seen by nobody (docs/semantics.md,
+# For each visibility the ranks and key ranks of the longer text; the shorter text uses the first four. A first token
+# with rank -9 is seen by all and sees only itself. With rank 9 it sees all and is seen by no other (docs/semantics.md,
 # section 2, step 5).
 _RANKS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "bidirectional": ((0, 0, 0, 0, 0), (0, 0, 0, 0, 0)),
@@ -234,13 +234,13 @@ _RANKS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 
 def check_no_leak(encoder: Encoder) -> None:
-    """Refuse an encoder whose attention does not obey the visibility that it is given.
+    """Refuse an encoder whose attention does not follow the given visibility.
 
-    It is run in eval mode on a few random tokens; its mode, gradients and the random state stay as they were.
+    The encoder is run in eval mode on a few random tokens. Its mode, its gradients and the random state do not change.
 
     Raises:
-        UserError: an output depends on a hidden token, or on no other token; the message has the encoder's type and
-            the visibility.
+        UserError: an output depends on a hidden token, or on no other token than its own. The message has the
+            encoder's type and the visibility.
     """
     table = encoder.word_embeddings
     inputs = _probe(encoder.vocab_size).to(table.weight.device)
@@ -270,7 +270,7 @@ def check_no_leak(encoder: Encoder) -> None:
 
 
 def _probe(vocab_size: int) -> TokenInputs:
-    """One row for each visibility, each with the same two packed texts and padding."""
+    """Return one row for each visibility, each with two packed texts of the same lengths and padding."""
     rows = len(_RANKS)
     padding = _COLUMNS - sum(_LENGTHS)
     generator = torch.Generator().manual_seed(0)
@@ -292,7 +292,7 @@ def _probe(vocab_size: int) -> TokenInputs:
 
 
 def _influence(encoder: Encoder, table: nn.Embedding, inputs: TokenInputs) -> Tensor:
-    """Largest derivative of a random projection of output i with respect to the embedding of token j: [R, L, L]."""
+    """Return the largest derivative of a random projection of output i by the embedding of token j, [R, L, L]."""
     embedded: list[Tensor] = []
 
     def capture(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ def _influence(encoder: Encoder, table: nn.Embedding, inputs: TokenInputs) -> Te
     projected_RL = hidden_RLH @ torch.randn(encoder.hidden_size, dtype=hidden_RLH.dtype, device=hidden_RLH.device)
     columns = []
     for column in range(_COLUMNS):
-        # Rows do not influence each other, so one backward pass gives the derivatives of the column in all of them.
+        # Rows are independent, so one backward pass gives the derivatives of this column for all rows.
         (gradient_RLW,) = torch.autograd.grad(projected_RL[:, column].sum(), embedded[0], retain_graph=True)
         columns.append(gradient_RLW.abs().amax(2))
     return torch.stack(columns, dim=1)

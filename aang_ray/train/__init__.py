@@ -1,1 +1,1 @@
-"""One run: the loop, its optimiser, evaluation, and what it leaves for the store."""
+"""Training of one run: the loop, the optimiser, evaluation, checkpoints and the record for the store."""

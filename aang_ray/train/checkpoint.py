@@ -1,9 +1,9 @@
 """A run's checkpoint: the files that hold it, and when they are written and read.
 
-The files of a cell are `<checkpoints>/<cell>/last-<step>-<digest>.pt`, its state, and
-`best-<step>-<digest>.safetensors`, its best model. Each appears whole or not at all, under a name that holds a digest
-of its content, and is removed when a newer one is there. So a process that is killed at any moment leaves a checkpoint
-that can be read, or none if none was written yet.
+A cell has two files in the folder `<checkpoints>/<cell>`: its state, `last-<step>-<digest>.pt`, and its best model,
+`best-<step>-<digest>.safetensors`. Each is written atomically under a name that holds a digest of its content, and is
+removed after a newer one is written. So a process that is killed at any moment leaves a readable checkpoint, or none
+if none was written yet.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """Writes a run's checkpoint when it is due and stops the run when its `RunControl` says so.
+    """Writes a run's checkpoint when it is due and stops the run when its `RunControl` asks for it.
 
-    With several workers the first one writes the files. All workers agree in one small message after each step.
+    With several workers the first one writes the files. After each step the workers agree on what to do with one small
+    message.
     """
 
     def __init__(
@@ -52,7 +53,15 @@ class Checkpointer:
         workers: Workers | None = None,
         control: RunControl | None = None,
     ) -> None:
-        """Take the files to write, and the `minutes` between two checkpoints; 0 writes one after every step."""
+        """Create the checkpointer of one run.
+
+        Args:
+            files: The cell's checkpoint files.
+            compute: Device and precision, which are stored in the checkpoint.
+            minutes: Time between two checkpoints; 0 writes one after every step.
+            workers: The workers of the run; None for this process alone.
+            control: Reasons to save or to stop; None for signals only.
+        """
         self._files = files
         self._compute = f"{compute.device_name}, {compute.precision}"
         self._save_seconds = 60 * minutes
@@ -97,7 +106,7 @@ class Checkpointer:
         """Check whether a resumed run has already reached its step limit.
 
         Raises:
-            StepLimitReached: if so: its process ended after the checkpoint and before the row was written.
+            StepLimitReached: if it has. This happens when its process ended between the checkpoint and the row.
         """
         if self._control.limit_reached(step):
             raise StepLimitReached
@@ -108,14 +117,14 @@ class Checkpointer:
         """Write a checkpoint if one is due, and stop if there is a reason to. All workers call this after each step.
 
         Args:
-            step: Steps that are done.
+            step: Number of completed steps.
             state: Returns the state to write.
-            best_step: The step that the best model is from.
-            best_model: Its parameters; empty before the first evaluation.
+            best_step: Step after which the best model was saved.
+            best_model: Parameters of the best model; empty before the first evaluation.
 
         Raises:
-            StepLimitReached: after the step that `RunControl.until` names.
-            Interrupted: after SIGTERM, or when the driver has gone.
+            StepLimitReached: after step `RunControl.until`.
+            Interrupted: after SIGTERM, or when the driver process has ended.
             KeyboardInterrupt: after Ctrl-C.
         """
         wanted = self._control.after_step(step, time.monotonic() - self._saved_at, self._save_seconds)
@@ -127,7 +136,7 @@ class Checkpointer:
             self._files.save(step, content, best_step, best_model)
         self._saved_at = time.monotonic()
         if action > AfterStep.SAVE:
-            self._workers.wait_for_all()  # a worker that leaves before the file is written could be taken for lost
+            self._workers.wait_for_all()  # a worker that ends before the file is written would look lost
             raise self._control.stop_error(action, step, self._files.folder)
 
 
@@ -142,7 +151,7 @@ class Checkpoint:
 
 
 class CheckpointFiles:
-    """The files of one cell, below a folder or URI; nothing exists before the first `save`."""
+    """The checkpoint files of one cell, below a folder or URI. The first `save` creates them."""
 
     def __init__(self, checkpoints: Path | str, cell: str) -> None:
         above = open_location(checkpoints)
@@ -160,13 +169,13 @@ class CheckpointFiles:
         """Write the state after a step, and the best model if it is new; then delete older files.
 
         Args:
-            step: Steps that are done.
+            step: Number of completed steps.
             state: Tensors, numbers, strings, lists and dicts.
-            best_step: The step that the best model is from.
-            best_model: Its parameters; empty before the first evaluation.
+            best_step: Step after which the best model was saved.
+            best_model: Parameters of the best model; empty before the first evaluation.
 
         Returns:
-            The path of the state.
+            The path of the state file.
         """
         if best_model and (best_step != self._best_step or self._best_name not in self._names()):
             data = safetensors.torch.save({name: value.contiguous() for name, value in best_model.items()})
@@ -183,7 +192,7 @@ class CheckpointFiles:
         """Return the newest checkpoint; None if there is none.
 
         Raises:
-            UserError: as `read`.
+            UserError: for the reasons given at `read`.
         """
         name = self.newest()
         return self.read(name) if name else None
@@ -193,15 +202,15 @@ class CheckpointFiles:
         return max((name for name in self._names() if name.startswith(_LAST)), default="")
 
     def newest_step(self) -> int:
-        """Return the number of steps that are done in the newest state; 0 if there is none."""
+        """Return the number of completed steps in the newest state; 0 if there is none."""
         name = self.newest()
         return _step(name) if name else 0
 
     def read(self, name: str) -> Checkpoint:
-        """Return the state in a file, with its best model.
+        """Return the state in a file together with the best model that it refers to.
 
         Raises:
-            UserError: for a file that is damaged, of another configuration, or of a newer version.
+            UserError: for a file that is missing, damaged, of another configuration, or of another format.
         """
         path = self._location.path(name)
         content = self._parse(path, self._read(name))
@@ -261,21 +270,21 @@ class CheckpointFiles:
 
 
 def checkpoint_folder(store: str | Path) -> str:
-    """Return where the runs of a store keep their checkpoints: `<store>/.checkpoints`, which readers of rows ignore.
+    """Return the checkpoint folder of a store's runs, `<store>/.checkpoints`, which readers of rows ignore.
 
-    The options of a URI (`s3://bucket/folder?region=...`) stay at its end.
+    The options of a URI (`s3://bucket/folder?region=...`) are kept at the end.
     """
     address, mark, options = str(store).partition("?") if "://" in str(store) else (str(store), "", "")
     return f"{address.rstrip('/')}/{FOLDER}{mark}{options}"
 
 
 def discard(checkpoints: Path | str, cell: str) -> None:
-    """Delete a cell's checkpoint if it exists; called when the cell's row is written."""
+    """Delete a cell's checkpoint if it exists; called after the cell's row is written."""
     CheckpointFiles(checkpoints, cell).discard()
 
 
 def discard_done(checkpoints: Path | str, done: Collection[str]) -> None:
-    """Delete the checkpoints of cells that have a row: their processes were killed after they wrote it."""
+    """Delete checkpoints of cells that have a row already: their process was killed between writing and deleting."""
     location = open_location(checkpoints)
     infos = location.filesystem.get_file_info(fs.FileSelector(location.root, allow_not_found=True))
     for info in infos:

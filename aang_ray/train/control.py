@@ -1,10 +1,10 @@
-"""Every reason for a run to stop or to write its checkpoint, and what the run does about it after each step.
+"""Decides after each step whether a run continues, writes its checkpoint, or stops.
 
-A run looks at its `RunControl` between two steps, so that a checkpoint always holds a whole step. Reasons come from
-signals of the process (SIGTERM, Ctrl-C), from other threads (the machine drains, the driver has gone), from the caller
-(stop at a step) and from the clock (the checkpoint is old).
+A run asks its `RunControl` between two steps, so a checkpoint always holds the state after a whole step. Reasons to
+save or stop are signals (SIGTERM, Ctrl-C), flags set by other threads (the machine drains, the driver process has
+ended), a step limit set by the caller, and the age of the last checkpoint.
 
-This module needs the standard library alone, so that a command line can import it without loading torch or Ray.
+This module imports only the standard library, so that a command line can use it without loading torch or Ray.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ DRAINING_SECONDS = 15.0
 class Interrupted(SystemExit):
     """A run was asked to stop and has written its checkpoint; the message says how to continue it.
 
-    A `SystemExit` and not an `Exception`: the run has not failed, so no `except Exception` may make a failed row of it.
-    Uncaught, it ends the process with exit code 143 = 128 + SIGTERM.
+    It is a `SystemExit` and not an `Exception` because the run has not failed: no `except Exception` should turn it
+    into a failed row. Uncaught, it ends the process with exit code 143 = 128 + SIGTERM.
     """
 
     def __init__(self, message: str) -> None:
@@ -36,13 +36,13 @@ class Interrupted(SystemExit):
 
 
 class StepLimitReached(Exception):
-    """A run has reached the step it was to stop at (`RunControl.until`), and its checkpoint is written."""
+    """A run has reached its step limit (`RunControl.until`) and has written its checkpoint."""
 
 
 class StopSignals:
     """Context manager that records SIGTERM and Ctrl-C instead of acting on them; a second Ctrl-C acts at once.
 
-    Python installs signal handlers in the main thread only: in any other thread signals act as usual.
+    Python installs signal handlers in the main thread only. In any other thread this context does nothing.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class StopSignals:
         self.received = None
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                # None stands for a handler that was not installed from Python and cannot be put back.
+                # `signal.signal` returns None for a handler that was not installed from Python; it cannot be restored.
                 self._previous[number] = signal.signal(number, self._record) or signal.SIG_DFL
         return self
 
@@ -62,7 +62,7 @@ class StopSignals:
     ) -> None:
         self._restore()
         if self.received is not None and kind is None:
-            signal.raise_signal(self.received)  # it came after the last check: act on it now
+            signal.raise_signal(self.received)  # the signal came after the last check: act on it now
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         if number == self.received == signal.SIGINT:
@@ -77,14 +77,14 @@ class StopSignals:
 
 
 class AfterStep(IntEnum):
-    """What a run does after a step. Several workers agree on the largest value that any of them wants."""
+    """What a run does after a step. With several workers, the largest value of any worker counts for all."""
 
     CONTINUE = 0
     SAVE = 1
     STOP_AT_LIMIT = 2
     """Save and stop: the step limit is reached."""
     STOP = 3
-    """Save and stop: SIGTERM came, or the driver has gone."""
+    """Save and stop: SIGTERM came, or the driver process has ended."""
     INTERRUPT = 4
     """Save and stop: Ctrl-C came."""
 
@@ -93,30 +93,30 @@ class AfterStep(IntEnum):
 class RunControl:
     """Decides after each step whether a run continues, saves or stops. Other threads may set the flags at any time.
 
-    A run without checkpoints ignores it: it has nothing to continue from.
+    A run without checkpoints ignores it, because it could not continue later.
     """
 
     until: int | None = None
     """Save and stop after this step; the caller decides whether the run continues later."""
     draining: bool = False
-    """The machine will go away soon: save now, then at least every `DRAINING_SECONDS`."""
+    """The machine will shut down soon: save now, then at least every `DRAINING_SECONDS`."""
     stop: bool = False
-    """The process that started the run has gone: save and stop."""
+    """The process that started the run has ended: save and stop."""
     signals: StopSignals = field(default_factory=StopSignals, compare=False, repr=False)
     """Entered by the run while it trains."""
     _saved_for_drain: bool = field(default=False, init=False, compare=False, repr=False)
 
     def limit_reached(self, step: int) -> bool:
-        """Whether `step` steps are as many as the run is to make."""
+        """Return whether the run's step limit is reached after `step` steps."""
         return self.until is not None and step >= self.until
 
     def after_step(self, step: int, unsaved_seconds: float, save_seconds: float) -> AfterStep:
         """Return what to do after a step.
 
         Args:
-            step: Steps that are done.
+            step: Number of completed steps.
             unsaved_seconds: Time since the last checkpoint.
-            save_seconds: Wanted time between two checkpoints; 0 saves after every step.
+            save_seconds: Intended time between two checkpoints; 0 saves after every step.
         """
         received = self.signals.received
         if received is not None:
@@ -134,9 +134,9 @@ class RunControl:
         """Return the exception that ends the run, for an action above `SAVE`.
 
         Args:
-            action: What the run does after the step; with several workers another worker may be the reason for it.
-            step: Steps that are done.
-            folder: Where the checkpoint is.
+            action: What the run does after the step. With several workers, another worker may have caused it.
+            step: Number of completed steps.
+            folder: Folder of the checkpoint.
         """
         if action == AfterStep.INTERRUPT:
             return KeyboardInterrupt()

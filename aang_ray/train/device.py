@@ -1,4 +1,4 @@
-"""Device and precision of a run, chosen from what the machine has, and how many examples fit into a forward pass."""
+"""Choice of device and precision for a run, and of the number of examples in a forward pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACTIVATION_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how a run computes."""
+    """Device and precision of a run."""
 
     device: torch.device
     precision: str
@@ -41,7 +41,7 @@ class Compute:
 def choose_compute(config: RunConfig) -> Compute:
     """Choose device and precision of a run, and set PyTorch's threads and matmul precision.
 
-    `device: auto` takes CUDA if there is a GPU. `precision: auto` takes bf16 if the device multiplies it natively,
+    `device: auto` chooses CUDA if there is a GPU. `precision: auto` chooses bf16 if the device supports it natively,
     else fp32.
 
     Raises:
@@ -70,22 +70,27 @@ def _has_native_bf16(kind: str) -> bool:
 class MicroBatch:
     """The largest number of examples in one forward pass. Accumulation over pieces does not change the result.
 
-    With `batch.micro: auto` it is estimated once, from the memory that one example's activations take, and halved
-    whenever a step runs out of memory all the same.
+    With `batch.micro: auto` the number is estimated once from the activation memory of one example, and halved whenever
+    a step runs out of memory nevertheless.
     """
 
     def __init__(self, wanted: int | None, texts: int) -> None:
-        """Take the user's number (None for `auto`) and the number of examples of a whole step."""
+        """Set the initial number.
+
+        Args:
+            wanted: The user's number; None for `auto`.
+            texts: Number of examples of a whole step.
+        """
         self.fixed = wanted is not None
         self.texts = min(wanted, texts) if wanted is not None else texts
 
     def fit(self, bytes_per_text: float, free: int) -> None:
-        """Lower the number to what should fit into `free` bytes, unless the user has set it."""
+        """Lower the number so that activations should fit into `free` bytes, unless the user has set it."""
         if not self.fixed:
             self.texts = max(1, min(self.texts, int(ACTIVATION_SHARE * free / max(bytes_per_text, 1.0))))
 
     def halve(self) -> None:
-        """Take half as many examples.
+        """Halve the number of examples.
 
         Raises:
             RunFailure: if the number is 1 or set by the user; the message says what to lower.
@@ -112,7 +117,7 @@ def activation_bytes(forward: Callable[[], object]) -> int:
     def count(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
-        # Detached: a saved output that refers to its own node would keep the graph, and the model, alive for ever.
+        # Without detach, a saved output would refer to its own graph node, and graph and model would never be freed.
         return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):

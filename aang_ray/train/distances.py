@@ -4,10 +4,10 @@ See docs/semantics.md, section 9. Split every segment's examples into halves a a
 
     <g_k^a - g_E^a, g_k^b - g_E^b>
 
-is an unbiased estimate of ||g_k - g_E||^2, because the batch noise of the two halves is independent; the plain squared
-norm of the difference would be inflated by that noise. Assumption A.1 of Dery et al. 2023 bounds the same norm over all
-parameters, so this is a local estimate of Delta_k^2. A mean over a random number of labels is unbiased given that
-number.
+is an unbiased estimate of ||g_k - g_E||^2, because the batch noise of the two halves is independent. The squared norm
+of the difference on the whole batch would be too large by the variance of that noise. Assumption A.1 of Dery et al.
+2023 bounds the same norm over all parameters, so this is a local estimate of Delta_k^2. If the number of labels is
+random, the estimate is unbiased conditionally on that number.
 
 Shape suffixes: S half segments (E^a, E^b, 1^a, 1^b, ...), N segments.
 """
@@ -33,16 +33,16 @@ DISTANCE, NORM = "distance2", "norm2"
 def local_distances(stepper: Stepper, step: int) -> dict[str, float]:
     """Estimate the distances on the batch of a later step.
 
-    It takes one forward and one backward pass, or one of each per objective if the batch does not fit into one piece.
-    Parameters, their `.grad` and the following steps do not change. Waits for the device.
+    The function makes one forward and one backward pass, or one of each per objective if the batch does not fit into
+    one piece. It does not change parameters, their `.grad` or later steps. It waits for the device.
 
     Args:
-        stepper: The stepper, with the parameters of the step before.
+        stepper: The stepper, whose current parameters are used.
         step: Index of the step whose batch is used.
 
     Returns:
-        Estimates by `distance2/<objective>` and `norm2/<segment>`. A segment with fewer than two examples, or with a
-        half without labels, is left out; without the end task the result is empty.
+        Estimates by name: `distance2/<objective>` and `norm2/<segment>`. A segment is left out if it has fewer than
+        two examples or if one of its halves has no labels. The result is empty if the end task is left out.
     """
     domain = stepper.setup.domain
     batch: Any = stepper.look_ahead(step)

@@ -1,8 +1,8 @@
-"""What training needs to know about a kind of data: text, images, or another one.
+"""The interface between training and a kind of data, such as text or images.
 
-A domain makes the batch of any step, computes the losses of a batch, and reads splits to be scored. Loop, steps,
-methods, store and tables are the same for all domains. To add one, write a module with a `DomainKind` named `DOMAIN`,
-and add a line to `DOMAINS`.
+A domain makes the batch of any step, computes the losses of a batch, and reads the splits that are scored. Loop, steps,
+methods, store and tables are the same for all domains. To add a domain, write a module with a `DomainKind` named
+`DOMAIN` and add a line to `DOMAINS`.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ Int64 = npt.NDArray[np.int64]
 DomainBatch = SegmentBatch[Any]
 """The segments of a step: dev (empty unless asked for), end task, sampled objectives.
 
-Every segment has a `name` (as losses are logged), `texts` (its number of examples), `lengths_E` (rows of the body by
-example), `normaliser` (number, or sum of weights, of labels, by which its mean loss is divided)
-and `part(start, stop)`.
+Every segment has a `name` (the key of its loss in the log), `texts` (its number of examples), `lengths_E` (number of
+rows in the body of each example), `normaliser` (number of labels, or sum of their weights, by which the loss is
+divided) and `part(start, stop)` (the segment with these examples only).
 """
 
 
 class LabelledSplit(Protocol):
-    """Examples with a class each."""
+    """Examples, each with a class label."""
 
     @property
     def labels(self) -> Int64: ...
@@ -93,7 +93,7 @@ class DomainPiece(Protocol):
 
     @property
     def real_tokens(self) -> int:
-        """Rows that are no padding."""
+        """Number of rows that are not padding."""
         ...
 
     def to(self, device: torch.device) -> Self: ...
@@ -117,7 +117,13 @@ class Domain(ABC):
         """Whether `batch` needs the method's factors."""
 
     def batch(self, step: int, with_dev: bool, factors: Mapping[str, npt.NDArray[np.float64]] | None) -> DomainBatch:
-        """Return the segments of a step: a pure function of (seed, step, factors)."""
+        """Return the segments of a step, a pure function of (seed, step, factors).
+
+        Args:
+            step: Index of the step.
+            with_dev: Whether the dev segment has examples.
+            factors: The method's factors, for `follows_factors`; else None.
+        """
         return self.source.step(step, with_dev, factors)
 
     def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> DomainBatch:
@@ -125,73 +131,96 @@ class Domain(ABC):
 
         Args:
             number: Index of the batch.
-            end_task: Whether the end task is in it; if not, its segment is empty. The dev segment always is.
+            end_task: Whether the batch has end-task examples; if not, that segment is empty. The dev segment is always
+                empty.
             objectives: Indices into the space.
         """
         return self.source.chosen(number, end_task, objectives)
 
     def size(self, objective: int) -> int:
-        """Return the number of examples in the data that an objective of the space reads."""
+        """Return the number of examples in the data set of an objective of the space."""
         return self.source.schedule.size(objective)
 
     def costs(self, batch: DomainBatch) -> tuple[Int64, ...]:
-        """Return the rows of the body that each example of each segment takes, [S] arrays [E]."""
+        """Return the number of rows in the body of every example: for each of the S segments an array [E]."""
         return tuple(segment.lengths_E for segment in batch.segments)
 
     @abstractmethod
     def pieces(
         self, batch: DomainBatch, micro: int, per_segment: bool, ranges: Sequence[tuple[int, int]] | None = None
     ) -> tuple[Any, ...]:
-        """Cut a batch along its segments, dev first.
+        """Cut a batch into pieces, each for one forward pass. Segments keep their order, dev first.
 
         Args:
             batch: The segments of a step.
-            micro: Most examples in a piece.
+            micro: Maximum number of examples in a piece.
             per_segment: Whether a piece holds examples of one segment only.
-            ranges: Takes only the examples [start, stop) of each segment, [S]; None takes all. An example is the same
-                as in the whole batch.
+            ranges: The examples [start, stop) of each segment to use, [S]; None for all. An example does not depend on
+                which others are used.
         """
 
     @abstractmethod
     def entries_read(self, batch: DomainBatch, ranges: Sequence[tuple[int, int]]) -> Int64:
-        """Return which entries of a table that is also used as decoder these examples look up, each entry once."""
+        """Return the distinct entries that these examples look up in a table that is also used as decoder.
+
+        Args:
+            batch: The segments of a step.
+            ranges: The examples [start, stop) of each segment, [S].
+        """
 
     @abstractmethod
     def label_weights(self, segments: Sequence[Any]) -> tuple[float, ...]:
-        """Return the sum of the label weights of each segment, or part of one."""
+        """Return the sum of the label weights of each segment or part of a segment."""
 
     @abstractmethod
     def probe(self, batch: DomainBatch, examples: int) -> Any:
-        """Return a piece of `examples` copies of the batch's largest example, to measure memory with."""
+        """Return a piece of `examples` copies of the batch's largest example, for measuring memory."""
 
     @abstractmethod
     def dev_head_piece(self, step: int) -> Any:
-        """Return the examples that the dev head phi* is fitted on at this step."""
+        """Return a piece with the examples on which the dev head phi* is fitted at this step."""
 
     @abstractmethod
     def end_task_pieces(self, split: str, examples: Int64, micro: int) -> tuple[Any, ...]:
-        """Return examples of `train` or `dev` with their labels, for `features`, at most `micro` in a piece."""
+        """Return examples of `train` or `dev` with their labels as pieces for `features`.
+
+        Args:
+            split: `train` or `dev`.
+            examples: Indices into the split.
+            micro: Maximum number of examples in a piece.
+        """
 
     @abstractmethod
     def losses(self, piece: Any, heads: Mapping[str, nn.Module]) -> Tensor:
-        """Return the piece's share of every segment's unweighted mean loss, [S]."""
+        """Return the piece's part of every segment's mean loss, [S], before the method's weights.
+
+        Args:
+            piece: A piece on the device.
+            heads: The heads by name.
+        """
 
     @abstractmethod
     def features(self, piece: Any) -> tuple[Tensor, Tensor]:
-        """Return the inputs of the end-task head, [E, H], and the labels, [E], of a piece on the device."""
+        """Return the features [E, H] for the end-task head and the labels [E] of a piece on the device."""
 
     @abstractmethod
     def reader(self, split: str, first: int = 0, every: int = 1) -> Reader:
-        """Return `dev` (the examples that decide) or `test`, or every `every`-th example of it from `first` on."""
+        """Return a reader of `dev` (the examples used for model selection) or of `test`.
+
+        Args:
+            split: `dev` or `test`.
+            first: Index of the first example to read.
+            every: Distance between two examples that are read.
+        """
 
 
 StageParts = Callable[[RunConfig], tuple[Space | None, Domain]]
-"""Makes space and domain of another stage of a run: the same task and body under another configuration."""
+"""Returns space and domain for the configuration of another stage, with the same task and body."""
 
 
 @dataclass(frozen=True)
 class DomainParts:
-    """What a domain contributes to a run."""
+    """The parts of a run that its domain makes."""
 
     task: Task
     encoder: nn.Module
@@ -214,9 +243,9 @@ class DomainKind:
     encoder_fingerprint: Callable[[RunConfig], str]
     """Returns a hash of the body that a run starts from."""
     examples: Callable[[RunConfig], int]
-    """Returns the number of train examples and in-domain texts: one epoch."""
+    """Returns the number of examples in an epoch: train examples plus in-domain texts."""
     encoders: frozenset[str] = frozenset()
-    """Values of `encoder.name` that stand for a body of this domain."""
+    """Values of `encoder.name` that select a body of this domain."""
     exports: bool = False
     """Whether `train.export` can write its classifiers."""
 

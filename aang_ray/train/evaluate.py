@@ -25,7 +25,7 @@ from aang_ray.train.device import Compute
 RESAMPLES = 1000
 """Resamples of a bootstrap interval."""
 TEXTS_AT_ONCE = 128
-"""Texts in a forward pass without gradients: it takes less memory than any training step of the paper's sizes."""
+"""Texts in a forward pass without gradients. It needs less memory than a training step of the paper's sizes."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Predictions:
     """A model's output on labelled examples."""
 
     logits_EC: Tensor
-    """In host memory."""
+    """Logits in host memory."""
     labels_E: Int64
 
     @property
@@ -65,14 +65,14 @@ class Predictions:
 
 
 def score_of(scores: Scores, metric: Metric) -> float:
-    """Return the score that the metric names."""
+    """Return accuracy or macro-F1, whichever the metric is."""
     return scores.accuracy if metric == "accuracy" else scores.macro_f1
 
 
 def bootstrap_interval(predictions: Predictions, metric: Metric, classes: int) -> tuple[float, float] | None:
     """Return the 95 % percentile interval of the metric over resampled examples; None below two examples.
 
-    It shows how much the score may vary because the test set is small. The spread over seeds is a different matter.
+    The interval shows the uncertainty from the size of the test set. It does not include the spread over seeds.
     """
     if len(predictions.labels_E) < 2:
         return None
@@ -96,7 +96,7 @@ def bootstrap_interval(predictions: Predictions, metric: Metric, classes: int) -
 
 
 class Reader(Protocol):
-    """A split that models are scored on."""
+    """A split on which models are scored."""
 
     def predict(self, encoder: Any, head: nn.Module, compute: Compute) -> Predictions:
         """Return the logits of every example in the split's order, computed in eval mode."""
@@ -105,7 +105,7 @@ class Reader(Protocol):
 
 @contextmanager
 def predicting(encoder: nn.Module, head: nn.Module, compute: Compute) -> Iterator[None]:
-    """Inside the block: eval mode, no gradients, and the run's precision."""
+    """Use eval mode, no gradients and the run's precision inside the block."""
     training = encoder.training
     encoder.eval()
     head.eval()
@@ -116,10 +116,16 @@ def predicting(encoder: nn.Module, head: nn.Module, compute: Compute) -> Iterato
 
 
 class SplitReader:
-    """The texts of a split, sorted by length and laid out once, to be read many times."""
+    """The texts of a split, sorted by length and collated once, for repeated evaluation."""
 
     def __init__(self, split: Labelled, examples: Int64, pad_id: int) -> None:
-        """Lay out some examples of a split; `pad_id` fills up short texts."""
+        """Collate some examples of a split.
+
+        Args:
+            split: Tokens and labels.
+            examples: Indices into the split, in the order of the predictions.
+            pad_id: Id of the padding token.
+        """
         order = np.argsort(-split.tokens.lengths[examples], kind="stable")
         self._labels = split.labels[examples]
         self._inverse = np.argsort(order)

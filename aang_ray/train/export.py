@@ -4,7 +4,7 @@ The folder holds
 
 encoder/              the body with its tokenizer, in the layout of Hugging Face (safetensors)
 head.safetensors      Linear, Tanh, Dropout, Linear on the pooled text
-model_card.json       labels, how texts are read, scores, configuration, versions
+model_card.json       labels, pooling and text length, scores, configuration, versions
 """
 
 from __future__ import annotations
@@ -47,10 +47,12 @@ CARD, ENCODER, HEAD = "model_card.json", "encoder", "head.safetensors"
 
 
 def check_export(folder: Path, data: DataConfig) -> None:
-    """Check that a classifier of this task may be written to a folder: a new or empty one, or an earlier export.
+    """Check that a classifier of this task can be written to a folder.
+
+    The folder may be missing, empty, or an earlier export.
 
     Raises:
-        UserError: if the folder holds anything else, or the task is not one of text.
+        UserError: if the folder holds anything else, or the task is not a text task.
     """
     if not domain_of(data).exports:
         kind = modality_of(data)
@@ -62,12 +64,12 @@ def check_export(folder: Path, data: DataConfig) -> None:
 
 
 def export_model(folder: Path, setup: Setup, result: ResultRow) -> None:
-    """Write encoder, tokenizer, end-task head and card of a finished run; the folder appears whole or not at all.
+    """Write encoder, tokenizer, end-task head and model card of a finished run. The folder is created atomically.
 
     Args:
-        folder: Where to write; an earlier export is replaced.
-        setup: The parts of the run, with the model that test was scored with.
-        result: The run's scores, which go into the card.
+        folder: Target folder; an earlier export is replaced.
+        setup: The parts of the run, with the parameters of the best model.
+        result: The run's result row, which is stored in the card.
 
     Raises:
         UserError: if the folder holds something that is not an exported model.
@@ -109,7 +111,7 @@ def _without_nan(value: Any) -> Any:
 
 
 class Classifier:
-    """A trained classifier of texts, as `load_classifier` returns it."""
+    """A trained classifier of texts. `load_classifier` creates it."""
 
     def __init__(
         self, encoder: Encoder, head: nn.Module, tokenizer: Any, pad: int, card: dict[str, Any], compute: Compute
@@ -121,7 +123,10 @@ class Classifier:
         self._tokenizer, self._pad, self._compute = tokenizer, pad, compute
 
     def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> tuple[list[str], npt.NDArray[np.float32]]:
-        """Classify texts, or pairs of texts. They are cut to the length that the model was trained with.
+        """Classify texts or pairs of texts. They are truncated to the length used in training.
+
+        Args:
+            texts: Single texts if the model was trained on single texts, else pairs.
 
         Returns:
             The label of each text, and the probabilities [E, C] in the order of `labels`.
@@ -155,10 +160,10 @@ def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
 
     Args:
         folder: The folder of the export.
-        device: A PyTorch device. The precision is the one that the run's scores were computed with.
+        device: A PyTorch device. The precision is that of the run.
 
     Raises:
-        UserError: for a folder that holds no complete export, or one of a newer version.
+        UserError: for a folder without a complete export, or with an export of another format.
     """
     folder = Path(folder)
     card = _read_card(folder)

@@ -1,4 +1,4 @@
-"""The domain of images: an image is one row of the body, which starts from random parameters."""
+"""The domain of images. An image is one row in the body, and the body starts from random parameters."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from aang_ray.train.workers.placement import Range, parts_of
 LENET: Final = "lenet"
 """The value of `encoder.name` for the body of images."""
 FINGERPRINT: Final = "lenet:1"
-"""Fingerprint of the body and how it starts; raise the number when `model/lenet.py` changes."""
+"""Fingerprint of the body and its initialisation; increase the number when `model/lenet.py` changes."""
 USED_SETTINGS: Final = {
     "data": {"task", "metric", "train_size", "class_weights", "split_seed", "dev_fraction", "test_fraction"},
     "encoder": {"name", "head_dropout"},
     "objectives": {"legality", "allocation", "heads"},
     "gradients": {"engine", "local_distances"},
 }
-"""The settings of these sections that mean something for images; all others belong to text."""
+"""The settings of these sections that apply to images; all others apply to text only."""
 IMAGES_AT_ONCE: Final = 1024
 """Images in a forward pass without gradients."""
 
@@ -98,7 +98,7 @@ class ImageDomain(Domain):
 
 
 class ImageReader:
-    """The images of a split, to be read many times."""
+    """The images of a split, for repeated evaluation."""
 
     def __init__(self, split: LabelledImages) -> None:
         self._labels = split.labels
@@ -115,10 +115,10 @@ class ImageReader:
 
 
 def check_image_settings(config: RunConfig) -> None:
-    """Refuse settings that mean nothing for images: they would change the name of a cell and not its result.
+    """Refuse settings that do not apply to images: they would change the name of a cell but not its result.
 
     Raises:
-        UserError: for a setting of text that is not at its default, a masked-LM method, or another encoder.
+        UserError: for a text setting that is not at its default, a masked-LM method, or another encoder.
     """
     if config.encoder.name != LENET:
         raise UserError(f"encoder.name: {config.data.task} is a task of images; its encoder is {LENET}")
@@ -133,10 +133,10 @@ def check_image_settings(config: RunConfig) -> None:
 
 
 def build_image_run(config: RunConfig, device: torch.device) -> DomainParts:
-    """Load the images and make a body with random parameters, its heads, and the batches of the space.
+    """Load the images and make a body with random parameters, its heads, the space and the domain.
 
     Raises:
-        UserError: for settings or a space that images cannot have.
+        UserError: for settings or a space that do not apply to images.
     """
     check_image_settings(config)
     task = load_task(config.data, config.encoder)
@@ -165,7 +165,10 @@ def make_image_space(config: RunConfig) -> Space:
 
 
 def make_image_heads(config: RunConfig, task: ImageTask, encoder: LeNet, space: Space | None) -> dict[str, nn.Module]:
-    """Return phi_E and the heads of the outputs, by name. Pixels have a linear head, classes the same head as texts."""
+    """Return phi_E and the heads of the outputs, by name.
+
+    Outputs of pixels have a linear head. Outputs of classes have the same head as in the text domain.
+    """
     classes = {"other-digit": len(task.label_names), "end-task": len(task.label_names), "rotation": TURNS}
     width, dropout = encoder.hidden_size, config.encoder.head_dropout
     heads: dict[str, nn.Module] = {END_TASK_HEAD: ClassificationHead(width, len(task.label_names), dropout)}

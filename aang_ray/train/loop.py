@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations on dev, early stopping, the best model, test scored once.
+"""The training loop: steps, evaluations on dev, early stopping, and one test score of the best model.
 
 See docs/semantics.md, section 5.
 """
@@ -36,17 +36,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run has reached at its end."""
+    """The result of a finished run."""
 
     progress: Progress
     scores: SplitScores
-    """Scores of the model that did best on dev."""
+    """Scores of the model with the best dev score."""
     clean_interval: tuple[float, float] | None
     """95 % bootstrap interval of the metric on the de-duplicated test view."""
 
 
 class Trainer:
-    """Trains a set-up through all its stages, from its checkpoint if there is one."""
+    """Trains a run through all its stages, starting from its checkpoint if there is one."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Trainer:
         Args:
             setup: The parts of the run; training changes them in place.
             on_evaluation: Called after each evaluation, in every worker.
-            checkpointer: Reads and writes the checkpoint; None for a run without one.
+            checkpointer: Reads and writes the checkpoint; None for a run without checkpoints.
         """
         self.config = setup.config
         self.progress = Progress()
@@ -76,13 +76,13 @@ class Trainer:
         self._started = time.monotonic()
 
     def run(self) -> Finished:
-        """Train, and score test once with the model that did best on dev.
+        """Train, and score test once with the model that has the best dev score.
 
         Raises:
             UserError: for a checkpoint that the run cannot continue from.
             RunFailure: for a loss that is not finite, or when memory runs out.
             Interrupted, KeyboardInterrupt: when asked to stop; the checkpoint is written.
-            StepLimitReached: at the step that the run was to stop at; the checkpoint is written.
+            StepLimitReached: at the step limit; the checkpoint is written.
         """
         if self._checkpointer is None or not self._checkpointer.resume(self._restore):
             self.stepper.estimate_memory(self.stepper.prepare(0))
@@ -113,13 +113,13 @@ class Trainer:
         )
 
     def _enter_stage(self) -> None:
-        """Make batches, method, optimiser and schedule of the current stage."""
+        """Make the batches, method, optimiser and schedule of the current stage."""
         self.stage = self._stages[self.progress.stage]
         self.setup = setup_of_stage(self._whole, self.stage.config)
         self.stepper = make_stepper(self.setup)
 
     def _next_stage(self) -> None:
-        """Start the next stage from the best model on dev or, after a stage without dev scores, from the last one."""
+        """Start the next stage from the best model on dev, or from the last model if the stage did not score dev."""
         if self.stage.decides:
             self._load_best_model()
             self.progress.before, _ = self._score_best_model()
@@ -148,7 +148,7 @@ class Trainer:
                 break
 
     def _state(self) -> dict[str, Any]:
-        """Return what a resumed run needs besides the best model. The keys are part of the checkpoint format."""
+        """Return the state for a resumed run, without the best model. The keys are part of the checkpoint format."""
         return {
             "stepper": self.stepper.state_dict(),
             "progress": self.progress.state_dict(),
@@ -189,7 +189,7 @@ class Trainer:
             self._on_evaluation(row)
 
     def _score_dev(self) -> Scores:
-        """Score dev, and keep a copy of the model if it is the best so far (of equal scores the first)."""
+        """Score dev, and copy the model if its score is higher than all before."""
         setup, progress = self.setup, self.progress
         predictions = self._predict(self._dev)
         scores = predictions.scores(setup.task.label_names)
@@ -240,13 +240,13 @@ class Trainer:
 
 
 def prefetched(make: Callable[[int], T], first: int, stop: int, depth: int = 2) -> Iterator[T]:
-    """Yield make(first), ..., make(stop - 1) in order, made on another thread so that no step waits for its batch.
+    """Yield make(first), ..., make(stop - 1) in order, computed ahead on another thread.
 
     Args:
-        make: Called with each number; an exception is raised where the result would have come.
+        make: Called with each number. If it raises, the exception is raised when that result is requested.
         first: First number.
         stop: One more than the last number.
-        depth: How many results are made ahead; 0 makes each one when it is asked for, on the calling thread.
+        depth: Number of results to compute ahead; 0 computes each result on request, on the calling thread.
     """
     if depth == 0:
         yield from map(make, range(first, stop))
@@ -266,7 +266,7 @@ def prefetched(make: Callable[[int], T], first: int, stop: int, depth: int = 2) 
 
 
 class LossLog:
-    """Mean losses since the last evaluation; raises for a loss that is not finite.
+    """Computes mean losses since the last evaluation and raises for a loss that is not finite.
 
     Reading a loss waits for the device. So losses stay on the device and are read every `check_every` steps: at each
     step on a CPU, at evaluations on a GPU.
@@ -279,7 +279,12 @@ class LossLog:
         self._sums: dict[str, tuple[float, int]] = {}
 
     def add(self, step: int, names: Sequence[str], losses_S: Tensor) -> None:
-        """Add the losses [S] of a step's segments; a segment with an empty name is left out.
+        """Add the losses of a step.
+
+        Args:
+            step: Number of completed steps.
+            names: Name of each segment; a segment with an empty name is skipped.
+            losses_S: Loss of each segment, [S].
 
         Raises:
             RunFailure: for a loss that is not finite.
@@ -289,7 +294,7 @@ class LossLog:
             self.read()
 
     def means(self) -> dict[str, float]:
-        """Return the mean loss since the last call, by segment name.
+        """Return the mean loss since the last call, by segment name, and start new means.
 
         Raises:
             RunFailure: for a loss that is not finite.

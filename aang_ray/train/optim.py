@@ -19,7 +19,7 @@ PUBLISHED_OBJECTIVE_CLIP = 10.0
 def make_optimizer(body: nn.Module, heads: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Return AdamW or SGD with separate learning rates and weight decays for body and heads.
 
-    Every parameter decays, biases and norms included (docs/semantics.md, section 4).
+    Weight decay applies to every parameter, also to biases and norms (docs/semantics.md, section 4).
     """
     groups: list[dict[str, Any]] = [
         {"params": list(body.parameters()), "lr": config.body_lr, "weight_decay": config.body_weight_decay},
@@ -36,7 +36,7 @@ def warmup_steps(schedule: ScheduleConfig) -> int:
 
 
 def rate_factor(schedule: ScheduleConfig) -> Callable[[int], float]:
-    """Return the factor of the learning rates by step: linear warm-up, then linear decay to 0 at the last step."""
+    """Return a function of the step that gives the learning-rate factor: linear warm-up, then linear decay to 0."""
     total, warmup = schedule.steps or 0, warmup_steps(schedule)
 
     def factor(step: int) -> float:
@@ -53,7 +53,10 @@ def make_schedule(optimizer: torch.optim.Optimizer, schedule: ScheduleConfig) ->
 
 
 def clip(body: nn.Module, heads: Mapping[str, nn.Module], config: OptimConfig) -> None:
-    """Clip the body's update to norm `clip`, and each head's gradient too (`published`: all heads' jointly)."""
+    """Clip the body's gradient and each head's gradient to norm `config.clip`.
+
+    With `clipping: published`, the gradients of all heads are clipped jointly.
+    """
     nn.utils.clip_grad_norm_(body.parameters(), config.clip)
     if config.clipping == "published":
         nn.utils.clip_grad_norm_([p for head in heads.values() for p in head.parameters()], config.clip)
@@ -65,13 +68,13 @@ def clip(body: nn.Module, heads: Mapping[str, nn.Module], config: OptimConfig) -
 def clip_objectives(body: nn.Module, separate_SP: Tensor, coefficients_S: Tensor) -> None:
     """Clip each objective's gradient g_k to norm 10 in the body's update (`clipping: published`).
 
-    The correction c_k (min(1, 10 / ||g_k||) - 1) g_k is added to `.grad`. The update is not summed up anew: a tied
-    decoder's part of it is in `.grad` only, and stays unclipped.
+    The function adds the correction c_k (min(1, 10 / ||g_k||) - 1) g_k to `.grad`. It does not recompute the update,
+    because `.grad` also holds the gradient of a tied decoder, which is not in `separate_SP` and stays unclipped.
 
     Args:
         body: The body, with the update sum_k c_k g_k in `.grad`.
-        separate_SP: The gradients g_k of all segments.
-        coefficients_S: The coefficients c_k.
+        separate_SP: The gradients g_k of all segments, [S, P].
+        coefficients_S: The coefficients c_k, [S].
     """
     norms_S = torch.linalg.vector_norm(separate_SP, dim=1)
     scale_S = torch.clamp(PUBLISHED_OBJECTIVE_CLIP / norms_S.clamp_min(1e-30), max=1.0)
@@ -82,20 +85,23 @@ def clip_objectives(body: nn.Module, separate_SP: Tensor, coefficients_S: Tensor
 
 
 def get_gradient(body: nn.Module) -> Tensor:
-    """Return the body's gradients as one vector [P], 0 where there is none; in fp64 for an fp64 body, else in fp32."""
+    """Return the body's gradients as one vector [P], with 0 for parameters without a gradient.
+
+    The vector is fp64 for an fp64 body, else fp32.
+    """
     parameters = [p for p in body.parameters() if p.requires_grad]
     flat_P = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     return flat_P.to(torch.promote_types(flat_P.dtype, torch.float32))
 
 
 def set_gradient(body: nn.Module, direction_P: Tensor) -> None:
-    """Replace the body's gradients by a flattened update direction."""
+    """Replace the body's gradients by an update direction, [P]."""
     for parameter, part in _split(body, direction_P):
         parameter.grad = part
 
 
 def _split(body: nn.Module, vector_P: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-    """Return each trained parameter with its part of the vector, in its shape and dtype."""
+    """Return each trained parameter with its part of the vector, in the parameter's shape and dtype."""
     parameters = [p for p in body.parameters() if p.requires_grad]
     parts = torch.split(vector_P, [p.numel() for p in parameters])
     return [(p, part.view_as(p).to(p.dtype)) for p, part in zip(parameters, parts, strict=True)]

@@ -1,4 +1,7 @@
-"""Fill in what a configuration leaves to the task and the encoder. The hash of the result names the run."""
+"""Resolve a configuration: fill in values that depend on the task and the encoder.
+
+The hash of the resolved configuration names the run.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ PAPER_END_TASK, PAPER_AUXILIARY, PAPER_DEV_HEAD = 128, 256, 32
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Return the same run with the card's metric and batch sizes, the number of steps, and fingerprints of its inputs.
+    """Return the configuration with metric, batch sizes, number of steps and fingerprints of its inputs filled in.
+
+    Metric and batch sizes come from the task's card unless the user has set them.
 
     Raises:
         UserError: if the task, the encoder or the space does not exist, or a setting does not fit the others.
@@ -56,7 +61,9 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def with_steps(config: RunConfig, method: PretrainSection) -> PretrainSection:
-    """Return the masked-LM stages with a number of steps each: `epochs` over the stage's texts if none is given.
+    """Return the method with a number of steps for every masked-LM stage.
+
+    A stage without a given number gets the steps of `epochs` epochs over its texts.
 
     Raises:
         UserError: for a stage on in-domain text if there is none.
@@ -74,17 +81,21 @@ def with_steps(config: RunConfig, method: PretrainSection) -> PretrainSection:
 
 
 def epoch_steps(config: RunConfig) -> int:
-    """Return the steps of `schedule.epochs` over task and domain texts at the auxiliary batch size.
+    """Return the number of steps in `schedule.epochs` epochs over train and in-domain examples.
 
-    It is the same for every method, so that methods are compared at equal budgets of end-task examples (Dery et al.
-    2023, appendix D).
+    The auxiliary batch size is used for every method, so that all methods see equally many end-task examples (Dery et
+    al. 2023, appendix D).
     """
     examples = domain_of(config.data).examples(config)
     return math.ceil(config.schedule.epochs * examples / (config.batch.auxiliary or PAPER_AUXILIARY))
 
 
 def source_settings(config: RunConfig) -> SourceSettings:
-    """Return sizes and switches of the batches of a resolved configuration, in any domain."""
+    """Return the batch settings of a resolved configuration, for any domain.
+
+    Raises:
+        ValueError: for a configuration that is not resolved.
+    """
     meta = config.method if isinstance(config.method, AangConfig) else AangConfig()
     batch = config.batch
     if batch.end_task is None or batch.auxiliary is None or batch.dev_head is None:
@@ -104,7 +115,7 @@ def source_settings(config: RunConfig) -> SourceSettings:
 
 
 def sampled_count(config: RunConfig, space: Space | None) -> int:
-    """Return how many objectives a step samples: n, or all objectives of a pretraining stage.
+    """Return the number of objectives in a step: n, or all objectives in a pretraining stage; 0 without a space.
 
     Raises:
         UserError: if n exceeds the size of the space.
@@ -118,7 +129,7 @@ def sampled_count(config: RunConfig, space: Space | None) -> int:
 
 
 def check_n(config: RunConfig) -> None:
-    """Refuse an n that exceeds the space for every task and encoder. Reads neither.
+    """Refuse an n that is too large for any task and encoder, without loading the task or the encoder.
 
     Raises:
         UserError: if n is too large.
@@ -127,7 +138,7 @@ def check_n(config: RunConfig) -> None:
         return
     settings = config.objectives
     space = enumerate_space(config.space, read_space(config.space), settings.legality, settings.labels)
-    # An objective is left out in favour of another one, which a task or an encoder may rule out: count both.
+    # An objective that was left out may replace another one that the task or the encoder rules out: count both.
     _check_n(config, config.n, len(space) + len(space.left_out))
 
 

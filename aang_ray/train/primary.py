@@ -1,7 +1,7 @@
-"""Gradients of the end task alone, which some methods measure before a step: fresh train examples, dropout off.
+"""End-task gradients that some methods measure before a step, on fresh train examples and without dropout.
 
-With dropout off, every worker computes the same from the same examples, up to rounding where kernels are not
-deterministic. So that workers do not drift apart, the first worker's measurements are sent to all.
+Without dropout all workers compute the same result from the same examples, except for rounding where kernels are not
+deterministic. The first worker's measurements are sent to all, so that the workers stay identical.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class PrimaryPieces:
     """The end-task examples of a step, in host memory."""
 
     subspace: tuple[DomainPiece, ...] = ()
-    """Examples that a subspace is estimated on; empty at a step that keeps the last one."""
+    """Examples for estimating a subspace; empty at a step that keeps the previous subspace."""
     mean: tuple[DomainPiece, ...] = ()
-    """Examples of the mean gradient."""
+    """Examples for the mean gradient."""
     counts: tuple[int, int] = (0, 0)
-    """Number of examples in each."""
+    """Number of examples in `subspace` and in `mean`."""
 
     @property
     def real_tokens(self) -> int:
@@ -45,7 +45,7 @@ NO_PIECES = PrimaryPieces()
 
 
 class ExampleLosses:
-    """Returns a piece's end-task cross-entropies, [E], times the class weights if there are any."""
+    """A function that returns a piece's end-task cross-entropies, [E], multiplied by class weights if there are any."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -81,11 +81,13 @@ class PrimaryView:
         self._setup, self._method, self._losses = setup, method, ExampleLosses(setup)
 
     def prepare(self, step: int, micro: int) -> PrimaryPieces:
-        """Return the examples of a step, a function of (seed, step). The two sets are disjoint if train allows it.
+        """Return the examples of a step, a function of (seed, step).
+
+        The two sets of examples are disjoint if train is large enough.
 
         Args:
             step: Index of the step.
-            micro: Most examples in a piece.
+            micro: Maximum number of examples in a piece.
         """
         wanted = self._method.primary_examples(step)
         size = len(self._setup.task.train)
@@ -95,7 +97,12 @@ class PrimaryView:
         return PrimaryPieces(self._pieces(subspace, micro), self._pieces(mean, micro), counts)
 
     def measure(self, step: int, pieces: PrimaryPieces) -> None:
-        """Let the method measure the Jacobians of its examples' losses."""
+        """Call the method's `measure` with the Jacobians of the examples' losses, then send the results to all workers.
+
+        Args:
+            step: Index of the step.
+            pieces: What `prepare` returned for this step.
+        """
         body = self._setup.encoder
         subspace, mean = (
             ExampleJacobian(body, part, self._losses, count) if part else None
@@ -107,7 +114,7 @@ class PrimaryView:
             if subspace is None or workers.size == 1:
                 measured = measure(step, subspace, mean)
             else:
-                # One worker may run out of memory for a subspace while others do not. The host waits here anyway.
+                # One worker may run out of memory here while others do not, so they agree. The host waits here anyway.
                 with Agreement(workers):
                     measured = failing_for_all(measure)(step, subspace, mean)
         for tensor in measured:

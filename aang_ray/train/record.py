@@ -1,6 +1,6 @@
-"""What a run has done so far, and the record that it leaves in the store: done, cut short or failed.
+"""A run's progress, and the record that is stored for it: done, cut short or failed.
 
-Every row of `results` is made here, by `cell_record`. This module loads neither torch nor Ray.
+`cell_record` makes every row of `results`. This module loads neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from aang_ray.config.run import RunConfig
 from aang_ray.store.schema import CellRecord, HistoryRow, ResultRow, Scores, Status, WeightRow
 
 LOG_LINES = 30
-"""Lines of the log that a failed row keeps."""
+"""Number of log lines in a failed row."""
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "ray", "torchjd")
 """Packages whose versions a result may depend on."""
 
 
 @dataclass(frozen=True)
 class SplitScores:
-    """Scores of one model on every view that the store keeps."""
+    """Scores of one model on dev, test and the de-duplicated test view."""
 
     dev: Scores
     test: Scores
@@ -33,7 +33,7 @@ class SplitScores:
 
 @dataclass
 class Progress:
-    """What a run has done so far. The field names are part of the checkpoint format."""
+    """Counters and history of a run. The field names are part of the checkpoint format."""
 
     steps: int = 0
     """Optimiser steps of all stages."""
@@ -44,7 +44,7 @@ class Progress:
     examples: int = 0
     """End-task examples seen."""
     tokens: int = 0
-    """Real tokens that went through the body."""
+    """Tokens without padding that went through the body."""
     history: list[HistoryRow] = field(default_factory=list)
     weights: list[WeightRow] = field(default_factory=list)
     best_step: int = 0
@@ -55,7 +55,7 @@ class Progress:
     majority: bool = True
     """Whether no evaluation so far was better than predicting the majority class."""
     before: SplitScores | None = None
-    """Scores of the model that the final fine-tuning started from; None before it has begun."""
+    """Scores of the model from which the final fine-tuning started; None before that stage."""
 
     @property
     def best_dev(self) -> Scores | None:
@@ -63,7 +63,7 @@ class Progress:
         return next((row.dev for row in self.history if row.step == self.best_step), None)
 
     def next_stage(self) -> None:
-        """Begin the next stage, in which dev has not decided anything yet."""
+        """Begin the next stage: reset its step counter and its best dev score."""
         self.stage += 1
         self.stage_steps = self.since_best = 0
         self.best_step, self.best_score = 0, -1.0
@@ -74,7 +74,7 @@ class Progress:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
-        """Return the progress that `state_dict` was called on."""
+        """Return the progress of a state that `state_dict` returned."""
 
         def scores(values: Mapping[str, Any] | None) -> Scores | None:
             return None if values is None else Scores(**values)
@@ -105,15 +105,15 @@ def cell_record(
 
     Args:
         config: The cell's configuration.
-        progress: What the run did; its history and weights become the record's.
+        progress: The run's progress; its history and weights become part of the record.
         status: `done`, `cut` or `failed`. A cut run has the best dev scores so far and no test scores: test is scored
             only at the end. A failed run has no scores.
-        device: Kind of device, as the store names it.
+        device: Name of the device in the store.
         precision: Precision that was used.
         seconds: Duration of the run.
-        error: Why a failed run failed; it is put on one line.
+        error: Error message of a failed run; it is stored on one line.
         log: Log of a failed run, of which the last `LOG_LINES` lines are kept.
-        scores: Scores of the kept model of a run that is done.
+        scores: Scores of the best model of a run that is done.
         clean_interval: 95 % bootstrap interval of the metric on the de-duplicated test view.
     """
     auxiliary, before = config.method.auxiliary, progress.before
@@ -159,7 +159,7 @@ def failed_record(config: RunConfig, error: str, log: str = "") -> CellRecord:
 
     Args:
         config: The cell's configuration.
-        error: The error; it is put on one line.
+        error: The error message; it is stored on one line.
         log: The log or traceback, of which the last `LOG_LINES` lines are kept.
     """
     device, precision = config.resources.device, config.precision

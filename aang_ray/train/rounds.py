@@ -1,9 +1,9 @@
-"""Training in rounds: every task alone from the same parameters, then what the method makes of it.
+"""Training in rounds: each task is trained alone from the same parameters, then the method combines the results.
 
 The methods (alphaVIL, DIW) are in `methods/rounds.py`; this module makes their training steps. A step is one optimiser
-step of one task, so that the loop, its checkpoints and its counts are those of any other method. Within a round body
-and heads hold the parameters of the task that is trained; at its end they hold the round's result, and only there dev
-is scored.
+step of one task, so loop, checkpoints and counts work as for any other method. Within a round, body and heads hold the
+parameters of the task that is being trained. At the end of a round they hold the round's result. Dev is scored only at
+the end of a round.
 
 Shape suffixes: N tasks, Q entries of all trained parameters, W workers, S segments of a batch.
 """
@@ -37,12 +37,12 @@ from aang_ray.train.workers.group import Agreement, check_same
 
 
 def make_stepper(setup: Setup) -> Stepper:
-    """Return what makes the training steps of a set-up's method."""
+    """Return the stepper for a run's method."""
     return RoundStepper(setup, setup.method) if isinstance(setup.method, RoundMethod) else Stepper(setup)
 
 
 class ParameterVector:
-    """Reads and writes all trained parameters of body and heads as one vector."""
+    """Reads and writes all trained parameters of body and heads as one vector, [Q]."""
 
     def __init__(self, body: nn.Module, heads: nn.Module) -> None:
         self.modules = nn.ModuleDict({"body": body, "heads": heads})
@@ -53,17 +53,17 @@ class ParameterVector:
         return list(self._named.values())
 
     def read(self) -> Tensor:
-        """Return a copy, [Q]."""
+        """Return a copy of all parameters, [Q]."""
         return torch.cat([p.detach().flatten() for p in self._named.values()])
 
     @torch.no_grad()
     def write(self, vector_Q: Tensor) -> None:
-        """Give the parameters the vector's values."""
+        """Copy the vector's values, [Q], into the parameters."""
         for name, part in self.split(vector_Q).items():
             self._named[name].copy_(part)
 
     def split(self, vector_Q: Tensor) -> dict[str, Tensor]:
-        """Return views of a vector by the names of `modules.named_parameters()`, each in its parameter's shape."""
+        """Return views of a vector [Q], one per parameter: by name in `modules`, in the parameter's shape."""
         parts = torch.split(vector_Q, [p.numel() for p in self._named.values()])
         return {name: part.view_as(p) for (name, p), part in zip(self._named.items(), parts, strict=True)}
 
@@ -74,21 +74,27 @@ class Slot:
 
     task: int
     number: int
-    """Which of the task's steps in this round it is."""
+    """Index of the step among the task's steps in this round."""
     owner: int
-    """Rank of the worker that makes it."""
+    """Rank of the worker that makes the step."""
     group: int
+    """Index of the group of tasks that are trained at the same time."""
     leads: bool
-    """Whether it comes first among the steps that the workers of its group make at the same time."""
+    """Whether the slot is the first of the slots that the workers of its group run at the same time."""
     ends: bool
-    """Whether all tasks of its group are trained after it."""
+    """Whether this is the last slot of its group."""
 
 
 class TaskPlan:
-    """The steps of all tasks of a round, each of which is trained alone.
+    """The order of the steps of a round in which each task is trained alone.
 
-    Worker i mod W trains task i; W tasks at a time form a group. The steps that the workers of a group make at the same
-    time are consecutive slots and are made at the first of them: so a round has as many slots for any W.
+    Worker i mod W trains task i, and W consecutive tasks form a group. The steps that the workers of a group make at
+    the same time are consecutive slots. All of them are executed at the first of these slots, so a round has the same
+    number of slots for any W.
+
+    Args:
+        steps_N: Number of steps of each task, [N].
+        workers: Number of workers W.
     """
 
     def __init__(self, steps_N: Sequence[int], workers: int) -> None:
@@ -105,15 +111,15 @@ class TaskPlan:
         self._places = {(slot.group, slot.number, slot.owner): slot for slot in self.slots}
 
     def own(self, slot: Slot, rank: int) -> Slot | None:
-        """Return the step that a worker makes while this one is made; None if it has nothing to do."""
+        """Return the step that worker `rank` makes at the same time as `slot`; None if it makes none."""
         return self._places.get((slot.group, slot.number, rank))
 
     def members(self, group: int) -> list[tuple[int, int]]:
-        """Return (task, owner) of the tasks of a group."""
+        """Return the pairs (task, rank of its worker) of a group."""
         return [(slot.task, slot.owner) for slot in self.slots if slot.group == group and slot.number == 0]
 
     def first(self, task: int) -> int:
-        """Return the place of the first slot of the group that trains a task."""
+        """Return the index of the first slot of the group that contains a task."""
         group = next(slot.group for slot in self.slots if slot.task == task)
         return next(place for place, slot in enumerate(self.slots) if slot.group == group)
 
@@ -121,7 +127,11 @@ class TaskPlan:
 def fitted(lengths: Sequence[int], total: int) -> tuple[int, ...]:
     """Return the lengths of a round's parts, shortened if the run has fewer steps than one round.
 
-    Every part keeps one step; the rest is shared out in proportion to what each part wants beyond it.
+    Every part gets one step. The remaining steps are divided in proportion to `length - 1`, rounded down.
+
+    Args:
+        lengths: Intended number of steps of each part.
+        total: Number of steps of the run.
 
     Raises:
         UserError: If there is no step for every part.
@@ -138,9 +148,10 @@ def fitted(lengths: Sequence[int], total: int) -> tuple[int, ...]:
 
 
 class Tasks:
-    """The tasks of a run and their batches. Task 0 is the end task, then come the objectives that step 0 samples.
+    """The tasks of a run and their batches.
 
-    A batch of a task alone has `batch.end_task` examples of the end task, or `batch.auxiliary` of an objective.
+    Task 0 is the end task. The other tasks are the objectives that are sampled for step 0. A batch of a single task has
+    `batch.end_task` examples of the end task or `batch.auxiliary` examples of an objective.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -157,24 +168,24 @@ class Tasks:
         return [math.ceil(config.round_fraction * size / of) for size, of in zip(sizes, at_once, strict=True)]
 
     def batch(self, task: int, number: int) -> DomainBatch:
-        """Return a task's batch of this number."""
+        """Return batch `number` of one task."""
         objectives = (self.objectives[task - 1],) if task else ()
         return self._setup.domain.chosen(number, task == 0, objectives)
 
     def all_of(self, number: int) -> DomainBatch:
-        """Return the batch of this number of all tasks together."""
+        """Return batch `number` of all tasks together."""
         return self._setup.domain.chosen(number, True, self.objectives)
 
 
 @dataclass(frozen=True)
 class RoundPrepared(Prepared):
-    """A step's batch, and what this worker does at the same time."""
+    """A step's batch, and the step that this worker makes at the same time."""
 
     step: int = 0
     slot: Slot | None = None
-    """None if all tasks are trained together."""
+    """Position in the round; None if all tasks are trained together."""
     own: Prepared | None = None
-    """This worker's own step, if the slot leads and the worker has one."""
+    """This worker's own step; None unless the slot leads and the worker has a step."""
 
     @property
     def sampled(self) -> Sampled:
@@ -183,14 +194,14 @@ class RoundPrepared(Prepared):
 
 
 class RoundStepper(Stepper):
-    """Makes the steps of rounds, and is the `Round` that the method works with.
+    """Makes the steps of rounds, and implements the `Round` interface that the method uses.
 
-    A run has as many whole rounds as `schedule.steps` holds; one that is shorter than a round shortens it. The
-    learning rates of every task go through the part of the schedule that the whole round takes, as if all were trained
-    at once: a task's update does not depend on the order.
+    A run has as many whole rounds as fit into `schedule.steps`. If not even one fits, the round is shortened. During a
+    round every task's learning rate runs through the round's whole part of the schedule, as if all tasks were trained
+    at the same time. So a task's update does not depend on the order of tasks.
 
-    On W workers worker i mod W alone trains task i, and of its steps only the losses are sent. A run that continues
-    after a stop trains the tasks at hand again from their start, because no optimiser state of a task is kept.
+    Worker i mod W alone trains task i, and only the losses of its steps are sent. Optimiser states of single tasks are
+    not saved, so a resumed run repeats the current group of tasks, or the current try, from its first step.
     """
 
     def __init__(self, setup: Setup, method: RoundMethod) -> None:
@@ -208,7 +219,7 @@ class RoundStepper(Stepper):
         lengths = fitted([*wanted, wanted[0]] if method.has_tries else wanted, self._total)
         self.task_steps, self.try_steps = lengths[: len(wanted)], sum(lengths[len(wanted) :])
         self.round_steps = sum(lengths)
-        """Of a round, at the least."""
+        """Minimum number of steps of a round."""
         self.plan = TaskPlan(self.task_steps, setup.workers.size)
         self.vector = ParameterVector(setup.encoder, setup.heads)
         self._dev = setup.domain.reader("dev")
@@ -216,17 +227,17 @@ class RoundStepper(Stepper):
         self._rate = rate_factor(setup.config.schedule)
         self._start_Q: Tensor | None = None
         self._losses_W: Tensor | None = None
-        """Losses of the steps that the workers made at the leading slot, by rank."""
+        """Losses of the steps that the workers made at the last leading slot, by rank, [W]."""
         self.round, self.began, self.place = 0, 0, 0
-        """Number of the round, the step it began with, and how many steps of its present part are done."""
+        """Index of the round, its first step, and the number of completed steps in its current part."""
         self.over = False
         """Whether the last step ended a round."""
 
-    # What the loop asks a stepper.
+    # Methods of `Stepper`, called by the loop.
 
     @property
     def prepares_ahead(self) -> bool:
-        return not self.method.has_tries  # how many tries there are depends on the scores
+        return not self.method.has_tries  # the number of tries depends on the scores
 
     def evaluates_after(self, step: int) -> bool:
         return self.over
@@ -240,7 +251,7 @@ class RoundStepper(Stepper):
     def prepare(self, step: int) -> RoundPrepared:
         if self.method.together:
             return self._prepare_try(step)
-        # Without tries every round has as many steps, so that batches can be made while an earlier step runs.
+        # Without tries all rounds have equally many steps, so batches can be made while an earlier step runs.
         round_, place = (self.round, self.place) if self.method.has_tries else divmod(step, self.round_steps)
         slot = self.plan.slots[place]
         batch, own = self._task_batch(slot, round_), None
@@ -267,7 +278,7 @@ class RoundStepper(Stepper):
             check_same(self.setup.workers, steps, {"what the round began with": self._start_Q})
 
     def round_state(self) -> dict[str, Any]:
-        """Return what a resumed run needs beyond the parameters of the task at hand."""
+        """Return the state of the round for a resumed run: its first parameters, its position, the method's state."""
         place = {"round": self.round, "began": self.began, "place": self.place, "over": self.over}
         start_Q = None if self._start_Q is None else self._start_Q.cpu()
         return {"start": start_Q, **place, **self.method.round_state()}
@@ -278,7 +289,7 @@ class RoundStepper(Stepper):
         self.round, self.began, self.over = int(state["round"]), int(state["began"]), bool(state["over"])
         if self._start_Q is None:
             return
-        # Make the steps of the part at hand again: only whole parts are kept.
+        # Repeat the steps of the current part, because only whole parts are saved.
         self.vector.write(self._start_Q)
         trained = self.method.trained
         self.place = self.plan.first(trained) if trained < len(self.task_steps) else 0
@@ -286,7 +297,7 @@ class RoundStepper(Stepper):
             self.step(self.prepare(self.began + self.place))
         self.over = bool(state["over"])
 
-    # What the method asks of a round.
+    # Methods of `Round`, called by the method.
 
     @property
     def objectives(self) -> tuple[int, ...]:
@@ -302,7 +313,7 @@ class RoundStepper(Stepper):
 
     def allocate(self, rows: int) -> Tensor:
         with Agreement(self.setup.workers):  # the workers must agree on whether there is memory
-            # Also the round's first parameters, the mixed ones, and their gradient.
+            # The 3 more rows are the round's first parameters, the mixed parameters, and their gradient.
             check_memory(self.vector.parameters, rows + 3)
             return self.vector.read().repeat(rows, 1)
 
@@ -328,7 +339,7 @@ class RoundStepper(Stepper):
     def share(self, tensor: Tensor) -> None:
         self.setup.workers.broadcast_(tensor)
 
-    # One step of a task alone, and one of all together.
+    # Steps of a single task and of all tasks together.
 
     def _step_alone(self, prepared: RoundPrepared, slot: Slot) -> StepGradients:
         if slot.leads:
@@ -347,7 +358,7 @@ class RoundStepper(Stepper):
         return StepGradients(losses_S)
 
     def _lead(self, slot: Slot, own: Prepared | None) -> Tensor:
-        """Make the steps of all workers of a group at the same time; return their losses by rank, [W]."""
+        """Make the steps of all workers of a group at the same time, and return their losses by rank, [W]."""
         workers = self.setup.workers
         dtype = torch.promote_types(self.vector.parameters[0].dtype, torch.float32)
         losses_W = torch.zeros(workers.size, dtype=dtype, device=self.setup.compute.device)
@@ -384,9 +395,14 @@ class RoundStepper(Stepper):
         self._start_Q = None
 
     def _fresh_optimizer(self, steps: int, weight: float) -> None:
-        """Begin a task or a try: rates times `weight`; the schedule goes through the whole round in `steps` steps.
+        """Make a new optimiser and schedule for a task or a try.
 
-        Under SGD the weight is one on the loss, after the clipping: so weight decay is not multiplied.
+        With SGD, `weight` multiplies the clipped gradient only. The weight decay is divided by it, because SGD
+        multiplies the decay by the learning rate.
+
+        Args:
+            steps: Number of steps in which the schedule runs through the whole round's part.
+            weight: Factor on the learning rates.
         """
         optim = self.setup.config.optim
         self.optimizer = make_optimizer(self.setup.encoder, self.setup.heads, optim)
@@ -401,7 +417,7 @@ class RoundStepper(Stepper):
         return self.tasks.batch(slot.task, round_ * self.task_steps[slot.task] + slot.number)
 
     def _tokens(self, batch: DomainBatch) -> int:
-        """Tokens of the whole batch, on whichever worker they are computed."""
+        """Return the number of tokens of the whole batch, summed over all workers."""
         return sum(int(costs_E.sum()) for costs_E in self.setup.domain.costs(batch))
 
     def _score(self) -> float:

@@ -31,19 +31,20 @@ def run_cell(
     control: RunControl | None = None,
     workers: Workers | None = None,
 ) -> CellRecord:
-    """Run a resolved configuration and return its record; a run that cannot continue returns a failed record.
+    """Run a resolved configuration and return its record. A `RunFailure` or lack of memory gives a failed record.
 
-    With several workers, each calls this with the same arguments and returns the same record; the first alone writes
-    files.
+    With several workers, all call this function with the same arguments and return the same record. Only the first
+    worker writes files.
 
     Args:
-        config: What to run (see `plan.resolve`).
+        config: The resolved configuration (see `plan.resolve`).
         on_evaluation: Called after each evaluation on dev, in every worker.
-        checkpoints: Folder or URI. The run's state is kept in `<checkpoints>/<cell>`: it is written every
-            `resources.checkpoint_minutes`, on SIGTERM and on Ctrl-C, and a run that finds a checkpoint continues from
-            it. On the same device, with as many threads, it ends with exactly the numbers of an uninterrupted run.
-            The caller removes it with `checkpoint.discard` once the record is written.
-        export: Folder that a finished run writes its classifier to.
+        checkpoints: Folder or URI; None for a run without checkpoints. The run's state is written to
+            `<checkpoints>/<cell>` every `resources.checkpoint_minutes`, on SIGTERM and on Ctrl-C. A run that finds a
+            checkpoint continues from it. On the same device with the same number of threads, a resumed run has exactly
+            the results of an uninterrupted one. The caller deletes the checkpoint with `checkpoint.discard` after it
+            has written the record.
+        export: Folder to which a finished run writes its classifier; None for no export.
         control: Other reasons to save or to stop; needs `checkpoints`.
         workers: The worker group that this process belongs to.
 

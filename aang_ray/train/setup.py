@@ -1,12 +1,12 @@
-"""Everything that a run computes with, and the stages that it goes through.
+"""The parts of a run, and its stages.
 
-Most runs have one stage:
+Most runs have one stage, `train`:
 
-| stage | trains on | whose model is kept |
+| stage | trains on | resulting model |
 |---|---|---|
-| `dapt`, `tapt` | masked LM on in-domain or task text | the last one: no label is seen |
-| `train` | what the method asks for | the best on dev |
-| `finetune` | the end task alone, from the model that `train` kept | the best on dev of this stage |
+| `dapt`, `tapt` | masked LM on in-domain or task text | the last model, because no labels are used |
+| `train` | the method's objectives | the best model on dev |
+| `finetune` | the end task alone, from the result of `train` | the best model on dev in this stage |
 
 Every stage has its own optimiser and schedule. See docs/semantics.md, section 4; Dery et al. 2023, section 6.
 """
@@ -45,7 +45,7 @@ class Setup:
     encoder: nn.Module
     """The shared body."""
     heads: nn.ModuleDict
-    """All heads under numbers: names of modules must not contain dots, which names of heads may."""
+    """All heads, named by number: module names must not contain dots, but head names may."""
     head_of: dict[str, nn.Module]
     """The same heads by name."""
     space: Space | None
@@ -53,7 +53,7 @@ class Setup:
     domain: Domain
     method: Method
     stage: StageParts
-    """Makes space and domain of another stage."""
+    """Returns space and domain of another stage."""
     workers: Workers = field(default_factory=Workers.alone)
 
     @property
@@ -67,7 +67,7 @@ class Setup:
         return None if weights is None else torch.from_numpy(weights).to(self.compute.device)
 
     def pinned(self, piece: DomainPiece) -> DomainPiece:
-        """Return the piece in pinned memory, from which a GPU copies without waiting; on a CPU the piece itself."""
+        """Return the piece in pinned memory on a GPU, for asynchronous copies; the piece itself on a CPU."""
         return piece.pin() if self.compute.device.type == "cuda" else piece
 
 
@@ -77,7 +77,7 @@ def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -
     Args:
         config: A resolved configuration.
         compute: Device and precision.
-        workers: The group of processes that train the run; None for this process alone.
+        workers: The group of processes that train the run; None for a single process.
 
     Raises:
         UserError: for data, an encoder or a space that the run cannot use.
@@ -105,7 +105,7 @@ def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -
 
 
 def majority_class(task: Task) -> int:
-    """Return the most frequent class of train; of equally frequent ones the first."""
+    """Return the most frequent class of train; the smallest index in a tie."""
     counts = Counter(int(label) for label in task.train.labels)
     return min(counts, key=lambda label: (-counts[label], label))
 
@@ -115,11 +115,11 @@ class Stage:
     """A part of a run."""
 
     name: str
-    """`dapt`, `tapt`, `train` or `finetune`, as the history names it."""
+    """`dapt`, `tapt`, `train` or `finetune`; the name in the history."""
     config: RunConfig
-    """The configuration of this stage; the run itself keeps the whole one."""
+    """The configuration of this stage, derived from that of the run."""
     decides: bool
-    """Whether dev is scored and decides which model is kept."""
+    """Whether dev is scored and the best model on dev is kept."""
 
 
 def stages_of(config: RunConfig) -> tuple[Stage, ...]:
@@ -140,7 +140,12 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
 
 
 def setup_of_stage(setup: Setup, config: RunConfig) -> Setup:
-    """Return the same task, body and heads with the space, batches and method of a stage's configuration."""
+    """Return a set-up for a stage: the same task, body and heads, with space, batches and method of its configuration.
+
+    Args:
+        setup: The set-up of the run.
+        config: The configuration of the stage.
+    """
     if config == setup.config:
         return setup
     space, domain = setup.stage(config)

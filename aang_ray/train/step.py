@@ -35,13 +35,13 @@ class Prepared:
 
     batch: DomainBatch
     pieces: tuple[DomainPiece, ...]
-    """The batch, or this worker's share of it, cut into forward passes."""
+    """The batch, or this worker's share of it, in pieces for one forward pass each."""
     dev_head: DomainPiece | None
-    """The examples that the dev head phi* is fitted on; None at a step that does not fit it."""
+    """The examples for fitting the dev head phi*; None at a step without a fit."""
     micro: int
-    """Most examples in a piece at the time when the pieces were cut."""
+    """Maximum number of examples in a piece when the pieces were made."""
     primary: PrimaryPieces = NO_PIECES
-    """Examples of the end task that the method measures before the step."""
+    """End-task examples for the method's measurement before the step."""
     share: Share | None = None
     """This worker's part of the batch; None for all of it."""
     batch_tokens: int = 0
@@ -49,13 +49,13 @@ class Prepared:
 
     @property
     def sampled(self) -> Sampled:
-        """The step's objectives, as the method gets them."""
+        """The step's objectives, in the form that methods use."""
         labels = tuple(segment.normaliser for segment in self.batch.segments[2:])
         return Sampled(self.batch.step, self.batch.sampled, self.batch.shares, labels)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the segments, under which losses are logged; an empty segment has an empty name."""
+        """Names of the segments for the loss log; an empty segment has an empty name."""
         return tuple(segment.name if segment.texts else "" for segment in self.batch.segments)
 
     @property
@@ -65,7 +65,7 @@ class Prepared:
 
 
 class Stepper:
-    """Makes optimiser steps. All that it changes is in `setup`, the optimiser, the schedule and the dev head."""
+    """Makes optimiser steps. A step changes only `setup`, the optimiser, the schedule, the dev head and `micro`."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -80,16 +80,16 @@ class Stepper:
         examples = (config.batch.end_task or 1) + (config.batch.auxiliary or 0) + config.batch.dev
         self.micro = MicroBatch(None if config.batch.micro == "auto" else config.batch.micro, examples)
         self.dev_head: nn.Module | None = None
-        """The dev head phi*, which stays until the next fit; None before the first."""
+        """The dev head phi* of the last fit; None before the first fit."""
         self._primary = PrimaryView(setup, method) if isinstance(method, PrimaryMethod) else None
         self._live_dev_head = isinstance(config.method, AangConfig) and config.method.dev_head == "live"
-        # Published clipping acts on each objective's gradient, so they are needed one by one.
+        # Published clipping acts on each objective's gradient, so separate gradients are needed.
         self._clips_objectives = config.optim.clipping == "published" and config.method.auxiliary
         self._class_weights_C = setup.class_weights()
 
     @property
     def prepares_ahead(self) -> bool:
-        """Whether a batch can be prepared before the steps before it are made."""
+        """Whether a batch can be prepared while earlier steps are still running."""
         return not self.setup.domain.follows_factors
 
     def evaluates_after(self, step: int) -> bool:
@@ -101,14 +101,14 @@ class Stepper:
         return step >= (self.setup.config.schedule.steps or 0)
 
     def round_state(self) -> dict[str, Any]:
-        """Return what a method in rounds needs to continue within a round; other methods need nothing."""
+        """Return the state within a round, for methods that train in rounds; empty for other methods."""
         return {}
 
     def restore_round(self, state: Mapping[str, Any]) -> None:
-        """Restore what `round_state` returned; called after all else is restored."""
+        """Restore what `round_state` returned. It is called after everything else is restored."""
 
     def prepare(self, step: int) -> Prepared:
-        """Return the batch of a step. May be called on another thread if `prepares_ahead`."""
+        """Return the batch of a step. Another thread may call this if `prepares_ahead` is true."""
         method, domain = self.setup.method, self.setup.domain
         batch = domain.batch(step, method.uses_dev, method.factors() if domain.follows_factors else None)
         micro = self.micro.texts  # read once: another thread may change it
@@ -125,22 +125,22 @@ class Stepper:
         )
 
     def look_ahead(self, step: int) -> DomainBatch:
-        """Return end task and objectives of a later step, without a dev batch."""
+        """Return the batch of a later step, with end task and objectives but without dev examples."""
         domain = self.setup.domain
         return domain.batch(step, False, self.setup.method.factors() if domain.follows_factors else None)
 
     def estimate_memory(self, prepared: Prepared) -> None:
-        """With `batch.micro: auto`, set the size of a forward pass to what should fit into memory."""
+        """With `batch.micro: auto`, lower the size of a forward pass so that it should fit into memory."""
         setup = self.setup
         if self.micro.fixed:
             return
         setup.encoder.train()
         self._fit_dev_head(prepared)
         few, many = 4, 16
-        # The difference of two sizes: what does not depend on the number of examples, such as weights, cancels.
+        # In the difference of two sizes, memory that does not depend on the number of examples (weights) cancels.
         more_bytes = self._forward_bytes(prepared.batch, many) - self._forward_bytes(prepared.batch, few)
         self.micro.fit(more_bytes / (many - few), free_memory(setup.compute.device))
-        # The smallest size of all workers, so that the first worker's checkpoint serves all.
+        # Use the smallest size of all workers, so that the first worker's checkpoint is valid for all.
         self.micro.texts = -setup.workers.max_host([-self.micro.texts])[0]
 
     def _forward_bytes(self, batch: DomainBatch, examples: int) -> int:
@@ -152,10 +152,11 @@ class Stepper:
         """Make one optimiser step.
 
         Returns:
-            Losses and statistics of the step, without the tensors of the body's size.
+            Losses and statistics of the step, without body-sized tensors.
 
         Raises:
-            RunFailure: if memory runs out with the smallest piece, or on one of several workers.
+            RunFailure: if memory runs out with pieces of one example or of the user's size, or on one of several
+                workers.
         """
         setup = self.setup
         gradients = self._gradients_that_fit(prepared)
@@ -173,7 +174,7 @@ class Stepper:
         return replace(gradients, separate_SP=None, kept={}, update_P=None)
 
     def losses(self, piece: DomainPiece) -> Tensor:
-        """Return the loss of every segment, [S], of a piece in host memory."""
+        """Return a piece's part of the loss of every segment, [S]. The piece may be in host memory."""
         heads = dict(self.setup.head_of)
         heads[DEV_HEAD] = heads[END_TASK_HEAD] if self.dev_head is None else self.dev_head
         with self.setup.compute.autocast():
@@ -182,7 +183,7 @@ class Stepper:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that an optimiser step changes. The keys are part of the checkpoint format.
 
-        Random streams are no part of it: batches are a function of (seed, step), and dropout is seeded at every step
+        It contains no random state, because batches are a function of (seed, step) and dropout is seeded at every step
         (docs/semantics.md, section 2).
         """
         setup = self.setup
@@ -198,7 +199,7 @@ class Stepper:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned; a `batch.micro` that the user has set stays: it changes rounding only.
+        """Restore what `state_dict` returned, except a `batch.micro` that the user has set: it affects rounding only.
 
         Raises:
             KeyError, RuntimeError, ValueError: for a state of another model.
@@ -218,7 +219,7 @@ class Stepper:
         """Check that all workers have the same parameters and method state after `steps` steps.
 
         Raises:
-            RunFailure: naming what differs.
+            RunFailure: if they differ; the message names the first difference.
         """
         setup = self.setup
         if setup.workers.size > 1:
@@ -226,11 +227,11 @@ class Stepper:
 
     def _gradients_that_fit(self, prepared: Prepared) -> StepGradients:
         """Compute the gradients, in smaller pieces whenever memory runs out."""
-        # Dropout differs between workers; the rank of a worker alone is 0 and leaves the seed as it is.
+        # Dropout differs between workers. A single worker has rank 0, which leaves the seed as it is.
         seed = int(randomness.keys(self.setup.config.seed, prepared.batch.step)[0] >> 1) ^ self.setup.workers.rank
         while True:
             micro = self.micro.texts
-            if prepared.micro != micro:  # it was prepared before memory ran out
+            if prepared.micro != micro:  # the pieces were made before memory ran out
                 pieces = self._pieces(prepared.batch, micro, prepared.share)
                 primary = self._primary_pieces(prepared.batch.step, micro)
                 prepared = replace(prepared, micro=micro, pieces=pieces, primary=primary)
@@ -244,7 +245,7 @@ class Stepper:
                 self.micro.halve()
 
     def _gradients(self, prepared: Prepared) -> StepGradients:
-        """Write the gradients to `.grad`, and return the statistics that the method asked for."""
+        """Write the gradients to `.grad`, and return the statistics that the method requested."""
         setup = self.setup
         setup.encoder.train()
         setup.heads.train()
@@ -271,7 +272,7 @@ class Stepper:
         return gradients
 
     def _fit_dev_head(self, prepared: Prepared) -> None:
-        """Fit phi* on features that the body computes once, in eval mode and without gradient."""
+        """Fit the dev head phi* on features that the body computes once, in eval mode and without gradient."""
         if prepared.dev_head is None:
             return
         setup = self.setup
@@ -294,7 +295,7 @@ class Stepper:
 
 
 def _dev_head(parameters: Mapping[str, Tensor], device: torch.device) -> nn.Module:
-    """Return a dev head phi* (Linear, Tanh, Linear) with these parameters; it is used until the next fit."""
+    """Return a dev head phi* (Linear, Tanh, Linear) with the given parameters, which are not trained further."""
     classes, hidden = parameters["2.weight"].shape
     dtype = parameters["2.weight"].dtype
     first = nn.Linear(hidden, hidden, device=device, dtype=dtype)

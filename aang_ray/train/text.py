@@ -43,7 +43,7 @@ class TextDomain(Domain):
         source: Makes the segments of each step.
         pad: Id of the padding token.
         seed: Seed of the run.
-        published_visibility: Whether visibility is what the released research code made it.
+        published_visibility: Whether visibility is as in the released research code.
     """
 
     source: BatchSource
@@ -57,10 +57,10 @@ class TextDomain(Domain):
 
     def entries_read(self, batch: StepBatch, ranges: Sequence[Range]) -> Int64:
         parts = parts_of(batch.segments, ranges)
-        # Where the denoise head draws replacement tokens, any ordinary token may come.
+        # The denoise head may draw any ordinary token as replacement.
         drawn = [s.drawn.vocabulary.ordinary_ids for s in parts if s.drawn is not None and len(s.drawn.at_G)]
         ids_T = np.concatenate([*(segment.ids_T for segment in parts), *drawn])
-        # Padding is looked up, too, and has a gradient unless the encoder's table exempts it.
+        # Padding is looked up too. It has a gradient unless the encoder's table excludes it (`padding_idx`).
         return np.unique(np.append(ids_T, self._pad) if len(ids_T) else ids_T).astype(np.int64)
 
     def pieces(
@@ -106,11 +106,11 @@ class TextDomain(Domain):
 
 
 def build_text_run(config: RunConfig, device: torch.device) -> DomainParts:
-    """Load the task and a pretrained encoder, and make its heads and the batches of the space.
+    """Load the task and a pretrained encoder, and make its heads, the space and the domain.
 
     Raises:
-        UserError: for data, an encoder or a space that the run cannot use; also for an encoder that does not obey the
-            visibility of its inputs.
+        UserError: for data, an encoder or a space that the run cannot use; also for an encoder that does not respect
+            the visibility of its inputs.
     """
     located = locate(config.encoder)
     facts = tokenizer_facts(located, load_tokenizer(located))
@@ -135,9 +135,9 @@ def build_text_run(config: RunConfig, device: torch.device) -> DomainParts:
 
 
 def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space | None:
-    """Return the legal objectives that this task and encoder can compute; those left out are logged with the reason.
+    """Return the legal objectives that this task and encoder can compute; None for a method without objectives.
 
-    Returns None for a method that trains on the end task alone.
+    Objectives that are legal by themselves, but not with this task, encoder or space, are logged with the reason.
 
     Raises:
         UserError: if no objective is left, or the space names data that are not given.
@@ -225,7 +225,7 @@ def make_source(
 
 
 def log_unigrams(task: EndTask, vocabulary: int, special: Sequence[int]) -> Tensor:
-    """Return the log of each token's relative frequency in train and unlabelled texts, add-one smoothed, [V]."""
+    """Return the log of each token's relative frequency in train and unlabelled texts, with add-one smoothing, [V]."""
     counts = np.ones(vocabulary)
     for tokens in (task.train.tokens, *task.corpora.values()):
         counts += np.bincount(tokens.values[tokens.offsets[0] : tokens.offsets[-1]], minlength=vocabulary)[:vocabulary]
@@ -241,7 +241,7 @@ def count_texts(config: RunConfig) -> int:
 
 DOMAIN = DomainKind(
     build=build_text_run,
-    check=lambda config: None,  # every setting means something for text
+    check=lambda config: None,  # every setting applies to text
     encoder_fingerprint=lambda config: encoder_fingerprint(locate(config.encoder)),
     examples=count_texts,
     exports=True,

@@ -1,3 +1,3 @@
-"""Objective-parallel training: each worker computes the gradients of its own objectives."""
+"""Objective-parallel training, in which each worker computes the gradients of its own objectives."""
 
 from __future__ import annotations

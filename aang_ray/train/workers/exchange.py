@@ -1,8 +1,9 @@
-"""One step's gradients when each worker computes those of its own examples.
+"""Sums up the gradients and statistics of a step whose examples are divided among the workers.
 
-Worker r computes the parts g_s^r of the segments' gradients: g_s = sum_r g_s^r. Sums are linear, so this is sent:
+Worker r computes the part g_s^r of each segment's gradient, g_s = sum_r g_s^r. Because sums are linear, the workers
+send the following:
 
-| wanted | each worker computes | sent |
+| requested | each worker computes | sent |
 |---|---|---|
 | the update sum_s c_s g_s | sum_s c_s g_s^r | the body once, the used heads once |
 | <v, g_s> | <v, g_s^r>, with its own v | a scalar |
@@ -11,10 +12,12 @@ Worker r computes the parts g_s^r of the segments' gradients: g_s = sum_r g_s^r.
 | norm of sum_{s > 1} c_s g_s | nothing, except a worker that computes the end task | a scalar |
 | separate gradients, Gram matrix | all g_s^r | the body for each segment |
 
-The norm in the last but one row is that of the summed update less c_1 g_1. It is taken of what counts in scores: a tied
-table's lookups, without its part as decoder (`RowPlan`). With dropout every worker has its own dev gradient v^r: <v,
-g_s> is then sum_r <v^r, g_s^r> / ||v^r|| times the root of mean_r ||v^r||^2, so that cosines stay cosines. Without
-dropout all v^r are equal. See docs/objective-parallel.md.
+The norm in the last but one row is the norm of the summed update minus c_1 g_1. For a tied table it uses only the
+gradient from lookups, which counts in scores, and not the gradient from its use as decoder (`RowPlan`).
+
+With dropout every worker has its own dev gradient v^r. Then <v, g_s> is defined as sum_r <v^r, g_s^r> / ||v^r||,
+multiplied by the square root of mean_r ||v^r||^2, so that cosines remain sums of cosines. Without dropout all v^r are
+equal. See docs/objective-parallel.md.
 
 Shape suffixes: S segments (0 dev, 1 end task, 2 ... the objectives), P entries of the body's gradient as one vector,
 V rows of the tied table, U of them that this worker looks up, H hidden size.
@@ -51,22 +54,29 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Which rows of a tied table this worker looks up in a step, so that the joint gradient's norm can be exact.
+    """The rows of a tied table that this worker looks up in a step. They make the joint gradient's norm exact.
 
-    The table's part of the update also holds what the table did as decoder, which counts in no score. So the lookups'
-    part of the joint gradient is summed up apart, and only the rows that several workers look up are sent. The shared
-    rows come first, in the same order on all workers; then this worker's own.
+    The table's gradient in the update also contains the gradient from its use as decoder, which does not count in
+    scores. So the joint gradient from lookups is summed up separately, and only rows that several workers look up are
+    sent. Shared rows come first, in the same order on all workers, then the rows that only this worker looks up.
     """
 
     place_V: Entries
-    """Place of every row of the table among the U looked-up ones; U if it is not looked up here."""
+    """Index of every table row among the U looked-up rows, [V]; U for a row that this worker does not look up."""
     shared: int
+    """Number of rows that several workers look up."""
     rows: int
-    """U."""
+    """Number U of rows that this worker needs: the shared rows and its own."""
 
     @classmethod
     def of(cls, entries: Sequence[Entries], rank: int, size: int) -> RowPlan:
-        """Return the plan of the worker `rank`, from the rows (each once) that every worker looks up among `size`."""
+        """Return the plan of one worker.
+
+        Args:
+            entries: Distinct table rows that each worker looks up, [W].
+            rank: Rank of the worker.
+            size: Number of rows V in the table.
+        """
         users_V = np.bincount(np.concatenate(entries), minlength=size)
         shared = np.flatnonzero(users_V > 1)
         own = entries[rank][users_V[entries[rank]] == 1]
@@ -76,7 +86,7 @@ class RowPlan:
         return cls(place_V, len(shared), rows)
 
     def wanted(self, table: nn.Parameter) -> JointRows:
-        """Return the request for these rows of the joint gradient."""
+        """Return the request for these rows of the joint gradient, with indices on the table's device."""
         place_V = torch.from_numpy(self.place_V)
         if table.is_cuda:
             place_V = place_V.pin_memory()
@@ -85,19 +95,19 @@ class RowPlan:
 
 @dataclass(frozen=True)
 class Share:
-    """Which worker computes what of a step; every worker finds the same."""
+    """The placement of a step's examples, which is the same on all workers, and this worker's part."""
 
     placement: Placement
     ranges: tuple[Range, ...]
-    """This worker's examples of each segment."""
+    """This worker's examples [start, stop) of each segment, [S]."""
     rows: RowPlan | None
+    """Rows of the tied table; None if they are not needed."""
 
 
 def failing_for_all(compute: Callable[Given, Answer]) -> Callable[Given, Answer]:
-    """Turn a worker's lack of memory into a failure of the run: one worker alone cannot repeat a step.
+    """Return a function like `compute` that raises `RunFailure` if memory runs out.
 
-    Raises:
-        RunFailure: From the returned function, if memory runs out.
+    With several workers, one worker alone cannot repeat a step in smaller pieces, so the run has to fail.
     """
 
     def checked(*given: Given.args, **named: Given.kwargs) -> Answer:
@@ -115,7 +125,7 @@ def failing_for_all(compute: Callable[Given, Answer]) -> Callable[Given, Answer]
 
 
 def no_gradients(request: Request, body: nn.Module) -> StepGradients:
-    """Return the zeros of a worker without examples."""
+    """Return the statistics of a worker without examples: zeros."""
     parameters = [p for p in body.parameters() if p.requires_grad]
     size, segments = sum(p.numel() for p in parameters), len(request.coefficients_S)
     dtype = torch.promote_types(parameters[0].dtype, torch.float32)
@@ -132,13 +142,13 @@ def no_gradients(request: Request, body: nn.Module) -> StepGradients:
 
 
 class Exchange:
-    """Runs this worker's part of a step and completes it with the others'. All workers make the same calls.
+    """Computes this worker's part of a step and adds the parts of the others. All workers must make the same calls.
 
     Args:
         workers: The workers of the run.
-        body: The encoder, whose gradients' statistics are wanted.
+        body: The encoder, for whose gradients statistics are computed.
         heads: All heads; only their update is sent.
-        tied_in_scores: Whether a tied decoder's part of the table's gradient counts in scores.
+        tied_in_scores: Whether the gradient of a tied table from its use as decoder counts in scores.
     """
 
     def __init__(self, workers: Workers, body: nn.Module, heads: nn.Module, tied_in_scores: bool) -> None:
@@ -146,17 +156,17 @@ class Exchange:
         self._body = [p for p in body.parameters() if p.requires_grad]
         self._heads = [p for p in heads.parameters() if p.requires_grad]
         self._table = None if tied_in_scores else _tied_table(self._body, heads)
-        """The parameter whose gradient is more than what counts in scores."""
+        """The tied table, if only a part of its gradient counts in scores; else None."""
         self.traffic = Traffic()
-        """Of the last step."""
+        """Bytes sent in the last step."""
 
     def share(self, domain: Domain, batch: Any, whole: bool) -> Share:
-        """Place a step's examples on the workers. Another thread may call it.
+        """Return the placement of a step's examples on the workers. Any thread may call this.
 
         Args:
-            domain: Knows what the examples cost and which rows of the word table they look up.
+            domain: Gives the cost of each example and the rows of the word table that it looks up.
             batch: The step's batch.
-            whole: Whether norms will be asked for, so that segments should stay whole.
+            whole: Whether norms will be requested, so that segments should not be divided.
         """
         workers = self._workers
         placement = place(domain.costs(batch), workers.size, whole)
@@ -168,10 +178,15 @@ class Exchange:
         return Share(placement, placement.ranges[workers.rank], rows)
 
     def gradients(self, compute: Compute, request: Request, share: Share) -> StepGradients:
-        """Return the whole step's statistics, with its update in `.grad`; the same on every worker.
+        """Return the statistics of the whole step and set `.grad` to its update. Both are the same on all workers.
+
+        Args:
+            compute: Computes this worker's part of the gradients.
+            request: The statistics to return.
+            share: This worker's part of the step.
 
         Raises:
-            RunFailure, UserError: Those that `compute` raises on any worker.
+            RunFailure, UserError: If `compute` raises them on any worker.
             WorkerLost: If another worker fails or cannot be reached.
         """
         self.traffic = Traffic()
@@ -188,9 +203,10 @@ class Exchange:
         return StepGradients(losses_S, kept=local.kept)
 
     def _matrix(self, compute: Compute, request: Request) -> StepGradients:
-        """Send S body-sized vectors: inner products of gradients on different workers need them.
+        """Sum up separate gradients or a Gram matrix. This sends S body-sized vectors.
 
-        The update is a sum of them, so the body itself is sent only if a tied decoder's part is missing in them.
+        The update is a weighted sum of these vectors. So the body's update is sent only if the vectors lack the
+        gradient of a tied decoder.
         """
         all_rows = replace(request, separate=True, gram=False, scores=False, joint_from=None)
         local, body = self._computed(compute, all_rows, send_body=self._table is not None)
@@ -211,7 +227,7 @@ class Exchange:
         return from_gram(losses_S, products(rows_SP, rows_SP), request, rows_SP)
 
     def _scored(self, compute: Compute, request: Request, share: Share) -> StepGradients:
-        """Complete inner products and norms. Workers that share a segment send each other its gradient."""
+        """Sum up inner products and norms. Workers that share a segment sum up its gradient among themselves."""
         split = share.placement.split()
         for ranks in split.values():
             self._workers.join(ranks)
@@ -234,7 +250,7 @@ class Exchange:
         return self._joined(request, local.losses_S, dots_S, norms2_S, joint)
 
     def _own_request(self, request: Request, share: Share, split: dict[int, tuple[int, ...]]) -> Request:
-        """Return what this worker asks of its own examples: also the vectors that complete norms."""
+        """Return this worker's request, which also asks for the gradients that are needed to complete norms."""
         rank = self._workers.rank
         keep = {segment for segment, ranks in split.items() if rank in ranks}
         rows = None
@@ -251,7 +267,7 @@ class Exchange:
 
     @torch.no_grad()
     def _joint_part(self, request: Request, share: Share, local: StepGradients, body: Pending) -> Tensor:
-        """Return this worker's part of the joint gradient's squared norm: the parts of all workers add up to it."""
+        """Return this worker's part of the joint gradient's squared norm. The norm is the sum over all workers."""
         shared, total = None, local.losses_S.new_zeros(())
         if local.joint_rows_UH is not None and share.rows is not None:
             shared = local.joint_rows_UH[: share.rows.shared].contiguous()
@@ -262,7 +278,7 @@ class Exchange:
             return total
         if shared is not None:
             total = total + shared.square().sum()
-        # ||d - c_1 g_1||^2 of the update d; the table's part as decoder is no part of the joint gradient.
+        # ||d - c_1 g_1||^2 for the update d, without the tied table, whose rows are counted above.
         g_P, weight, start = local.kept[END_TASK], request.coefficients_S[END_TASK], 0
         for parameter in self._body:
             part_P = g_P[start : start + parameter.numel()]
@@ -275,7 +291,7 @@ class Exchange:
     def _joined(
         self, request: Request, losses_S: Tensor, dots_S: Tensor, norms2_S: Tensor, joint: Tensor
     ) -> StepGradients:
-        """Sum up all scalars in one message."""
+        """Sum up all scalars in one message, and return the statistics of the whole step."""
         norm = norms2_S[0].sqrt()
         unit = torch.where(norm > 0, 1 / norm, 0.0)
         count_S = self._computing(norms2_S)
@@ -291,19 +307,20 @@ class Exchange:
         )
 
     def _computed(self, compute: Compute, request: Request, send_body: bool = True) -> tuple[StepGradients, Pending]:
-        """Compute this worker's part and begin to sum up the body's and the heads' gradients.
+        """Compute this worker's part, sum up the heads' gradients and begin to sum up the body's.
 
-        An error on any worker ends the step on all. A parameter without a gradient on any worker has none afterwards,
-        as without workers; one with a gradient somewhere has one everywhere.
+        An error on any worker ends the step on all. Afterwards a parameter has a gradient on all workers if it had one
+        on any worker, and else on none.
 
         Returns:
-            This worker's statistics, and the sum of the body, which is complete in `.grad` once it was waited for.
+            This worker's statistics, and the pending sum of the body's gradients. After waiting for it, `.grad` is
+            complete.
         """
         parameters = [*self._body, *self._heads]
         with Agreement(self._workers) as agreement:
             try:
                 local = compute(request)
-            finally:  # all workers send as many flags, also one that failed
+            finally:  # a worker that failed must send as many flags as the others
                 agreement.flags = [p.grad is not None for p in parameters]
         self.traffic.control += 8 * (self._workers.size + len(parameters))
         for parameter, used in zip(parameters, agreement.flags, strict=True):
@@ -315,7 +332,7 @@ class Exchange:
 
     @torch.no_grad()
     def _begin_sum(self, parameters: Sequence[nn.Parameter], kind: str) -> Pending:
-        """Begin to sum up gradients in one message; they become views of it."""
+        """Begin to sum up gradients in one message. Each `.grad` becomes a view of the message."""
         used = [p for p in parameters if p.grad is not None]
         if not used:
             return Pending(None)
@@ -327,7 +344,7 @@ class Exchange:
         return self._workers.sum_later(flat)
 
     def _computing(self, like_S: Tensor) -> Tensor:
-        """Return how many workers compute each segment wholly, [S]: all of them the dev batch."""
+        """Return the number of workers that compute the same of each segment, [S]: W for dev (segment 0), else 1."""
         count_S = torch.ones_like(like_S)
         count_S[0] = self._workers.size
         return count_S
@@ -341,7 +358,7 @@ class Exchange:
 
 
 def _tied_table(body: Sequence[nn.Parameter], heads: nn.Module) -> nn.Parameter | None:
-    """Return the body's table that heads use as decoder."""
+    """Return the body's table that heads also use as decoder; None if there is none."""
     tied = [module.table.weight for module in heads.modules() if isinstance(module, TiedDecoder)]
     return next((parameter for parameter in body if any(parameter is table for table in tied)), None)
 

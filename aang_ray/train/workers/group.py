@@ -1,11 +1,11 @@
-"""The processes that train one run together: their messages, their agreement, and what they share out.
+"""The group of processes that train one run together, and their communication.
 
-Tensors go over the device's network (NCCL on GPUs, gloo on CPUs). What only the host must know (a signal, a failure)
-goes over a gloo group of its own, so that it never waits for a device.
+Tensors are sent with the device's backend (NCCL on GPUs, gloo on CPUs). Messages between hosts (signals, failures) use
+a separate gloo group, so that they never wait for a device.
 
 - `Workers`: sums, broadcasts and small messages between hosts; `Traffic` counts the bytes of a step.
-- `Agreement`, `check_same`: all workers get through a step or none does, and all have the same parameters.
-- `Sharded`, `gathered`: each worker keeps a part of the optimiser's state, and scores a part of a split.
+- `Agreement`: an error on one worker ends the step on all. `check_same`: checks that all have the same parameters.
+- `Sharded`: each worker keeps a part of the optimiser's state. `gathered`: each worker scores a part of a split.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from aang_ray.errors import RunFailure, UserError
 from aang_ray.train.evaluate import Predictions
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a worker waits for the others: longer than any step, evaluation or checkpoint takes."""
+"""Maximum time that a worker waits for the others: longer than any step, evaluation or checkpoint."""
 TEXT_BYTES = 1024
-"""Length to which a message between hosts is cut."""
+"""Maximum length of a text message between hosts; longer texts are cut."""
 
 
 class WorkerLost(RuntimeError):
@@ -39,7 +39,7 @@ class WorkerLost(RuntimeError):
 
 @contextmanager
 def raising_worker_lost() -> Iterator[None]:
-    """Raise `WorkerLost` for an error of communication inside the block; which worker is gone is not known."""
+    """Raise `WorkerLost` for a communication error inside the block. The error does not tell which worker is lost."""
     try:
         yield
     except RuntimeError as error:
@@ -49,18 +49,18 @@ def raising_worker_lost() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Workers:
-    """The group of processes that this one belongs to. Every method does nothing in a process alone.
+    """The group of workers that this process belongs to. With a single worker, no method communicates.
 
-    All workers must make the same calls in the same order. Every call that waits for the others raises `WorkerLost`
-    if one of them has ended or cannot be reached.
+    All workers must make the same calls in the same order. A call that waits for the others raises `WorkerLost` if one
+    of them has ended or cannot be reached.
     """
 
     rank: int = 0
     size: int = 1
     tensors: dist.ProcessGroup | None = None
-    """Sends tensors on the device."""
+    """Group for tensors on the device."""
     control: dist.ProcessGroup | None = None
-    """Sends messages between hosts."""
+    """Group for messages between hosts."""
     timeout: timedelta = TIMEOUT
     _groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict, repr=False)
 
@@ -71,13 +71,13 @@ class Workers:
 
     @classmethod
     def connect(cls, rank: int, size: int, device: torch.device, timeout: timedelta = TIMEOUT) -> Workers:
-        """Return the group of all processes of `torch.distributed`, whose default group must exist already.
+        """Return the group of all processes of `torch.distributed`. Its default group must exist already.
 
         Args:
-            rank: Number of this process.
-            size: How many processes there are.
-            device: Where this process keeps its tensors.
-            timeout: How long to wait for another process before it counts as lost.
+            rank: Rank of this process.
+            size: Number of processes.
+            device: Device of this process's tensors.
+            timeout: Time after which another process counts as lost.
         """
         if size == 1:
             return cls.alone()
@@ -88,24 +88,29 @@ class Workers:
 
     @property
     def first(self) -> bool:
-        """Whether this worker writes files for all."""
+        """Whether this is the worker that writes files."""
         return self.rank == 0
 
     def sum_(self, tensor: Tensor, members: Sequence[int] | None = None) -> None:
-        """Replace a tensor by its sum over all workers, or over `members`, of which this one must be one."""
+        """Replace a tensor by its sum over all workers, or over `members`, which must include this worker.
+
+        Args:
+            tensor: A tensor on the device.
+            members: Ranks of a sub-group that `join` has made; None for all workers.
+        """
         if self.size > 1:
             with raising_worker_lost():
                 dist.all_reduce(tensor, group=self.tensors if members is None else self._groups[tuple(members)])
 
     def sum_later(self, tensor: Tensor) -> Pending:
-        """Begin to replace a tensor by its sum over all workers; other work can go on meanwhile."""
+        """Begin to replace a tensor by its sum over all workers; `Pending.wait` completes it."""
         if self.size == 1:
             return Pending(None)
         with raising_worker_lost():
             return Pending(dist.all_reduce(tensor, group=self.tensors, async_op=True))
 
     def broadcast_(self, tensor: Tensor, source: int = 0) -> None:
-        """Replace a tensor on the device by that of the worker `source`."""
+        """Replace a tensor on the device by the tensor of worker `source`."""
         if self.size > 1:
             with raising_worker_lost():
                 dist.broadcast(tensor, source, group=self.tensors)
@@ -117,7 +122,7 @@ class Workers:
                 dist.all_reduce(tensor, group=self.control)
 
     def join(self, members: Sequence[int]) -> None:
-        """Make the sub-group of these ranks if it does not exist yet. All workers must call it, members or not."""
+        """Make the sub-group of these ranks if it does not exist yet. All workers must call this, also non-members."""
         key = tuple(members)
         if key not in self._groups:
             with raising_worker_lost():
@@ -126,7 +131,7 @@ class Workers:
             self._groups[key] = group
 
     def max_host(self, values: Sequence[int]) -> list[int]:
-        """Return, element by element, the largest of all workers' numbers."""
+        """Return the element-wise maximum of all workers' numbers."""
         if self.size == 1:
             return list(values)
         gathered = torch.tensor(values, dtype=torch.int64)
@@ -139,7 +144,7 @@ class Workers:
         return bool(self.max_host([int(flag)])[0])
 
     def sum_host(self, values: Sequence[float]) -> list[float]:
-        """Return, element by element, the sum of all workers' numbers."""
+        """Return the element-wise sum of all workers' numbers."""
         if self.size == 1:
             return list(values)
         gathered = torch.tensor(values, dtype=torch.float64)
@@ -148,7 +153,7 @@ class Workers:
         return [float(value) for value in gathered]
 
     def text_of(self, text: str, source: int) -> str:
-        """Return the text of the worker `source`, cut to `TEXT_BYTES`."""
+        """Return the text that worker `source` passes, cut to `TEXT_BYTES`."""
         if self.size == 1:
             return text
         encoded = torch.zeros(TEXT_BYTES, dtype=torch.uint8)
@@ -165,13 +170,13 @@ class Workers:
 
 
 class Pending:
-    """A sum that has begun."""
+    """An asynchronous sum over all workers."""
 
     def __init__(self, work: dist.Work | None) -> None:
         self._work = work
 
     def wait(self) -> None:
-        """Let the device (on a CPU: this thread) wait for the sum before it does anything else."""
+        """Make later work on the device wait for the sum; on a CPU, wait for it in this thread."""
         if self._work is not None:
             with raising_worker_lost():
                 self._work.wait()
@@ -179,23 +184,23 @@ class Pending:
 
 @dataclass
 class Traffic:
-    """Bytes of the tensors that one worker sums up with the others, or sends them, in one step.
+    """Bytes of the tensors that one worker sums up with the others, or sends to them, in one step.
 
-    A ring moves 2 (W - 1) / W times the bytes of a sum in and out of each of W workers.
+    A ring all-reduce sends and receives 2 (W - 1) / W times the bytes of the tensor on each of W workers.
     """
 
     body: int = 0
     """The body's update."""
     heads: int = 0
-    """The update of the heads that some worker used."""
+    """The update of the heads that any worker used."""
     scalars: int = 0
     """Losses, inner products and norms."""
     rows: int = 0
     """Rows of a tied table that several workers looked up, for the norm of the joint gradient."""
     parts: int = 0
-    """Gradients of segments that several workers share, summed among these."""
+    """Gradients of segments that several workers share, summed over these workers."""
     separate: int = 0
-    """Gradients of all segments, for methods that ask for them."""
+    """Separate gradients, for methods that request them."""
     parameters: int = 0
     """Updated parameters, sent by the worker that has their optimiser state (`sharded`)."""
     control: int = 0
@@ -206,21 +211,21 @@ class Traffic:
         return sum(astuple(self))
 
 
-# What an error of a worker was, as a number that can be sent.
+# Kinds of a worker's error, as numbers that can be sent.
 _NONE, _RUN, _USER, _OTHER = range(4)
 
 
 class Agreement:
-    """Context manager: an error of one worker inside the block ends the step on all; else `flags` become those of any.
+    """Context manager in which an error on one worker ends the block with an error on all workers.
 
-    A failure of the run (`RunFailure`, `UserError`) is raised on all workers. After any other error, which the worker
-    itself raises, the others raise `WorkerLost`.
+    `RunFailure` and `UserError` are raised on all workers. For any other error, the worker itself raises it and the
+    others raise `WorkerLost`. Without an error, `flags` become the element-wise "or" over all workers.
     """
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
         self.flags: list[bool] = []
-        """Set inside the block, as many on every worker; afterwards each is true if it was on any worker."""
+        """Set inside the block, equally many on every worker. Afterwards each is the "or" over all workers."""
 
     def __enter__(self) -> Agreement:
         return self
@@ -229,7 +234,7 @@ class Agreement:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, WorkerLost) or not (error is None or isinstance(error, Exception)):
-            return  # the others cannot be asked, or this process is told to end
+            return  # the others cannot be reached, or this process was told to end
         workers = self._workers
         kinds = [_NONE] * workers.size
         if error is not None:
@@ -250,15 +255,15 @@ class Agreement:
 
 
 def check_same(workers: Workers, steps: int, named: Mapping[str, Tensor]) -> None:
-    """Make sure that all workers have made as many steps and have the same tensors; waits for the device.
+    """Check that all workers have made the same number of steps and have the same tensors. Waits for the device.
 
     Args:
         workers: The workers of the run.
-        steps: How many steps this worker has made.
+        steps: Number of steps that this worker has made.
         named: This worker's tensors by name; they are compared by checksums.
 
     Raises:
-        RunFailure: If they differ; it names the first difference.
+        RunFailure: If they differ; the message names the first difference.
     """
     sums = [steps, *(int(_checksum(tensor)) for tensor in named.values())]
     largest, least = workers.max_host(sums), workers.max_host([-value for value in sums])
@@ -281,7 +286,7 @@ def replicated(body: nn.Module, heads: nn.Module, method: Mapping[str, Any]) -> 
 
 
 def _checksum(tensor: Tensor) -> Tensor:
-    """Return the sum of a tensor's entries, their bits read as integers: a change of any one entry changes it."""
+    """Return the sum of the entries' bits, read as integers. Changing any single entry changes the sum."""
     words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return tensor.detach().contiguous().view(words).sum(dtype=torch.int64)
 
@@ -292,26 +297,26 @@ class Sharded(ZeroRedundancyOptimizer):
     After a step every worker sends the others the parameters that it updated.
 
     Args:
-        plain: An optimiser that has not made a step; its groups, rates and settings are taken over.
+        plain: An optimiser that has not made a step; its parameter groups and settings are used.
         workers: The workers of the run.
     """
 
     def __init__(self, plain: Optimizer, workers: Workers) -> None:
-        known = signature(type(plain)).parameters  # `defaults` also has entries that are no arguments
+        known = signature(type(plain)).parameters  # `defaults` also has entries that are not arguments
         defaults = {name: value for name, value in plain.defaults.items() if name in known}
         super().__init__(
             [dict(group) for group in plain.param_groups], type(plain), process_group=workers.tensors, **defaults
         )
         self._workers = workers
         self.bytes = sum(p.nbytes for group in self.param_groups for p in group["params"])
-        """How many bytes the workers send each other in a step: every parameter once."""
+        """Number of bytes that all workers together send in a step: every parameter once."""
 
     def step(self, closure: Any = None, **settings: Any) -> Any:
         with raising_worker_lost():
             return super().step(closure, **settings)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of an unsharded optimiser on the first worker, nothing on the others; all must call it."""
+        """Return the state of an unsharded optimiser on the first worker, {} on the others. All must call this."""
         with raising_worker_lost():
             self.consolidate_state_dict(to=0)
         if not self._workers.first:
@@ -320,8 +325,8 @@ class Sharded(ZeroRedundancyOptimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take this worker's share of a state, whether it was sharded when it was saved or not."""
-        # PyTorch deletes the other workers' part from the dictionary that it is given.
+        """Load this worker's share of a state that a sharded or an unsharded optimiser has saved."""
+        # Pass a copy, because PyTorch deletes the other workers' part from the dictionary.
         super().load_state_dict({**state_dict, "state": dict(state_dict["state"])})
         for parameter, state in self.optim.state.items():
             step = state.get("step")
@@ -330,7 +335,7 @@ class Sharded(ZeroRedundancyOptimizer):
 
 
 def gathered(workers: Workers, own: Predictions, classes: int) -> Predictions:
-    """Return a whole split's predictions in the split's order; all workers get the same to the last bit.
+    """Return a whole split's predictions in the split's order, bit-identical on all workers.
 
     Args:
         workers: The workers of the run; worker r predicts the examples r, r + W, r + 2 W, ...

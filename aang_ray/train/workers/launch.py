@@ -1,14 +1,14 @@
-"""Starts the processes that train a run, and starts them again when some were lost.
+"""Starts the processes that train a run, and restarts them after some were lost.
 
-A run of one worker trains in the calling process. A run of several is a Ray `TorchTrainer`; three kinds of processes
-take part in it:
+A run with one worker trains in the calling process. A run with several workers is a Ray `TorchTrainer` with three kinds
+of processes:
 
 - the caller (`aang train`, or a trial of a sweep) waits in `launch` and calls `on_evaluation`;
-- Ray Train's controller, an actor, starts the workers and collects what they report (`SendEvaluations`);
-- the workers, actors too, train (`_train_loop`) and call `ray.train.report` after every evaluation.
+- Ray Train's controller, an actor, starts the workers and collects their reports (`SendEvaluations`);
+- the workers, also actors, train (`_train_loop`) and call `ray.train.report` after every evaluation.
 
-A `Channel` connects the caller with the others. A run that lost workers continues from the cell's own checkpoint:
-nothing is read back from Ray's storage, which is a temporary folder.
+A `Channel` connects the caller with the controller and the workers. A run that lost workers continues from the cell's
+own checkpoint. Nothing is read from Ray's storage, which is a temporary folder.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from aang_ray.train.workers.group import TIMEOUT, WorkerLost, Workers
 if TYPE_CHECKING:
 
     class UserCallback:
-        """Ray carries no types; this stands for its base class."""
+        """Typed placeholder for Ray's base class, which has no type hints."""
 
 else:
     from ray.train import UserCallback
@@ -54,15 +54,15 @@ ATTEMPTS = 3
 """Number of consecutive losses of workers, without a newer checkpoint in between, after which a run has failed."""
 
 PLACEMENT_SECONDS = 7 * 24 * 3600
-"""How long workers may wait for their resources: spot machines may be away for days, and on a full cluster a trial
-waits for the one before it. That the cluster could hold the workers at all was checked before."""
+"""Maximum time that workers wait for their resources. It is long because spot machines may be away for days, and on a
+full cluster a trial waits for an earlier one. A check before the start ensures that the cluster is large enough."""
 
 STOP_SECONDS = 60.0
-"""How long an interrupted caller waits for the workers to write their checkpoint."""
+"""Maximum time that an interrupted caller waits for the workers to write their checkpoint."""
 
 POLL_SECONDS = 1.0
-"""Time between two checks for a reason to stop: a spot machine gives two minutes' notice, but a person waits for
-Ctrl-C."""
+"""Time between two checks for a reason to stop. A spot machine gives two minutes' notice, but a user who pressed
+Ctrl-C is waiting."""
 
 SETTINGS = {
     # How often the controller polls its workers. A report waits for the next poll: 0.1 s each, 1.8 s by default.
@@ -81,13 +81,19 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerError(Exception):
-    """An exception of one of several workers as text, with its traceback as a note: not every exception can be sent."""
+    """An exception of one of several workers as text, with its traceback as a note.
+
+    It replaces the original exception, because not every exception can be pickled.
+    """
 
 
 class Channel:
-    """Connects a process that waits with the processes that work for it: evaluations go to it, its stop goes to them.
+    """A channel from workers to the process that waits for them.
 
-    It is a queue in an actor. Closing it ends the actor, which every process that holds the channel can notice.
+    Workers send evaluations over it. A closed channel tells them to stop.
+
+    It is a queue in an actor. Closing the channel kills the actor, and every process that has the channel can detect
+    that.
     """
 
     def __init__(self, queue: Queue) -> None:
@@ -95,31 +101,37 @@ class Channel:
 
     @classmethod
     def open(cls) -> Channel:
-        """Return a channel whose actor runs on this node: elsewhere it would be one more machine that can be lost."""
+        """Return a channel whose actor runs on this node, so that no other machine's loss can close it."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         return cls(Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}))
 
     def send(self, row: HistoryRow) -> None:
-        """Send an evaluation to the process that waits; without effect once it has closed the channel."""
-        with suppress(RayActorError):  # or the actor cannot be reached right now, which costs one line of progress
+        """Send an evaluation to the waiting process; nothing happens if the channel is closed."""
+        # If the actor is only unreachable for the moment, one line of progress is lost.
+        with suppress(RayActorError):
             self._queue.put(row)
 
     def receive(self, finished: Check, pause: float = 0.2) -> Iterator[HistoryRow]:
-        """Yield evaluations as they come, until `finished` is true and all that were sent before are yielded."""
+        """Yield evaluations as they arrive. Stop when `finished` returns true and the queue is empty.
+
+        Args:
+            finished: Whether no more evaluations will be sent.
+            pause: Seconds between two reads of the queue.
+        """
         while True:
-            last = finished()  # asked before the queue is read, so that nothing is left in it
+            last = finished()  # called before the queue is read, so that no evaluation is missed
             yield from self._queue.get_nowait_batch(self._queue.size())
             if last:
                 return
             time.sleep(pause)
 
     def closed(self) -> bool:
-        """Return whether the process that waits has closed the channel or died: the work is to stop."""
+        """Return whether the waiting process has closed the channel or died. Workers should then stop."""
         try:
             ray.get(self._queue.actor.qsize.remote(), timeout=10)
         except ActorDiedError:
             return True
-        except (RayActorError, GetTimeoutError):  # it cannot be reached right now
+        except (RayActorError, GetTimeoutError):  # the actor cannot be reached at the moment
             return False
         return False
 
@@ -140,11 +152,11 @@ class SendEvaluations(UserCallback):
 
 @contextmanager
 def watching(draining: Check, abandoned: Check, pause: float = POLL_SECONDS) -> Iterator[RunControl]:
-    """Yield flags that a thread sets as soon as one of the checks is true; a flag that is set stays set.
+    """Yield a `RunControl` whose flags a thread sets when a check returns true. A flag stays set.
 
     Args:
-        draining: Whether the machine will go away soon.
-        abandoned: Whether nobody waits for the run any more.
+        draining: Returns whether the machine will shut down soon.
+        abandoned: Returns whether the run's caller no longer waits for it.
         pause: Seconds between two rounds of checks.
     """
     control, over = RunControl(), threading.Event()
@@ -187,7 +199,7 @@ def node_drains() -> bool:
 
 @dataclass(frozen=True)
 class Job:
-    """What a process needs to know to train a run."""
+    """The arguments of `launch` that each worker needs."""
 
     config: RunConfig
     checkpoints: str
@@ -207,25 +219,25 @@ def launch(
 ) -> CellRecord:
     """Run a resolved configuration on `resources.workers` workers, from its checkpoint if it has one.
 
-    Needs a connection to a Ray cluster if there are several workers.
+    With several workers, the process must be connected to a Ray cluster.
 
     Args:
-        config: The run.
+        config: The resolved configuration.
         checkpoints: Folder or URI of the checkpoints of all cells.
         on_evaluation: Called in this process after every evaluation.
-        export: Folder that receives the classifier.
-        until: Stop after this step, with the checkpoint written; the record's status is then `cut`.
-        abandoned: Whether nobody waits for the run any more. Every worker calls it about once a second; when it
-            returns true all of them write the checkpoint and end.
+        export: Folder to which the classifier is written; None for no export.
+        until: Write the checkpoint and stop after this step; the record's status is then `cut`.
+        abandoned: Returns whether the run should stop because its caller no longer waits. Every worker calls it about
+            once a second. When it returns true, all workers write the checkpoint and stop.
 
     Returns:
-        The record of the run; also of one that failed as a run, such as by a loss that is not finite.
+        The record of the run. A run that failed, for example with a loss that is not finite, has a failed record.
 
     Raises:
-        UserError: For an input that is wrong.
+        UserError: For a wrong input.
         RunFailure: If workers could not be started, or were lost `ATTEMPTS` times in a row without progress.
         Interrupted: When the run was abandoned.
-        WorkerError: For any other exception in one of several workers; that of a single worker is raised as it is.
+        WorkerError: For any other exception in one of several workers. A single worker raises its exception as it is.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -253,11 +265,15 @@ def launch(
 
 
 def error_of_run(error: Exception, config: RunConfig) -> Exception | None:
-    """Return what is wrong with the run itself; None if workers were merely lost and another attempt makes sense.
+    """Return the error in the run itself; None if workers were only lost, so that another attempt makes sense.
 
-    A worker that raises takes the others with it, so one exception that is no loss is the cause of all. Workers raise
-    nothing but `UserError`, `WorkerError` and `WorkerLost` (see `_train_loop`); whatever else Ray Train reports is the
-    loss of a process.
+    Workers raise only `UserError`, `WorkerError` and `WorkerLost` (see `_train_loop`). Any other error that Ray Train
+    reports means that a process was lost. When one worker raises, the others raise `WorkerLost`, so a `UserError` or
+    `WorkerError` is the cause of all.
+
+    Args:
+        error: The exception of `TorchTrainer.fit`.
+        config: The configuration of the run, for the message.
     """
     if isinstance(error, train.WorkerGroupError):
         failures = error.worker_failures.values()
@@ -272,22 +288,22 @@ def error_of_run(error: Exception, config: RunConfig) -> Exception | None:
 
 
 def describe_loss(error: Exception) -> str:
-    """Return the kinds of errors of a loss in a few words; the workers' logs have the details."""
+    """Return the types of the errors of lost workers, separated by commas. The workers' logs have the details."""
     failures = [getattr(error, "controller_failure", error)]
     if isinstance(error, train.WorkerGroupError):
         failures = list(error.worker_failures.values())
-    # Ray Train wraps the error of a worker that no longer answers.
+    # Ray Train wraps the error of a worker that no longer responds.
     return ", ".join(sorted({type(getattr(failure, "health_check_failure", failure)).__name__ for failure in failures}))
 
 
 def _train_group(job: Job, on_evaluation: OnEvaluation) -> CellRecord:
-    """Train on a new group of workers. However this function ends, no worker trains on."""
+    """Train on a new group of workers. When this function returns or raises, the workers have been told to stop."""
     channel = Channel.open()
     outcome: Future[CellRecord | str] = Future()
     with tempfile.TemporaryDirectory(prefix="aang-train-", ignore_cleanup_errors=True) as folder:
         stops = replace(job, abandoned=lambda: channel.closed() or job.abandoned())
         trainer = _trainer(stops, SendEvaluations(channel), folder)
-        # In another thread: `fit` in the main thread would handle Ctrl-C itself and kill the workers.
+        # `fit` runs in another thread, because in the main thread it would handle Ctrl-C itself and kill the workers.
         fit = threading.Thread(target=_fit, args=(trainer, outcome), name="fit", daemon=True)
         fit.start()
         try:
@@ -307,8 +323,8 @@ def _trainer(job: Job, callback: UserCallback, folder: str) -> TorchTrainer:
     share = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         share["GPU"] = resources.gpus_per_worker
-    # Losses are counted in `launch`: Ray Train would retry a bug as well, and would not retry a worker that died while
-    # the group started. It retries a failed start itself.
+    # `launch` counts losses, because Ray Train would also retry after a bug, and would not retry after a worker died
+    # while the group started. Ray Train itself retries a failed start.
     failures = train.FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=ATTEMPTS - 1)
     return TorchTrainer(
         _train_loop,
@@ -335,12 +351,12 @@ def _fit(trainer: TorchTrainer, outcome: Future[CellRecord | str]) -> None:
 
 
 def _train_loop(arguments: Mapping[str, Any]) -> CellRecord | str:
-    """Train as one worker of a group; return the record, or the message of a run that was told to stop."""
+    """Train as one worker of a group. Return the record, or the message of `Interrupted` if the run was stopped."""
     job: Job = arguments["job"]
     context = train.get_context()
     rank = context.get_world_rank()
 
-    def report(row: HistoryRow) -> None:  # every worker must report, but what the first one says is enough
+    def report(row: HistoryRow) -> None:  # every worker must report, but only the first one's report is used
         train.report({"evaluation": row} if rank == 0 else {})
 
     try:
@@ -348,7 +364,7 @@ def _train_loop(arguments: Mapping[str, Any]) -> CellRecord | str:
     except (UserError, WorkerLost):
         raise
     except Interrupted as stop:
-        return stop.message  # Ray Train takes any exception for a failure
+        return stop.message  # Ray Train treats any exception as a failure
     except Exception as error:  # noqa: BLE001 (raised again in a form that can be sent)
         told = WorkerError(f"{type(error).__name__}: {error}")
         told.add_note(f"in worker {rank}:\n{traceback.format_exc()}")
@@ -356,7 +372,7 @@ def _train_loop(arguments: Mapping[str, Any]) -> CellRecord | str:
 
 
 def _train(job: Job, on_evaluation: OnEvaluation, workers: Workers) -> CellRecord:
-    """Run the cell in this process, as one of `workers`."""
+    """Run the cell in this process, which is one of `workers`."""
     with watching(node_drains, job.abandoned) as control:
         control.until = job.until
         return run_cell(

@@ -1,14 +1,15 @@
 """Decides which worker computes which examples of a step.
 
-The placement is a function of the batch alone, which every worker knows: nothing is sent. An example costs its number
-of tokens. Every worker computes the dev batch, segment 0, itself. The other segments are placed in one of two ways:
+The placement is a function of the batch alone, and every worker has the batch, so nothing is sent. The cost of an
+example is its number of tokens. Every worker computes the whole dev batch, segment 0. The other segments are placed in
+one of two ways:
 
-- `whole`, for steps that ask for norms: the longest segment first, each on the worker with the least to do (LPT;
-  Graham 1969: the largest load is at most 4/3 of the best possible). The norm of a segment that several workers share
-  costs one more body-sized sum among them. So a segment is cut only if there are more workers than segments, or if
-  it alone would be a load of more than `FAIR` times the mean. The segment with the most tokens a part is then cut
-  into one part more, again and again.
-- otherwise all examples form one row that is cut into near-equal parts: only sums are wanted.
+- `whole`, for steps that request norms: segments are placed in order of decreasing length, each on the worker with the
+  smallest load (LPT; Graham 1969: the largest load is at most 4/3 of the optimum). The norm of a segment that several
+  workers share needs one more body-sized sum among them. So a segment is divided only if there are more workers than
+  segments, or if its load alone exceeds `FAIR` times the mean load. While that holds, the segment with the most tokens
+  per part gets one more part.
+- otherwise, for steps that need only sums: all examples form one row, which is divided into parts of near-equal cost.
 
 Shape suffixes: W workers, S segments, E examples of a segment.
 """
@@ -28,11 +29,12 @@ Costs = npt.NDArray[np.int64]
 Range = tuple[int, int]
 EMPTY: Range = (0, 0)
 FAIR = 1.25
-"""A segment is cut if it alone exceeds the mean load by this factor: the cut costs a body-sized sum."""
+"""A segment is divided only if its load alone exceeds this factor times the mean load, because that costs a
+body-sized sum."""
 
 
 class Divisible(Protocol):
-    """A row of examples of which a part can be taken."""
+    """A sequence of examples with a method that returns a part of it."""
 
     def part(self, start: int, stop: int) -> Self: ...
 
@@ -42,28 +44,28 @@ Part = TypeVar("Part", bound=Divisible)
 
 @dataclass(frozen=True)
 class Placement:
-    """Which examples of each segment each worker computes."""
+    """The examples of each segment that each worker computes."""
 
     ranges: tuple[tuple[Range, ...], ...]
-    """[W][S]"""
+    """Examples [start, stop) by worker and segment, [W][S]."""
 
     def members(self, segment: int) -> tuple[int, ...]:
-        """Return the workers that compute examples of a segment, ascending."""
+        """Return the ranks of the workers that compute examples of a segment, in ascending order."""
         return tuple(rank for rank, of_rank in enumerate(self.ranges) if of_rank[segment][0] < of_rank[segment][1])
 
     def split(self) -> dict[int, tuple[int, ...]]:
-        """Return the segments except dev that more than one worker computes, with these workers."""
+        """Return the segments (except dev) that several workers compute, each with the ranks of these workers."""
         members = {segment: self.members(segment) for segment in range(1, len(self.ranges[0]))}
         return {segment: ranks for segment, ranks in members.items() if len(ranks) > 1}
 
 
 def place(costs: Sequence[Costs], workers: int, whole: bool) -> Placement:
-    """Place the examples of all segments on workers.
+    """Return the placement of the examples of all segments.
 
     Args:
         costs: Tokens of every example, [S][E].
         workers: Number of workers.
-        whole: Whether segments should stay whole, because norms of their gradients are wanted.
+        whole: Whether segments should not be divided, because norms of their gradients are needed.
     """
     ranges = _longest_first(costs, workers) if whole else _one_row(costs, workers)
     for of_rank in ranges:
@@ -72,12 +74,17 @@ def place(costs: Sequence[Costs], workers: int, whole: bool) -> Placement:
 
 
 def parts_of(segments: Sequence[Part], ranges: Sequence[Range]) -> list[Part]:
-    """Return the examples of each segment in a worker's ranges; segments keep their numbers."""
+    """Return the part of each segment that is in a worker's ranges, [S]; parts may be empty."""
     return [segment.part(*of_segment) for segment, of_segment in zip(segments, ranges, strict=True)]
 
 
 def near_equal(costs_E: Costs, parts: int) -> list[Range]:
-    """Cut a row of examples into parts of near-equal cost, none of them empty: at most one part an example."""
+    """Return the ranges of consecutive, non-empty parts of near-equal cost.
+
+    Args:
+        costs_E: Cost of each example, [E].
+        parts: Number of parts; reduced to E if it is larger.
+    """
     parts = min(parts, len(costs_E))
     ends = np.cumsum(costs_E)
     bounds = [0]
@@ -90,7 +97,7 @@ def near_equal(costs_E: Costs, parts: int) -> list[Range]:
 
 
 def _one_row(costs: Sequence[Costs], workers: int) -> list[list[Range]]:
-    """Cut the row of all segments' examples into as many parts as there are workers."""
+    """Divide the row of all segments' examples into one part per worker; return ranges [W][S]."""
     ranges = [[EMPTY] * len(costs) for _ in range(workers)]
     for of_rank, (start, stop) in zip(ranges, near_equal(np.concatenate(costs[1:]), workers), strict=False):
         offset = 0
@@ -103,7 +110,7 @@ def _one_row(costs: Sequence[Costs], workers: int) -> list[list[Range]]:
 
 
 def _longest_first(costs: Sequence[Costs], workers: int) -> list[list[Range]]:
-    """Return the placement with the smallest largest load, over the candidate cuts; of equal ones the first."""
+    """Return the placement [W][S] with the smallest maximum load among the candidates; the first one in a tie."""
     best: list[list[Range]] = []
     least = math.inf
     for parts in _cuts(costs, workers):
@@ -114,7 +121,11 @@ def _longest_first(costs: Sequence[Costs], workers: int) -> list[list[Range]]:
 
 
 def _cuts(costs: Sequence[Costs], workers: int) -> Iterator[dict[int, int]]:
-    """Yield candidate numbers of parts by segment: as few as keep all workers busy, then more for parts too long."""
+    """Yield candidates for the number of parts of each segment.
+
+    The first candidate has the fewest parts with which all workers are busy. Each further one divides the segment with
+    the longest parts once more, until no part exceeds `FAIR` times the mean load.
+    """
     parts = {segment: 1 for segment in range(1, len(costs)) if len(costs[segment])}
     tokens = {segment: int(costs[segment].sum()) for segment in parts}
     fair = FAIR * sum(tokens.values()) / workers
@@ -130,9 +141,10 @@ def _cuts(costs: Sequence[Costs], workers: int) -> Iterator[dict[int, int]]:
 
 
 def _placed(costs: Sequence[Costs], parts: Mapping[int, int], workers: int) -> tuple[list[list[Range]], int]:
-    """Place segments that are cut into these parts, longest first; return the ranges and the largest load.
+    """Place the segments' parts, the longest segments first; return the ranges [W][S] and the largest load.
 
-    Cut segments come first, so that the same workers share one in most steps: a group of workers is costly to make.
+    Divided segments are placed before all others. Then the same workers share a segment in most steps, which matters
+    because making a group of workers is expensive.
     """
     ranges = [[EMPTY] * len(costs) for _ in range(workers)]
     loads = [0] * workers
