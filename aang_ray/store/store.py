@@ -12,7 +12,6 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -32,9 +31,6 @@ from aang_ray.store.schema import (
     to_tables,
     with_partitions,
 )
-
-if TYPE_CHECKING:
-    import pyarrow.dataset as ds
 
 SUFFIX = ".parquet"
 _ORDER: tuple[TableName, ...] = ("history", "weights", "results")
@@ -171,80 +167,68 @@ def read_files(
     Raises:
         UserError: A file is not whole, or this version cannot read it.
     """
-    import pyarrow.dataset as ds  # late: imports pandas, and the cache of data imports this package
 
     schema = with_partitions(table)
-    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
     with ThreadPoolExecutor(_READERS) as pool:
-        fragments = list(pool.map(lambda file: _fragment(location, file, wanted), files))
-    there = [fragment for fragment in fragments if fragment is not None]
-    if not there:
-        return ds.dataset(schema.empty_table()).to_table(columns)
-    dataset = ds.FileSystemDataset(there, schema, ds.ParquetFileFormat(), location.filesystem)
-    try:
-        return dataset.to_table(columns)
-    except FileNotFoundError:  # one was removed just now; the next look does not find it
-        return read_files(location, table, files, columns)
-    except (pa.ArrowInvalid, OSError):
-        for file in files:  # Arrow does not say which file is damaged
-            _check_content(location, file)
-        raise
+        parts = list(pool.map(lambda file: _read(location, file, schema), files))
+    return pa.concat_tables([schema.empty_table(), *(part for part in parts if part is not None)])
 
 
-def _fragment(location: Location, file: CellFile, wanted: pa.Schema) -> ds.Fragment | None:
-    """Return a file as a part of a data set, or None if it is gone. The file must have the wanted columns.
+def _read(location: Location, file: CellFile, schema: pa.Schema) -> pa.Table | None:
+    """Return the rows of one file with the columns of a schema, or None if the file is gone.
+
+    The file is opened once. `pyarrow.dataset` would open it twice, for its footer and for its rows, and another process
+    may replace the file in between.
 
     Raises:
-        UserError: The file is not Parquet, is of a newer version, or was written by something else.
-    """
-    import pyarrow.dataset as ds
-
-    format_ = ds.ParquetFileFormat()
-    partition = (ds.field("task") == file.task) & (ds.field("method") == file.method)
-    try:
-        fragment = format_.make_fragment(file.path, location.filesystem, partition_expression=partition)
-        found = fragment.physical_schema
-    except FileNotFoundError:
-        return None
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise _damaged(file, error) from error
-    version = (found.metadata or {}).get(VERSION_KEY, b"").decode(errors="replace")
-    if not version.isdecimal():
-        raise UserError(f"{file.path} states no schema version; it was not written by this program: move it away")
-    if int(version) > SCHEMA_VERSION:
-        raise UserError(
-            f"{file.path} has schema version {version}, newer than version {SCHEMA_VERSION} that this program reads; "
-            f"upgrade aang-ray"
-        )
-    for field in wanted:
-        younger = int(version) < SCHEMA_VERSION and field.nullable  # an older file lacks it: it is null there
-        if field.name not in found.names and field.name not in PARTITIONS and not younger:
-            raise UserError(
-                f"{file.path} lacks the column {field.name}; it was not written by this program: move it away"
-            )
-    return fragment
-
-
-def _check_content(location: Location, file: CellFile) -> None:
-    """Read one file to its end.
-
-    Raises:
-        UserError: The file is damaged.
+        UserError: The file is not whole, is of a newer version, or was written by something else.
     """
     try:
         with location.filesystem.open_input_file(file.path) as stream:
-            pq.ParquetFile(stream).read()
+            parquet = pq.ParquetFile(stream)
+            version = _check_version(parquet.schema_arrow, file.path)
+            names = [name for name in schema.names if name not in PARTITIONS]
+            table = parquet.read(columns=names, use_threads=False)  # several files are read at the same time already
     except FileNotFoundError:
-        return
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(file, error) from error
+        return None
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise UserError(
+            f"{file.path} cannot be read as Parquet ({str(error).partition(chr(10))[0].rstrip('.')}); "
+            f"delete it and run again: its cell alone is computed anew"
+        ) from error
+    partitions = {"task": file.task, "method": file.method}
+    columns = []
+    for field in schema:
+        if field.name in partitions:
+            columns.append(pa.array([partitions[field.name]] * table.num_rows, pa.string()))
+        elif field.name in table.column_names:
+            columns.append(table.column(field.name).cast(field.type))
+        elif version < SCHEMA_VERSION and field.nullable:  # the column is younger than the file
+            columns.append(pa.nulls(table.num_rows, field.type))
+        else:
+            raise UserError(
+                f"{file.path} lacks the column {field.name}; it was not written by this program: move it away"
+            )
+    return pa.table(columns, schema=schema)
 
 
-def _damaged(file: CellFile, error: Exception) -> UserError:
-    return UserError(
-        f"{file.path} cannot be read as Parquet ({str(error).partition(chr(10))[0].rstrip('.')}); "
-        f"delete it and run again: its cell alone is computed anew"
-    )
+def _check_version(schema: pa.Schema, path: str) -> int:
+    """Return the schema version of a file.
+
+    Raises:
+        UserError: The file states no version, or a newer one.
+    """
+    text = (schema.metadata or {}).get(VERSION_KEY, b"").decode(errors="replace")
+    if not text.isdecimal():
+        raise UserError(f"{path} states no schema version; it was not written by this program: move it away")
+    if int(text) > SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {text}, newer than version {SCHEMA_VERSION} that this program reads; "
+            f"upgrade aang-ray"
+        )
+    return int(text)
 
 
 def write_cell(location: Location, record: CellRecord) -> None:
