@@ -6,11 +6,16 @@ import os
 import signal
 
 import pytest
+from hypothesis import settings
 
 # One thread: tiny tensors gain nothing from more, and threads that wait for a busy core cost much.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# No test has a time limit of its own: a busy machine would make it fail.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # A shell may start a job in the background with Ctrl-C ignored, and its children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
