@@ -1,6 +1,6 @@
 # A machine needs Python and make; each target sets up .venv if it is not there.
 #   make sweep [SWEEP=jobs/demo.yaml] [TASK=folder] [METRIC=macro_f1] [SEEDS=0,1,2] [STORE=results]
-#   make check: format, lint, types, import contract, and the fast tests (two minutes)
+#   make check: format, lint, types, import contract, and the fast tests
 #   make test: the same with all tests
 #   make test-gpu: the tests that need a GPU
 PYTHON ?= python3
