@@ -315,6 +315,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a file that cannot be read or written
+        return _print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except MemoryError:
+        return _print_error("out of memory: lower data.train_size, batch.auxiliary or encoder.layers", 1)
     if code == INTERRUPTED:
         return _print_error(
             "interrupted; what has finished is in the store, the same command continues from there", code

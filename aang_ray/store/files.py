@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,8 +39,29 @@ TEMPORARY = ".tmp-"
 LEFTOVER_AGE = timedelta(hours=1)
 """Unfinished files that are older belong to processes that were killed."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 _log = logging.getLogger(__name__)
+
+
+class NotWritten(OSError):
+    """A file could not be written, for example on a full disk. The message names the file and says why."""
+
+
+def is_disk_failure(error: BaseException) -> bool:
+    """Return whether an error means that a disk or a store takes no more files, so that trying again is of no use."""
+    return isinstance(error, NotWritten) or (isinstance(error, OSError) and error.errno in _FULL)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Turn an `OSError` of the block into a `NotWritten` that names the path."""
+    try:
+        yield
+    except NotWritten:
+        raise
+    except OSError as error:
+        raise NotWritten(f"{path} cannot be written: {error.strerror or _line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -141,18 +162,22 @@ def publish(location: Location, path: str, data: bytes) -> None:
         location: The root below which the file lies.
         path: The file, as `location.path` returns it.
         data: Its content.
+
+    Raises:
+        NotWritten: The disk is full, the folder is read-only, the bucket refuses, or the like.
     """
     temporary = location.path(f"{TEMPORARY}{uuid.uuid4().hex}")
-    match location.kind:
-        case "object":
-            _upload(location, path, data)
-        case "local":
-            _write_and_rename(temporary, path, data)
-        case "renaming":
-            _upload(location, temporary, data)
-            remove(location, path)
-            location.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-            location.filesystem.move(temporary, path)
+    with naming(path):
+        match location.kind:
+            case "object":
+                _upload(location, path, data)
+            case "local":
+                _write_and_rename(temporary, path, data)
+            case "renaming":
+                _upload(location, temporary, data)
+                remove(location, path)
+                location.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+                location.filesystem.move(temporary, path)
 
 
 def remove(location: Location, path: str) -> None:
@@ -162,18 +187,39 @@ def remove(location: Location, path: str) -> None:
 
 
 def remove_leftovers(location: Location) -> None:
-    """Delete the temporary files in the root that killed processes left over an hour ago."""
+    """Delete the temporary files in the root whose processes were killed.
+
+    Who writes a local file holds its lock from the first byte on. Where that tells nothing, age does.
+    """
     if location.kind == "object":
         return  # there are no temporary names
     oldest = datetime.now(UTC) - LEFTOVER_AGE
     for info in location.filesystem.get_file_info(fs.FileSelector(location.root, allow_not_found=True)):
-        if info.base_name.startswith(TEMPORARY) and info.mtime is not None and info.mtime < oldest:
-            location.filesystem.delete_file(info.path)
+        if not info.base_name.startswith(TEMPORARY):
+            continue
+        abandoned = location.kind == "local" and info.size and _is_unlocked(info.path)
+        if abandoned or (info.mtime is not None and info.mtime < oldest):
+            with suppress(FileNotFoundError):  # its writer has just renamed it, or another process was quicker
+                location.filesystem.delete_file(info.path)
+
+
+def _is_unlocked(path: str) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # somebody has the lock, the file is gone, or the filesystem has no locks
+        return False
+    return True
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a local file, or replace it, so that readers see all of the old content or all of the new."""
-    _write_and_rename(str(path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")), str(path), data)
+    """Write a local file, or replace it, so that readers see all of the old content or all of the new.
+
+    Raises:
+        NotWritten: As `publish`.
+    """
+    with naming(path):
+        _write_and_rename(str(path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")), str(path), data)
 
 
 @contextmanager
@@ -247,16 +293,14 @@ def one_writer(location: Location) -> Iterator[None]:
     result of a run is a function of its name.
 
     Raises:
-        UserError: The folder cannot be made or written.
+        NotWritten: The folder cannot be made or written.
     """
     if location.kind != "local":
         yield
         return
-    try:
+    with naming(f"store {location.uri}"):
         os.makedirs(location.root, exist_ok=True)
         os.close(os.open(os.path.join(location.root, ".lock"), os.O_RDWR | os.O_CREAT, 0o666))
-    except OSError as error:
-        raise UserError(f"store {location.uri} cannot be written: {error.strerror or error}") from error
     with locked(os.path.join(location.root, ".lock")):
         yield
 
@@ -272,11 +316,17 @@ def _write_and_rename(temporary: str, path: str, data: bytes) -> None:
     """Write a local file under a temporary name and rename it. After a power cut, too, its name leads to all of it."""
     for folder in (temporary, path):
         _make_folder(Path(folder).parent)
-    with open(temporary, "xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "xb") as stream:
+            with suppress(OSError):  # where there are no locks, `remove_leftovers` goes by age
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+            os.replace(temporary, path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)  # on a full disk its part would take the place of something useful
+        raise
     _sync(Path(path).parent)
 
 

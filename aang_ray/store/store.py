@@ -19,7 +19,15 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from aang_ray.errors import UserError
-from aang_ray.store.files import Location, one_writer, open_location, publish, remove, remove_leftovers
+from aang_ray.store.files import (
+    Location,
+    NotWritten,
+    one_writer,
+    open_location,
+    publish,
+    remove,
+    remove_leftovers,
+)
 from aang_ray.store.schema import (
     PARTITIONS,
     SCHEMA_VERSION,
@@ -76,21 +84,25 @@ class Store:
         return self._location.exists()
 
     def check_writable(self) -> None:
-        """Make the folder of a local store, before the hours of work that it is to keep.
+        """Make the folder of a local store, before the hours of work that it is to keep, and tidy it.
 
         A remote store is not asked: only its first file shows whether it can be written.
 
         Raises:
             UserError: The folder cannot be made or written.
         """
-        with one_writer(self._location):
-            pass
+        try:
+            with one_writer(self._location):
+                remove_leftovers(self._location)
+        except NotWritten as error:
+            raise UserError(str(error)) from error
 
     def write(self, record: CellRecord) -> None:
         """Add a run: all of it or, if the process is killed meanwhile, nothing. A failed or cut row is replaced.
 
         Raises:
             CellIsDone: The cell has a done row.
+            NotWritten: The store takes no more files.
         """
         write_cell(self._location, record)
 

@@ -46,6 +46,8 @@ class SweepCallback(Callback):  # type: ignore[misc]  # Ray has no type informat
         """Failed cell -> its error in one line."""
         self.losses = 0
         """How often a trial's process died."""
+        self.cannot_write = ""
+        """Why the first trial that could not write its files could not; the sweep then stops."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore, which is never made; a terminal cannot be pickled."""
@@ -125,9 +127,13 @@ class SweepCallback(Callback):  # type: ignore[misc]  # Ray has no type informat
         if status == "not started":  # the sweep was stopping
             self._file.update(cell.cell, state="waiting")
             return
-        self._file.update(cell.cell, state="stopped" if status == "stopped" else "ended")
-        if status == "stopped":
+        stopped = status in ("stopped", "cannot write")
+        self._file.update(cell.cell, state="stopped" if stopped else "ended")
+        if status == "cannot write":
+            self.cannot_write = self.cannot_write or str(result["error"])
+        elif stopped:
             self._lines.line(f"{cell.title} · stopped, its checkpoint is written")
+        if stopped:
             return
         self.ended[cell.cell] = status
         self.errors.pop(cell.cell, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,10 @@ def sweep_file(
         raise UserError(f"{path}: search: does not go with --scheduler asha; choose one")
     runs = expand(spec, overrides, str(path))
     from aang_ray.train.plan import check_n, resolve  # imports much: a mistake in the file was reported before
+    from aang_ray.train.record import take_rows
+
+    if not dry_run:
+        take_rows(store)
 
     if spec.search is not None:
         check_space(spec.search, runs)
@@ -238,8 +243,10 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
     """
     from aang_ray.train.checkpoint import checkpoint_folder, discard
     from aang_ray.train.plan import resolve
+    from aang_ray.train.record import take_rows, write_row
 
     config = resolve(config)
+    take_rows(store)
     checkpoints = checkpoint_folder(store.uri)
     done = store.done().get(config.cell) == "done"
     if done and export is None:
@@ -263,9 +270,8 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
                 line = f"step {row.step}/{config.total_steps} · {text} · {duration(row.seconds)}"
                 console.print(line, markup=False, highlight=False)
 
-            record = _run(config, checkpoints, evaluated, export)
-            if not done:
-                store.write(record)
+            record = _run(config, checkpoints, evaluated, export, partial(write_row, store))
+            write_row(store, record)
             file.update(config.cell, state="ended")
         if record.result.status == "done":
             discard(checkpoints, config.cell)
@@ -274,20 +280,24 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
 
 
 def _run(
-    config: RunConfig, checkpoints: str, evaluated: Callable[[HistoryRow], None], export: Path | None
+    config: RunConfig,
+    checkpoints: str,
+    evaluated: Callable[[HistoryRow], None],
+    export: Path | None,
+    on_done: Callable[[CellRecord], object],
 ) -> CellRecord:
     """One worker needs no Ray; several are actors of the cluster of RAY_ADDRESS, or of one on this machine."""
     if config.resources.workers == 1:
         from aang_ray.train.run import run_cell
 
-        return run_cell(config, on_evaluation=evaluated, checkpoints=checkpoints, export=export)
+        return run_cell(config, on_evaluation=evaluated, checkpoints=checkpoints, export=export, on_done=on_done)
     with ray_cluster():
         from aang_ray.train.workers.launch import launch
 
         check_fits([Need.of(config)])
         threads = config.resources.threads or max(1, int(config.resources.cpus_per_worker))
         config = config.model_copy(update={"resources": config.resources.model_copy(update={"threads": threads})})
-        return launch(config, on_evaluation=evaluated, checkpoints=checkpoints, export=export)
+        return launch(config, on_evaluation=evaluated, checkpoints=checkpoints, export=export, on_done=on_done)
 
 
 def show_scores(record: CellRecord, console: Console) -> None:

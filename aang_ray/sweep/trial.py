@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.store import CellIsDone, CellRecord, HistoryRow, Store
+from aang_ray.store import CellRecord, HistoryRow, Store, is_disk_failure
 from aang_ray.train.control import Interrupted
-from aang_ray.train.record import failed_record
+from aang_ray.train.record import failed_record, take_rows, write_row
 
 if TYPE_CHECKING:
     from aang_ray.train.workers.launch import Channel
@@ -49,6 +49,12 @@ def tune_trial(config: Mapping[str, Any], store: str, channel: Channel) -> None:
         run_and_store(run, Store(store), tune.report, config["trial"]["rungs"], channel.closed)
     except Interrupted:
         tune.report({"status": "stopped"})
+    except OSError as error:
+        if not is_disk_failure(error):
+            raise
+        # Trying again is of no use, and other cells use the same disk and store.
+        logger.exception("cell %s cannot write", run.cell)
+        tune.report({"status": "cannot write", "error": str(error)})
 
 
 def run_and_store(
@@ -73,8 +79,11 @@ def run_and_store(
 
     Raises:
         Interrupted: when it was `abandoned`, with the checkpoint written.
+        OSError: when the row, the checkpoint or another file cannot be written. A checkpoint that is there stays.
     """
     from aang_ray.train.checkpoint import CheckpointFiles, checkpoint_folder, discard
+
+    take_rows(store)
 
     checkpoints = checkpoint_folder(store.uri)
     status = store.done().get(config.cell)
@@ -102,9 +111,7 @@ def run_and_store(
         record = _run(config, checkpoints, evaluated, until, abandoned)
         _free_memory()
         end = outcome(record)
-        try:
-            store.write(record)
-        except CellIsDone:
+        if not write_row(store, record):
             end["status"] = "elsewhere"
         if end["status"] != "cut":
             break
@@ -122,7 +129,7 @@ def _run(
     until: int | None,
     abandoned: Callable[[], bool],
 ) -> CellRecord:
-    """Run a cell up to a step or to its end; whatever exception it raises becomes a failed record."""
+    """Run a cell up to a step or to its end; an exception becomes a failed record, unless it is of the disk."""
     from aang_ray.train.workers.launch import WorkerError, launch
 
     try:
@@ -131,6 +138,8 @@ def _run(
         logger.exception("cell %s failed", config.cell)
         return failed_record(config, str(error), traceback.format_exc())
     except Exception as error:  # the sweep goes on, whatever a cell does
+        if is_disk_failure(error):
+            raise
         logger.exception("cell %s failed", config.cell)
         return failed_record(config, f"{type(error).__name__}: {error}", traceback.format_exc())
 

@@ -23,6 +23,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from rich.console import Console
 
 from aang_ray.config import RunConfig
+from aang_ray.errors import RunFailure
 from aang_ray.store import Store
 from aang_ray.sweep.callback import RETRIES, SweepCallback
 from aang_ray.sweep.cluster import KeptLogs, check_fits, has_autoscaler, living_nodes, own_cluster, ray_cluster
@@ -185,6 +186,10 @@ class Engine:
             kept = self._logs.keep(sweep.store.uri)
             if kept is not None:
                 sweep.lines.line(f"Ray's logs: {kept}")
+        if self.callback.cannot_write:
+            raise RunFailure(
+                f"the sweep has stopped: {self.callback.cannot_write}; when that is mended, run the same command again"
+            )
         return Ends(self.callback.ended, self.callback.errors)
 
 
@@ -286,7 +291,7 @@ class BracketScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray has no type 
 
 
 class SweepStopper(tune.Stopper):  # type: ignore[misc]  # Ray has no type information
-    """Ends the sweep after a signal, or when its time is up.
+    """Ends the sweep after a signal, when its time is up, or when a trial cannot write its files.
 
     Tune ends trials without giving them time to write anything. So the trials are first told to stop by themselves, and
     Tune's loop goes on until those that ran have ended, or `WAIT_SECONDS` are over.
@@ -328,7 +333,7 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]  # Ray has no type infor
         now = time.monotonic()
         if self._began is None:
             signal = self._received()
-            if signal is None and now < self._ends:
+            if signal is None and now < self._ends and not self._callback.cannot_write:
                 return False
             self._began, self._waits_for = now, frozenset(self._callback.alive)
             self._tell_trials()

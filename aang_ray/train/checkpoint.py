@@ -131,13 +131,20 @@ class Checkpointer:
         action = AfterStep(self._workers.max_host([wanted])[0])
         if action == AfterStep.CONTINUE:
             return
-        content = {"compute": self._compute, **state()}  # on all workers: a sharded optimiser is gathered for it
-        if self._workers.first:
-            self._files.save(step, content, best_step, best_model)
-        self._saved_at = time.monotonic()
+        self.save(step, state(), best_step, best_model)  # on all workers: a sharded optimiser is gathered for it
         if action > AfterStep.SAVE:
             self._workers.wait_for_all()  # a worker that ends before the file is written would look lost
             raise self._control.stop_error(action, step, self._files.folder)
+
+    def save(self, step: int, state: Mapping[str, Any], best_step: int, best_model: Mapping[str, Tensor]) -> None:
+        """Write the checkpoint in the first worker; the arguments are those of `after_step`.
+
+        Raises:
+            NotWritten: It cannot be written; an earlier checkpoint is still there.
+        """
+        if self._workers.first:
+            self._files.save(step, {"compute": self._compute, **state}, best_step, best_model)
+        self._saved_at = time.monotonic()
 
 
 @dataclass(frozen=True)

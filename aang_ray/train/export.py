@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ from aang_ray.config import DataConfig
 from aang_ray.config.sections import EncoderConfig
 from aang_ray.data import EndTask, load_tokenizer, locate, tokenizer_facts
 from aang_ray.data.modalities import modality_of
+from aang_ray.data.pretrained import first_line
 from aang_ray.data.read import Texts
 from aang_ray.data.tasks import Labelled
 from aang_ray.data.tokens import tokenise
@@ -35,7 +37,7 @@ from aang_ray.model.encoder import Encoder
 from aang_ray.model.heads import ClassificationHead
 from aang_ray.model.loading import load_encoder
 from aang_ray.objectives.source import END_TASK_HEAD
-from aang_ray.store.files import new_folder
+from aang_ray.store.files import NotWritten, new_folder
 from aang_ray.store.schema import ResultRow
 from aang_ray.train.device import Compute
 from aang_ray.train.domain import domain_of
@@ -52,15 +54,22 @@ def check_export(folder: Path, data: DataConfig) -> None:
     The folder may be missing, empty, or an earlier export.
 
     Raises:
-        UserError: if the folder holds anything else, or the task is not a text task.
+        UserError: if the folder holds anything else or cannot be made, or the task is not a text task.
     """
     if not domain_of(data).exports:
         kind = modality_of(data)
         raise UserError(f"export {folder}: only classifiers of text are exported; {data.task} is a task of {kind}")
+    if folder == Path():
+        raise UserError("export: give the name of a folder")
     if folder.is_dir() and ((folder / CARD).is_file() or not any(folder.iterdir())):
         return
     if folder.exists():
         raise UserError(f"export {folder}: there is something that is not an exported model; give another folder")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=above).cleanup()  # only trying tells: of permissions, root has all
+    except OSError as error:
+        raise UserError(f"export {folder}: cannot be written: {above}: {error.strerror}") from error
 
 
 def export_model(folder: Path, setup: Setup, result: ResultRow) -> None:
@@ -73,10 +82,17 @@ def export_model(folder: Path, setup: Setup, result: ResultRow) -> None:
 
     Raises:
         UserError: if the folder holds something that is not an exported model.
+        NotWritten: if it cannot be written. An earlier export is still there.
     """
     check_export(folder, setup.config.data)
-    with new_folder(folder.absolute(), replace=True) as draft:
-        _write(draft, setup, result)
+    try:
+        with new_folder(folder.absolute(), replace=True) as draft:
+            _write(draft, setup, result)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise NotWritten(
+            f"export {folder} cannot be written: {reason}; the row is in the store, and the same command tries again"
+        ) from error
 
 
 def _write(folder: Path, setup: Setup, result: ResultRow) -> None:

@@ -147,6 +147,14 @@ class Trainer:
             if self._stage_is_over:
                 break
 
+    def save(self) -> None:
+        """Write the checkpoint of a finished run, so that its export can be tried again without training.
+
+        With several workers nothing is written: a sharded state takes all of them, and they have ended.
+        """
+        if self._checkpointer is not None and self.setup.workers.size == 1:
+            self._checkpointer.save(self.progress.steps, self._state(), self.progress.best_step, self._best_model)
+
     def _state(self) -> dict[str, Any]:
         """Return the state for a resumed run, without the best model. The keys are part of the checkpoint format."""
         return {

@@ -1,4 +1,4 @@
-"""A run's progress, and the record that is stored for it: done, cut short or failed.
+"""A run's progress, the record that is stored for it (done, cut short or failed), and how a done one is never lost.
 
 `cell_record` makes every row of `results`. This module loads neither torch nor Ray.
 """
@@ -6,14 +6,18 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import aang_ray
 from aang_ray.config.run import RunConfig
+from aang_ray.data.cache import cache_folder, content_key
+from aang_ray.store import CellIsDone, NotWritten, Store
 from aang_ray.store.schema import CellRecord, HistoryRow, ResultRow, Scores, Status, WeightRow
 
 LOG_LINES = 30
@@ -172,3 +176,49 @@ def versions() -> dict[str, str]:
     """Return the versions of Python, of this package and of `PACKAGES`."""
     found = {name: version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "aang-ray": aang_ray.__version__, **found}
+
+
+def write_row(store: Store, record: CellRecord) -> bool:
+    """Write a run into the store. Where that fails, a done run goes into the cache, and `take_rows` moves it later.
+
+    Returns:
+        Whether it was written; false if another process has done the run meanwhile.
+
+    Raises:
+        NotWritten: It could not be written; the message says where the row is now.
+    """
+    try:
+        store.write(record)
+    except CellIsDone:
+        return False
+    except OSError as error:
+        if record.result.status != "done":
+            raise
+        kept = Store(_kept_for(store))
+        try:
+            kept.write(record)
+        except OSError:  # the same disk: what is left is the checkpoint
+            raise error from None
+        raise NotWritten(
+            f"{error}; the finished run is kept in {kept.uri}, and the same command writes it as soon as it can"
+        ) from error
+    return True
+
+
+def take_rows(store: Store) -> None:
+    """Move into the store what `write_row` could not write there earlier.
+
+    Raises:
+        NotWritten: The store still cannot be written.
+    """
+    folder = _kept_for(store)
+    if not folder.is_dir():
+        return
+    kept = Store(folder)
+    for cell in kept.done():
+        write_row(store, kept.record(cell))
+    shutil.rmtree(folder, ignore_errors=True)  # another process may move the same rows
+
+
+def _kept_for(store: Store) -> Path:
+    return cache_folder() / "unwritten" / content_key({"store": store.uri})

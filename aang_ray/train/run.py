@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import RunFailure
+from aang_ray.store.files import NotWritten
 from aang_ray.store.schema import CellRecord, HistoryRow
 from aang_ray.train.checkpoint import Checkpointer, CheckpointFiles
 from aang_ray.train.control import RunControl, StepLimitReached
@@ -28,6 +29,7 @@ def run_cell(
     on_evaluation: Callable[[HistoryRow], None] | None = None,
     checkpoints: Path | str | None = None,
     export: Path | None = None,
+    on_done: Callable[[CellRecord], object] | None = None,
     control: RunControl | None = None,
     workers: Workers | None = None,
 ) -> CellRecord:
@@ -45,6 +47,7 @@ def run_cell(
             the results of an uninterrupted one. The caller deletes the checkpoint with `checkpoint.discard` after it
             has written the record.
         export: Folder to which a finished run writes its classifier; None for no export.
+        on_done: Called in the first worker with the record of a finished run, before its classifier is exported.
         control: Other reasons to save or to stop; needs `checkpoints`.
         workers: The worker group that this process belongs to.
 
@@ -52,6 +55,7 @@ def run_cell(
         UserError: for a wrong input, before anything is trained.
         Interrupted, KeyboardInterrupt: after SIGTERM or Ctrl-C; with `checkpoints`, the state is written.
         WorkerLost: if another worker ended before the run did.
+        NotWritten: if the checkpoint or the export cannot be written.
     """
     if export is not None:
         check_export(export, config.data)
@@ -82,7 +86,13 @@ def run_cell(
             clean_interval=finished.clean_interval,
         )
         if export is not None and trainer.setup.workers.first:
-            export_model(export, trainer.setup, record.result)
+            if on_done is not None:
+                on_done(record)
+            try:
+                export_model(export, trainer.setup, record.result)
+            except NotWritten:
+                trainer.save()
+                raise
         return record
     history = trainer.progress.history
     log = f"last evaluation: {history[-1]}" if history else "no evaluation before"

@@ -35,7 +35,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aang_ray.config import RunConfig
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.store.schema import CellRecord, HistoryRow
+from aang_ray.store import CellRecord, HistoryRow, NotWritten
 from aang_ray.train.checkpoint import CheckpointFiles
 from aang_ray.train.control import Interrupted, RunControl
 from aang_ray.train.device import choose_compute
@@ -204,6 +204,7 @@ class Job:
     config: RunConfig
     checkpoints: str
     export: Path | None
+    on_done: Callable[[CellRecord], object] | None
     until: int | None
     abandoned: Check
 
@@ -214,6 +215,7 @@ def launch(
     checkpoints: str,
     on_evaluation: OnEvaluation,
     export: Path | None = None,
+    on_done: Callable[[CellRecord], object] | None = None,
     until: int | None = None,
     abandoned: Check = never,
 ) -> CellRecord:
@@ -226,6 +228,7 @@ def launch(
         checkpoints: Folder or URI of the checkpoints of all cells.
         on_evaluation: Called in this process after every evaluation.
         export: Folder to which the classifier is written; None for no export.
+        on_done: Called in the first worker with the record of a finished run, before the export.
         until: Write the checkpoint and stop after this step; the record's status is then `cut`.
         abandoned: Returns whether the run should stop because its caller no longer waits. Every worker calls it about
             once a second. When it returns true, all workers write the checkpoint and stop.
@@ -236,12 +239,13 @@ def launch(
     Raises:
         UserError: For a wrong input.
         RunFailure: If workers could not be started, or were lost `ATTEMPTS` times in a row without progress.
+        NotWritten: If the checkpoint or the export cannot be written.
         Interrupted: When the run was abandoned.
         WorkerError: For any other exception in one of several workers. A single worker raises its exception as it is.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    job = Job(config, checkpoints, export, until, abandoned)
+    job = Job(config, checkpoints, export, on_done, until, abandoned)
     if config.resources.workers == 1:
         return _train(job, on_evaluation, Workers.alone())
     files, losses = CheckpointFiles(checkpoints, config.cell), 0
@@ -267,7 +271,7 @@ def launch(
 def error_of_run(error: Exception, config: RunConfig) -> Exception | None:
     """Return the error in the run itself; None if workers were only lost, so that another attempt makes sense.
 
-    Workers raise only `UserError`, `WorkerError` and `WorkerLost` (see `_train_loop`). Any other error that Ray Train
+    Workers raise only `UserError`, `NotWritten`, `WorkerError` and `WorkerLost` (see `_train_loop`). Any other error that Ray Train
     reports means that a process was lost. When one worker raises, the others raise `WorkerLost`, so a `UserError` or
     `WorkerError` is the cause of all.
 
@@ -277,7 +281,7 @@ def error_of_run(error: Exception, config: RunConfig) -> Exception | None:
     """
     if isinstance(error, train.WorkerGroupError):
         failures = error.worker_failures.values()
-        return next((failure for failure in failures if isinstance(failure, (UserError, WorkerError))), None)
+        return next((failure for failure in failures if isinstance(failure, (UserError, NotWritten, WorkerError))), None)
     failure = error.controller_failure if isinstance(error, train.ControllerError) else error
     if isinstance(failure, RayActorError):  # a worker died while the group started, or the controller itself
         return None
@@ -361,7 +365,7 @@ def _train_loop(arguments: Mapping[str, Any]) -> CellRecord | str:
 
     try:
         return _train(job, report, Workers.connect(rank, context.get_world_size(), choose_compute(job.config).device))
-    except (UserError, WorkerLost):
+    except (UserError, NotWritten, WorkerLost):
         raise
     except Interrupted as stop:
         return stop.message  # Ray Train treats any exception as a failure
@@ -380,6 +384,7 @@ def _train(job: Job, on_evaluation: OnEvaluation, workers: Workers) -> CellRecor
             on_evaluation=on_evaluation,
             checkpoints=job.checkpoints,
             export=job.export,
+            on_done=job.on_done,
             control=control,
             workers=workers,
         )
