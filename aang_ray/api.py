@@ -194,7 +194,7 @@ def open_store(store: Store | str | Path | None) -> Store:
 
     if isinstance(store, Store):
         return store
-    uri = str(store or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE)
+    uri = str(os.environ.get(STORE_VARIABLE) or DEFAULT_STORE) if store is None else str(store)
     if in_ray_job() and not ("://" in uri or Path(uri).is_absolute()):
         raise UserError(f"--store {uri}: the folder of a Ray job goes away; give an absolute path or a URI")
     return Store(uri)

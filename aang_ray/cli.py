@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -106,9 +107,11 @@ def sweep(
         Literal["asha"] | None, typer.Option(help="Cut runs of less promising configurations short.")
     ] = None,
     grace: Annotated[
-        float, typer.Option(help="asha: share of its steps that every run may take before the first cut.")
-    ] = 0.1,
-    reduction: Annotated[int, typer.Option(help="asha: at each cut, one configuration out of so many continues.")] = 3,
+        float | None, typer.Option(help="asha: share of its steps that every run may take before the first cut [0.1].")
+    ] = None,
+    reduction: Annotated[
+        int | None, typer.Option(help="asha: at each cut, one configuration out of so many continues [3].")
+    ] = None,
 ) -> None:
     """Run a grid of configurations in parallel and print the table. Run again, it continues where it ended.
 
@@ -119,13 +122,17 @@ def sweep(
     from aang_ray.sweep.command import sweep_file
     from aang_ray.sweep.spec import Asha, SweepOverrides, parse_seeds
 
-    if max_hours is not None and max_hours <= 0:
-        raise UserError(f"--max-hours {max_hours:g}: must be above 0")
+    if max_hours is not None and not 0 < max_hours < math.inf:
+        raise UserError(f"--max-hours {max_hours:g}: must be above 0 and finite")
+    given = {name: value for name, value in (("grace", grace), ("reduction", reduction)) if value is not None}
+    if given and scheduler is None:
+        raise UserError(f"--{next(iter(given))}: only with --scheduler asha")
+    asha: Asha | None = Asha(**given) if scheduler == "asha" else None  # type: ignore[arg-type]
     chosen = Path(preset) if preset is not None else file
     if chosen is None or (preset is not None and file is not None):
         raise UserError("sweep: give either a sweep file or --preset NAME")
     opened = open_store(store)
-    overrides = SweepOverrides(tuple(task or ()), metric, parse_seeds(seeds) if seeds else (), tuple(settings or ()))
+    overrides = SweepOverrides(tuple(task or ()), metric, () if seeds is None else parse_seeds(seeds), tuple(settings or ()))
     outcome = sweep_file(
         chosen,
         overrides,
@@ -134,7 +141,7 @@ def sweep(
         dry_run=dry_run,
         keep_failed=keep_failed,
         max_hours=max_hours,
-        asha=Asha(grace, reduction) if scheduler == "asha" else None,
+        asha=asha,
         is_preset=preset is not None,
     )
     if outcome is None:

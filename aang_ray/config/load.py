@@ -53,13 +53,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: The file cannot be read, or its content is not a mapping.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        require_file(path, str(path))
+        value = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid UTF-8 at byte {error.start}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -67,8 +66,61 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice. Plain YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in keys:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
+                keys.add(key.value)
+        return dict(super().construct_mapping(node, deep))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Return the value of a YAML text.
+
+    Raises:
+        UserError: It is not valid YAML, or a key is there twice.
+    """
+    try:
+        return yaml.load(text.removeprefix("\ufeff"), _Loader)  # noqa: S506 (a safe loader)
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", in line {error.problem_mark.line + 1}"
+        raise UserError(f"{where}: not valid YAML: {error.problem}{line}") from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # such as a date that does not exist
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply") from None
+
+
+def kind_of(path: Path) -> str:
+    """Return what is at a path, for messages: `nothing`, `a file`, `a folder`, `a pipe`, `a socket` or `a device`."""
+    kinds = {"is_file": "file", "is_dir": "folder", "is_fifo": "pipe", "is_socket": "socket", "exists": "device"}
+    return next((f"a {name}" for test, name in kinds.items() if getattr(path, test)()), "nothing")
+
+
+def require_file(path: Path, where: str) -> None:
+    """Refuse a pipe, a folder or a device in the place of a file: reading it might never end. Nothing is let through.
+
+    Args:
+        path: The path.
+        where: How messages name it.
+
+    Raises:
+        UserError: There is something else than a file.
+    """
+    kind = kind_of(path)
+    if kind not in ("a file", "nothing"):
+        raise UserError(f"{where} is {kind}, not a file")
+
+
 def override(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a copy of `mapping` with every override `a.b=value` applied. Values are parsed as YAML.
+    """Return a copy of `mapping` with every override `a.b=value` applied.
+
+    Values are parsed as YAML, but those of settings that are texts: there, `no`, `2024` and `a: b` are names.
 
     A section is set before the settings inside it, in any order of the overrides: `method.aux_lr=1 method=aang` sets
     both.
@@ -78,15 +130,28 @@ def override(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, 
     """
     result = dict(mapping)
     for text in sorted(overrides, key=lambda text: text.partition("=")[0].count(".")):
-        key, separator, value = text.partition("=")
-        if not separator or not key.strip():
+        key, separator, value = (part.strip() for part in text.partition("="))
+        if not separator or not all(key.split(".")):
             raise UserError(f"--set {text}: expected key.path=value, for example --set optim.body_lr=1e-4")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {text}: the value is not valid YAML") from None
-        result = set_path(result, key.strip(), _number(parsed))
+        result = set_path(result, key, _parsed(key, value, text))
     return result
+
+
+def _parsed(key: str, value: str, text: str) -> Any:
+    """Return the value of an override: a text as it stands where the setting is a text, else what the YAML says."""
+    model: Any = RunConfig
+    *sections, name = key.split(".")
+    for section in sections:
+        field = model.model_fields.get(section)
+        model = next(_models_in(field.annotation), None) if field is not None else None
+        if model is None:
+            break
+    field = model.model_fields.get(name) if model is not None else None
+    annotation = None if field is None else field.annotation
+    several = annotation == tuple[str, ...] and value.startswith("[")
+    if value != "null" and not several and str in (annotation, *get_args(annotation)):
+        return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
+    return _number(parse_yaml(value, f"--set {text}"))
 
 
 def set_path(mapping: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:

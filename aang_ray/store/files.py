@@ -16,8 +16,10 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,6 +29,7 @@ from typing import Literal
 import pyarrow as pa
 from pyarrow import fs
 
+from aang_ray.config.load import kind_of
 from aang_ray.errors import UserError
 
 Kind = Literal["local", "renaming", "object"]
@@ -36,6 +39,10 @@ _OBJECT_STORES = {"s3", "s3a", "gcs", "gs", "abfs", "abfss", "adl", "az", "oss",
 
 TEMPORARY = ".tmp-"
 """Names of unfinished files begin with this."""
+ANSWER_SECONDS = 30.0
+"""How long a remote store may take to answer for the first time."""
+RETRY_SECONDS = 15.0
+"""How long the driver of Google Cloud Storage tries again, unless the URI says otherwise. Its own choice is 15 min."""
 LEFTOVER_AGE = timedelta(hours=1)
 """Unfinished files that are older belong to processes that were killed."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
@@ -91,9 +98,30 @@ def open_location(uri: str | Path) -> Location:
         uri: A local path, or a URI that pyarrow or fsspec opens. The folder need not exist, but a bucket must.
 
     Raises:
-        UserError: The URI is unknown or may not be read, its bucket does not exist, or the root is a file.
+        UserError: The URI is unknown or may not be read, its bucket does not exist, the root is a file, or a remote
+            store does not answer.
     """
-    location = _remote(uri) if isinstance(uri, str) and "://" in uri else _local(uri)
+    if not (isinstance(uri, str) and "://" in uri):
+        return _checked(_local(uri))
+    # On a thread of its own, because the drivers of some stores try again for many minutes, deaf to Ctrl-C.
+    answer: Future[Location] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(_checked(_remote(uri)))
+        except BaseException as error:  # noqa: BLE001 (raised again by the thread that waits for the answer)
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name="store", daemon=True).start()
+    try:
+        return answer.result(ANSWER_SECONDS)
+    except TimeoutError:
+        raise UserError(
+            f"store {uri} does not answer within {ANSWER_SECONDS:g} s; check the network and the credentials"
+        ) from None
+
+
+def _checked(location: Location) -> Location:
     try:
         kind = location.filesystem.get_file_info(location.root).type
         if kind == fs.FileType.NotFound and isinstance(location.filesystem, fs.S3FileSystem):
@@ -119,13 +147,18 @@ def _local(path: str | Path) -> Location:
     if not str(path):
         raise UserError("the store's location is empty; give a folder or a URI such as s3://bucket/folder")
     root = os.path.abspath(os.path.expanduser(path))
+    above = next(place for place in (Path(root), *Path(root).parents) if place.exists())
+    if not above.is_dir():
+        raise UserError(f"store {root}: {above} is {kind_of(above)}; a store is a folder")
     return Location(root, fs.LocalFileSystem(), root, "local")
 
 
 def _remote(uri: str) -> Location:
     scheme = uri.partition("://")[0].lower()
+    patient = scheme in ("gs", "gcs") and "retry_limit_seconds=" not in uri
     try:
-        filesystem, root = fs.FileSystem.from_uri(uri)
+        retries = f"{'&' if '?' in uri else '?'}retry_limit_seconds={RETRY_SECONDS:g}" if patient else ""
+        filesystem, root = fs.FileSystem.from_uri(uri + retries)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         filesystem, root = _fsspec(uri)
     except OSError as error:
@@ -148,8 +181,9 @@ def _fsspec(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def _line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return str(error).strip().partition("\n")[0].rstrip(".")
+    """Return the first line of an error's message, cut where it is longer than anybody reads."""
+    line = str(error).strip().partition("\n")[0].rstrip(".")
+    return line if len(line) <= 300 else f"{line[:300]} ..."
 
 
 def publish(location: Location, path: str, data: bytes) -> None:

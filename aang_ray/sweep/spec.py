@@ -33,6 +33,9 @@ from aang_ray.sweep.presets import preset
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
 
+MOST_SEEDS = 10_000
+"""Seeds in one range."""
+
 RESERVED = {
     "seed": "seeds (or --seeds)",
     "data.task": "tasks (or --task)",
@@ -203,6 +206,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UserError(f"--seeds {text}: expected whole numbers such as 0,1,2 or a range such as 0-4")
+        if int(last or first) >= 2**32:
+            raise UserError(f"--seeds {text}: a seed is below {2**32}")
+        if dash and int(last) - int(first) >= MOST_SEEDS:
+            raise UserError(f"--seeds {text}: at most {MOST_SEEDS} seeds, or more runs than anybody waits for")
         seeds.extend(range(int(first), int(last) + 1) if dash else [int(first)])
     if not seeds:
         raise UserError(f"--seeds {text}: the range is empty")
