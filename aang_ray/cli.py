@@ -132,7 +132,9 @@ def sweep(
     if chosen is None or (preset is not None and file is not None):
         raise UserError("sweep: give either a sweep file or --preset NAME")
     opened = open_store(store)
-    overrides = SweepOverrides(tuple(task or ()), metric, () if seeds is None else parse_seeds(seeds), tuple(settings or ()))
+    overrides = SweepOverrides(
+        tuple(task or ()), metric, () if seeds is None else parse_seeds(seeds), tuple(settings or ())
+    )
     outcome = sweep_file(
         chosen,
         overrides,
@@ -167,7 +169,8 @@ def status(
     from rich.console import Console
 
     from aang_ray.store import Store
-    from aang_ray.sweep.status import cluster_lines, read_status, show_status
+    from aang_ray.sweep.cluster import cluster_lines
+    from aang_ray.sweep.status import read_status, show_status
 
     for line in cluster_lines():
         typer.echo(line)

@@ -86,7 +86,7 @@ def parse_yaml(text: str, where: str) -> Any:
         UserError: It is not valid YAML, or a key is there twice.
     """
     try:
-        return yaml.load(text.removeprefix("\ufeff"), _Loader)  # noqa: S506 (a safe loader)
+        return yaml.load(text.removeprefix("\ufeff"), _Loader)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", in line {error.problem_mark.line + 1}"
         raise UserError(f"{where}: not valid YAML: {error.problem}{line}") from None

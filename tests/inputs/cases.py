@@ -318,7 +318,10 @@ SPACES: Cases = (
         "no legal objective",
     ),
     ("blocks: [{data: [end-task]}]\nblocks: []\n", "blocks is there twice, in line 2"),
-    ("domain: audio\nblocks: [{data: [a], transform: [a], representation: [a], output: [a]}]\n", "'audio' is no domain"),
+    (
+        "domain: audio\nblocks: [{data: [a], transform: [a], representation: [a], output: [a]}]\n",
+        "'audio' is no domain",
+    ),
     ("primitives: [missing.py]\nblocks: []\n", "missing.py"),
     ("primitives: missing.py\nblocks: []\n", "primitives: must be a list"),
 )
@@ -352,9 +355,21 @@ FILES: tuple[tuple[str, bytes | None, str], ...] = (
     ("train.jsonl", b'{"text": "a", "label": 0.5}\n', "got float (column 'label')"),
     ("train.jsonl", b'{"text": "a", "label": ["x", "y"]}\n', "multi-label tasks and regression are not supported"),
     ("train.jsonl", b'{"text": "\\ud800", "label": "x"}\n', "not valid Unicode"),
-    ("train.jsonl", b'{"text": " ", "label": "x"}\n' * 7, "7 rows have an empty text (column 'text'): rows 1, 2, 3, 4, 5, ..."),
-    ("train.jsonl", b'{"text": "a", "label": null}\n{"text": "b", "label": ""}\n', "2 rows have no label (column 'label'): rows 1, 2"),
-    ("dev.jsonl", b'{"text": "a", "label": "other"}\n' * 3, "3 rows have a label that train lacks ('other'): rows 1, 2, 3"),
+    (
+        "train.jsonl",
+        b'{"text": " ", "label": "x"}\n' * 7,
+        "7 rows have an empty text (column 'text'): rows 1, 2, 3, 4, 5, ...",
+    ),
+    (
+        "train.jsonl",
+        b'{"text": "a", "label": null}\n{"text": "b", "label": ""}\n',
+        "2 rows have no label (column 'label'): rows 1, 2",
+    ),
+    (
+        "dev.jsonl",
+        b'{"text": "a", "label": "other"}\n' * 3,
+        "3 rows have a label that train lacks ('other'): rows 1, 2, 3",
+    ),
     ("test.jsonl", b'{"text": "a", "label": "other"}\n', "1 row has a label that train lacks ('other'): row 1"),
     ("test.jsonl", b'{"text": "", "label": "good"}\n', "test.jsonl: 1 row has an empty text"),
     ("dev.jsonl", b'{"text": "a", "label": "good"}\n', "dev has 1 example"),

@@ -68,9 +68,7 @@ def folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def content(folder: Path) -> dict[str, bytes | None]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -148,8 +146,6 @@ def test_files_of_a_folder(
 
 
 @pytest.mark.parametrize(("name", "data", "line"), TABLES, ids=itertools.count())
-def test_one_labelled_file(
-    capsys: pytest.CaptureFixture[str], folder: Path, name: str, data: bytes, line: str
-) -> None:
+def test_one_labelled_file(capsys: pytest.CaptureFixture[str], folder: Path, name: str, data: bytes, line: str) -> None:
     (folder / name).write_bytes(data)
     assert line in complaint(capsys, "sweep", "sweep.yaml", "--dry-run", "--task", name)

@@ -281,7 +281,9 @@ def error_of_run(error: Exception, config: RunConfig) -> Exception | None:
     """
     if isinstance(error, train.WorkerGroupError):
         failures = error.worker_failures.values()
-        return next((failure for failure in failures if isinstance(failure, (UserError, NotWritten, WorkerError))), None)
+        return next(
+            (failure for failure in failures if isinstance(failure, (UserError, NotWritten, WorkerError))), None
+        )
     failure = error.controller_failure if isinstance(error, train.ControllerError) else error
     if isinstance(failure, RayActorError):  # a worker died while the group started, or the controller itself
         return None
