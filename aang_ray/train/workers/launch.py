@@ -271,9 +271,9 @@ def launch(
 def error_of_run(error: Exception, config: RunConfig) -> Exception | None:
     """Return the error in the run itself; None if workers were only lost, so that another attempt makes sense.
 
-    Workers raise only `UserError`, `NotWritten`, `WorkerError` and `WorkerLost` (see `_train_loop`). Any other error that Ray Train
-    reports means that a process was lost. When one worker raises, the others raise `WorkerLost`, so a `UserError` or
-    `WorkerError` is the cause of all.
+    Workers raise only `UserError`, `NotWritten`, `WorkerError` and `WorkerLost` (see `_train_loop`). Any other error
+    that Ray Train reports means that a process was lost. When one worker raises, the others raise
+    `WorkerLost`, so any of the first three is the cause of all.
 
     Args:
         error: The exception of `TorchTrainer.fit`.
