@@ -13,7 +13,7 @@ import pytest
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.store import CellRecord, HistoryRow, Store
+from aang_ray.store import CellRecord, HistoryRow, NotWritten, Store
 from aang_ray.sweep.trial import run_and_store
 from aang_ray.train.checkpoint import checkpoint_folder
 from aang_ray.train.record import failed_record
@@ -245,3 +245,42 @@ def test_a_failed_row_holds_the_configuration_and_one_line() -> None:
     assert row.log_tail is not None
     assert row.log_tail.splitlines()[-1] == "99"
     assert json.loads(json.dumps(row.config)) == run.model_dump(mode="json")
+
+
+def full(*_: object, **__: object) -> CellRecord:
+    raise NotWritten("/store/x cannot be written: No space left on device")
+
+
+def test_a_disk_that_is_full_is_no_failure_of_the_cell(
+    tmp_path: Path, install: Callable[[RunCell], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint cannot be written: there is no failed row, and the sweep is told."""
+    install(full)
+    with pytest.raises(NotWritten, match="No space left"):
+        run(Store(tmp_path))
+    assert Store(tmp_path).done() == {}
+
+
+def test_a_row_that_the_store_does_not_take_is_kept_and_moved_later(
+    tmp_path: Path, install: Callable[[RunCell], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AANG_CACHE", str(tmp_path / "cache"))
+    install(lambda config, **_: done_record(config))
+    store = Store(tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", lambda store, record: write(store, record, tmp_path / "store"))
+        with pytest.raises(NotWritten, match=r"No space left on device; the finished run is kept in .*/cache/unwritten"):
+            run(store)
+    install(full)
+    (end,) = run(store)
+    assert (end["status"], end["row"]) == ("elsewhere", "done")
+    assert not list((tmp_path / "cache" / "unwritten").iterdir())
+
+
+real_write = Store.write
+
+
+def write(store: Store, record: CellRecord, full: Path) -> None:
+    if store.uri == str(full):
+        raise NotWritten(f"{full} cannot be written: No space left on device")
+    real_write(store, record)

@@ -173,6 +173,7 @@ class Stopping:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Path, max_hours: float | None = None) -> None:
         self.now, self.told = 1000.0, 0
         self.signals = StopSignals()
+        self.cannot_write = ""
         monkeypatch.setattr("time.monotonic", lambda: self.now)
         self.alive = {"one", "two"}
         self.stream = io.StringIO()
@@ -215,6 +216,15 @@ def test_when_the_time_is_up_it_ends_the_same_way(monkeypatch: pytest.MonkeyPatc
     assert not sweep.stopper.stop_all()
     assert sweep.told == 1
     assert sweep.stream.getvalue() == "stopping: 2 runs write their checkpoints\n"
+
+
+def test_when_a_trial_cannot_write_the_others_stop_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sweep = Stopping(monkeypatch, tmp_path)
+    sweep.cannot_write = "/store/x cannot be written: No space left on device"
+    assert not sweep.stopper.stop_all()
+    sweep.alive = set()
+    assert sweep.stopper.stop_all()
+    assert sweep.told == 1
 
 
 def test_trials_that_wait_for_a_node_are_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
