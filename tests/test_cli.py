@@ -124,6 +124,7 @@ def test_a_store_in_a_jobs_own_folder_is_refused(
 def install(monkeypatch: pytest.MonkeyPatch, **functions: object) -> None:
     """Replace planning by `fake_resolve`, and functions of `train.run` by the given ones."""
     monkeypatch.setattr("aang_ray.train.plan.resolve", fake_resolve)
+    monkeypatch.setattr("aang_ray.train.check.check_runs", lambda runs, here: [])
     for name, function in functions.items():
         monkeypatch.setattr(f"aang_ray.train.run.{name}", function)
 

@@ -140,6 +140,8 @@ class DataConfig(Section):
 
     Their columns have the same names as those of the end task, or `text` and `label` if one of these is missing.
     """
+    bad_rows: Annotated[Literal["refuse", "drop"], Neutral("refuse")] = "refuse"
+    """`drop` leaves out rows with an empty text, without a label, or with a label in dev or test that train lacks."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weights class c by N / (C * N_c) in the end-task loss."""
     split_seed: int = 0

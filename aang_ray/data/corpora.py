@@ -128,8 +128,8 @@ def _prepare(folder: Path, source: Source, data: DataConfig, located: Located) -
     An example is left out if one of its texts is in dev or test: it could carry the very label that is asked for there.
     """
     raw, columns = _read(source, data)
-    names = check_labels(raw.splits)
-    train = raw.splits["train"]
+    names, splits = check_labels(raw.splits, data)
+    train = splits["train"]
     held_out = held_out_sides(read_task(find_source(data), data))
     kept = train.take(
         i for i in range(len(train)) if held_out.isdisjoint(map(normalised, train.texts.take([i]).sides()))
@@ -150,14 +150,15 @@ def _read(source: Source, data: DataConfig) -> tuple[RawTask, dict[str, str | No
     if source.kind == "embedded":
         return read_task(source, _DEFAULT_COLUMNS), {}
     # Only the columns: one labelled file is split with the default seed and shares, whatever those of the end task are.
-    own = DataConfig(text=data.text, text_b=data.text_b, label=data.label)
+    own = DataConfig(text=data.text, text_b=data.text_b, label=data.label, bad_rows=data.bad_rows)
     try:
         return read_task(source, own), _columns(own)
     except MissingColumn as missing:
-        if own == _DEFAULT_COLUMNS:
+        usual = DataConfig(bad_rows=data.bad_rows)
+        if own == usual:
             raise
         try:
-            return read_task(source, _DEFAULT_COLUMNS), _columns(_DEFAULT_COLUMNS)
+            return read_task(source, usual), _columns(usual)
         except MissingColumn:
             expected = ", ".join(name for name in _columns(own).values() if name is not None)
             raise UserError(f"{missing}; it needs the end task's columns ({expected}), or text and label") from missing

@@ -22,8 +22,9 @@ from aang_ray.data.sources import Source, find_source, read_task
 from aang_ray.data.splits import clean_indices, count_duplicates, nested_subset
 from aang_ray.data.tasks import Corpus, EndTask, Labelled, balanced_weights, card_of, metric_of
 from aang_ray.data.tokens import load_tokenizer, read_tokens, token_limit, tokenise, tokenizer_facts, write_tokens
+from aang_ray.data.warn import warnings_of
 
-FORMAT = 2
+FORMAT = 3
 """Version of the cached files. Raise it when a change makes different files."""
 
 
@@ -41,7 +42,8 @@ def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
     """
     source, located = find_source(data), locate(encoder)
     tokenizer = tokenizer_fingerprint(located)
-    fields = ("text", "text_b", "label", "train_size", "max_tokens", "split_seed", "dev_fraction", "test_fraction")
+    columns = ("text", "text_b", "label", "bad_rows")
+    fields = (*columns, "train_size", "max_tokens", "split_seed", "dev_fraction", "test_fraction")
     key = {
         "format": FORMAT,
         "data": _fingerprint(source, data),
@@ -86,6 +88,9 @@ def _fingerprint(source: Source, data: DataConfig) -> str:
             content["made"] = [source.name, SDIST_SHA256, RECIPE]
         case "file":
             content["file"] = _file(Path(source.place))
+        case "saved":
+            files = sorted(path for path in Path(source.place).rglob("*") if path.is_file())
+            content["saved"] = [[str(path.relative_to(source.place)), file_digest(path)] for path in files]
         case "hub":
             content["hub"] = list(source.hub)
     if data.neural_lm is not None:
@@ -115,7 +120,9 @@ def prepare(folder: Path, source: Source, data: DataConfig, located: Located) ->
         UserError: For anything wrong with the data or the tokenizer.
     """
     raw = read_task(source, data)
-    names = check_labels(raw.splits)
+    names, given = check_labels(raw.splits, data)
+    dropped = raw.dropped + sum(map(len, raw.splits.values())) - sum(map(len, given.values()))
+    raw = replace(raw, splits=given)
     splits, rest = _subset(raw.splits, names, data)
     corpora, corpus_counts = unlabelled_text(source, data, raw, rest)
     neural_report = None
@@ -158,6 +165,7 @@ def prepare(folder: Path, source: Source, data: DataConfig, located: Located) ->
         "neural_lm": neural_report,
         "max_tokens": limit,
         "truncated": truncated,
+        "warnings": list(warnings_of(raw.splits, names, data, dropped)),
         "versions": {name: importlib.metadata.version(name) for name in ("datasets", "tokenizers", "transformers")},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")

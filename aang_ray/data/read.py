@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,8 @@ from aang_ray.errors import UserError
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 SUFFIXES = (".jsonl", ".csv", ".parquet")
+_ROWS, _NAMES = 5, 20
+"""How many rows and labels a message names."""
 
 
 class MissingColumn(UserError):
@@ -102,6 +104,8 @@ class RawTask:
     """How the splits were made."""
     in_domain: Sequence[str] | None = None
     """Unlabelled text that comes with the task, if there is any."""
+    dropped: int = 0
+    """Number of rows that `data.bad_rows` has left out."""
 
 
 def read_table(path: Path, wanted: Sequence[str]) -> Table:
@@ -136,14 +140,18 @@ def read_lines(path: Path) -> Table:
 def _read_jsonl(path: Path, wanted: Sequence[str]) -> Table:
     lines = read_lines(path)
     objects: list[dict[str, Any]] = []
-    for row, line in zip(lines.rows, lines.columns["text"], strict=True):
+    wrong: list[tuple[int, str]] = []
+    for index, line in enumerate(lines.columns["text"]):
         try:
             value = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}: row {row} is not valid JSON ({first_line(error)})") from error
-        if not isinstance(value, dict):
-            raise UserError(f"{path}: row {row} is not a JSON object")
-        objects.append(value)
+        except (json.JSONDecodeError, RecursionError) as error:
+            wrong.append((index, f"no valid JSON ({getattr(error, 'msg', 'nested too deeply')})"))
+            continue
+        if isinstance(value, dict):
+            objects.append(value)
+        else:
+            wrong.append((index, "no JSON object"))
+    _without(wrong, str(path), lines.rows)
     found = {name: None for value in objects for name in value}
     require_columns(str(path), wanted, list(found))
     return Table(str(path), {name: [value.get(name) for value in objects] for name in wanted}, lines.rows)
@@ -161,7 +169,25 @@ def _read_csv(path: Path, wanted: Sequence[str]) -> Table:
         raise UserError(f"{path}: cannot be read as csv ({first_line(error)})") from error
     if not isinstance(frame.index, pd.RangeIndex):  # pandas took surplus cells for an index and shifted the columns
         raise UserError(f"{path}: cannot be read as csv (rows have more fields than the header)")
-    return Table(str(path), {name: frame[name].tolist() for name in wanted}, list(range(1, len(frame) + 1)))
+    columns = {name: frame[name].tolist() for name in wanted}
+    _refuse_swallowed_rows(path, list(frame.columns), columns, wanted)
+    return Table(str(path), columns, list(range(1, len(frame) + 1)))
+
+
+def _refuse_swallowed_rows(
+    path: Path, header: list[str], columns: Mapping[str, list[str]], wanted: Sequence[str]
+) -> None:
+    """Refuse a cell that holds whole rows: the quote before them is not closed, and a later one has ended the cell.
+
+    A line inside a cell counts as a row if it has as many fields as the header, and a label that other rows have, too.
+    """
+    at = header.index(wanted[-1])  # the label, or the only column of unlabelled text
+    labels = set(columns[wanted[-1]])
+    for row, cells in enumerate(zip(*columns.values(), strict=True), start=1):
+        lines = [line for cell in cells if "\n" in cell for line in cell.split("\n")[1:-1]]
+        found = [fields for fields in csv.reader(lines) if len(fields) == len(header) > 1 and fields[at] in labels]
+        if found:
+            raise UserError(f"{path}: row {row}: a quote is not closed, its text holds {len(found)} whole rows")
 
 
 def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
@@ -226,62 +252,103 @@ def wanted_columns(data: DataConfig) -> list[str]:
 
 
 def labelled_texts(table: Table, data: DataConfig) -> LabelledTexts:
-    """Return the checked texts and labels of a table. Integers and booleans become strings as labels.
+    """Return the texts and labels of a table. Integers and booleans become strings as labels.
 
     Raises:
-        UserError: If the table has no rows, a text is empty or no string, or a label is missing or neither string,
-            integer nor boolean.
+        UserError: if there are no rows; or a text is empty or no string, or a label is missing or neither string,
+            integer nor boolean, unless `data.bad_rows` drops these rows.
     """
-    if not table.rows:
-        raise UserError(f"{table.where}: there are no rows")
-    second = None if data.text_b is None else text_column(table, data.text_b)
-    texts = Texts(text_column(table, data.text), second)
-    for row, value in zip(table.rows, table.columns[data.label], strict=True):
-        place = f"{table.where}: row {row}"
+    wrong = [*_wrong_texts(table, data.text), *(() if data.text_b is None else _wrong_texts(table, data.text_b))]
+    column = f"(column {data.label!r})"
+    for index, value in enumerate(table.columns[data.label]):
         if value is None or value == "":
-            raise UserError(f"{place} has no label (column {data.label!r})")
-        if not isinstance(value, str | int):
-            raise UserError(
-                f"{place}: a label is a string, an integer or a boolean, got {type(value).__name__} "
-                f"(column {data.label!r}); multi-label tasks and regression are not supported"
-            )
-    return LabelledTexts(texts, [str(value) for value in table.columns[data.label]], table.where, table.rows)
+            wrong.append((index, f"no label {column}"))
+        elif not isinstance(value, str | int):
+            wrong.append((index, f"a label of type {type(value).__name__} {column}; {_LABELS}"))
+    rows = _without(wrong, table.where, table.rows, drop=data.bad_rows == "drop")
+    second = None if data.text_b is None else table.columns[data.text_b]
+    labels = [str(value) for value in table.columns[data.label]]
+    return LabelledTexts(Texts(table.columns[data.text], second), labels, table.where, table.rows).take(rows)
+
+
+_LABELS = "a label is a string, an integer or a boolean; multi-label tasks and regression are not supported"
 
 
 def text_column(table: Table, name: str) -> list[str]:
     """Return a column of texts.
 
     Raises:
-        UserError: If a value is empty, no string, or a string that UTF-8 cannot encode.
+        UserError: if there are no rows, or a value is empty, no string, or a string that UTF-8 cannot encode.
     """
-    for row, value in zip(table.rows, table.columns[name], strict=True):
-        place = f"{table.where}: row {row}"
-        if value is None or (isinstance(value, str) and not value.strip()):
-            raise UserError(f"{place} has an empty text (column {name!r})")
-        if not isinstance(value, str):
-            raise UserError(f"{place}: column {name!r} holds {type(value).__name__}, not text")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{place}: column {name!r} is not valid Unicode (a lone surrogate)") from error
+    _without(_wrong_texts(table, name), table.where, table.rows)
     return table.columns[name]
 
 
-def check_labels(splits: Mapping[Split, LabelledTexts]) -> tuple[str, ...]:
-    """Return the sorted label set of train, which the other splits must keep to.
+def _wrong_texts(table: Table, name: str) -> Iterator[tuple[int, str]]:
+    """Yield the index of each value of a column that is no text, and what it is."""
+    for index, value in enumerate(table.columns[name]):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            yield index, f"an empty text (column {name!r})"
+        elif not isinstance(value, str):
+            yield index, f"{type(value).__name__} in place of a text (column {name!r})"
+        elif any("\ud800" <= letter <= "\udfff" for letter in value):
+            yield index, f"a text that is not valid Unicode, a lone surrogate (column {name!r})"
+
+
+def _without(wrong: Iterable[tuple[int, str]], where: str, rows: Sequence[int], drop: bool | None = None) -> list[int]:
+    """Return the indices of the rows that are not wrong.
+
+    Args:
+        wrong: Index of a row, and what is wrong with it.
+        where: The file, for messages.
+        rows: Number of each row in the file.
+        drop: Whether wrong rows are left out; else they are an error, which tells all rows of a kind at once. None: no
+            setting could leave them out.
 
     Raises:
-        UserError: If train has a single class, or dev or test has a label that train lacks.
+        UserError: if there are wrong rows, or no others.
+    """
+    kinds: dict[str, list[int]] = {}
+    for index, kind in wrong:
+        kinds.setdefault(kind, []).append(index)
+    if kinds and not drop:
+        told = "; ".join(f"{_rows([rows[index] for index in found])} {kind}" for kind, found in kinds.items())
+        hint = "" if drop is None else " (data.bad_rows=drop leaves such rows out)"
+        raise UserError(f"{where}: {told}{hint}")
+    left = sorted(set(range(len(rows))).difference(*kinds.values()))
+    if not left:
+        raise UserError(f"{where}: there are no rows{' that can be used' if rows else ''}")
+    return left
+
+
+def _rows(numbers: Sequence[int]) -> str:
+    """Return `row 3 has`, or `7 rows (1, 2, 5, 8, 9, ...) have`."""
+    if len(numbers) == 1:
+        return f"row {numbers[0]} has"
+    return f"{len(numbers)} rows ({', '.join(map(str, numbers[:_ROWS]))}{', ...' if len(numbers) > _ROWS else ''}) have"
+
+
+def check_labels(
+    splits: Mapping[Split, LabelledTexts], data: DataConfig
+) -> tuple[tuple[str, ...], dict[Split, LabelledTexts]]:
+    """Return the sorted label set of train, which the other splits must keep to, and the splits.
+
+    Raises:
+        UserError: if train has a single class; or dev or test has a label that train lacks, unless `data.bad_rows`
+            drops these rows.
     """
     train = splits["train"]
     names = sorted(set(train.labels))
     if len(names) < 2:
         raise UserError(f"{train.where}: the train split has one class only ({names[0]!r})")
-    for split in (splits["dev"], splits["test"]):
-        for row, label in zip(split.rows, split.labels, strict=True):
-            if label not in names:
-                shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-                raise UserError(
-                    f"{split.where}: row {row} has the label {label!r}, which train lacks; train has {shown}"
-                )
-    return tuple(names)
+    shown = ", ".join(names[:_NAMES]) + (", ..." if len(names) > _NAMES else "")
+    known, checked = set(names), dict(splits)
+    for name in ("dev", "test"):
+        split = splits[name]
+        wrong = [
+            (index, f"the label {label!r}, which train lacks; train has {shown}")
+            for index, label in enumerate(split.labels)
+            if label not in known
+        ]
+        checked[name] = split.take(_without(wrong, split.where, split.rows, drop=data.bad_rows == "drop"))
+    return tuple(names), checked

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from aang_ray.config import DataConfig
+from aang_ray.config.load import require_file
 from aang_ray.data.cache import cache_folder
 from aang_ray.data.embedded import read_embedded
 from aang_ray.data.pretrained import first_line, looks_like_path, require_on_hub
@@ -45,7 +47,9 @@ _CORPUS_SUFFIXES = (".txt", *SUFFIXES)
 class Source:
     """Where an end task comes from."""
 
-    kind: Literal["embedded", "folder", "file", "hub"]
+    kind: Literal["embedded", "folder", "saved", "file", "hub"]
+    """`saved`: a folder that `save_to_disk` of the library `datasets` wrote, or with `data/SPLIT-*.parquet`, as on the
+    Hub."""
     name: str
     """What the end task is called in results."""
     place: str
@@ -80,7 +84,11 @@ def find_source(data: DataConfig) -> Source:
         }
         folder_card = card_named(path.absolute().name)
         name = folder_card.name if folder_card else path.absolute().name
+        if _is_saved(path):
+            return Source("saved", name, str(path), {}, {**found, **given})
         return Source("folder", name, str(path), _split_files(path), {**found, **given})
+    if data.task.strip():
+        require_file(path, f"data.task: {data.task}")
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise UserError(f"data.task: {data.task} is not a {', '.join(SUFFIXES)} file")
@@ -95,10 +103,17 @@ def find_source(data: DataConfig) -> Source:
     return Source("hub", data.task, data.task, {}, given)
 
 
+def _is_saved(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")) or any(
+        folder.glob("data/*.parquet")
+    )
+
+
 def _given_corpora(data: DataConfig) -> dict[Corpus, Path]:
     named: dict[Corpus, str | None] = {"in_domain": data.in_domain, "out_of_domain": data.out_of_domain}
     paths = {kind: Path(name).expanduser() for kind, name in named.items() if name is not None}
     for kind, path in paths.items():
+        require_file(path, f"data.{kind}: {named[kind]}")
         if not path.is_file():
             raise UserError(f"data.{kind}: there is no file {named[kind]}")
         if path.suffix.lower() not in _CORPUS_SUFFIXES:
@@ -119,7 +134,9 @@ def _split_files(folder: Path) -> dict[Split, Path]:
 
 
 def _one_file(folder: Path, names: tuple[str, ...], suffixes: tuple[str, ...]) -> Path | None:
-    found = [path for name in names for suffix in suffixes if (path := folder / f"{name}{suffix}").is_file()]
+    found = [path for name in names for suffix in suffixes if (path := folder / f"{name}{suffix}").exists()]
+    for path in found:
+        require_file(path, str(path))
     if len(found) > 1:
         raise UserError(f"{folder}: only one of {', '.join(path.name for path in found)} may be there; remove the rest")
     return found[0] if found else None
@@ -148,11 +165,19 @@ def read_task(source: Source, data: DataConfig) -> RawTask:
             found = read_table(Path(source.place), wanted)
         case "hub":
             found = read_hub(source, wanted)
+        case "saved":
+            found = read_saved(Path(source.place), wanted)
     if not isinstance(found, Table):
-        return RawTask({split: labelled_texts(table, data) for split, table in found.items()}, "given")
+        splits = {split: labelled_texts(table, data) for split, table in found.items()}
+        dropped = sum(len(table.rows) - len(splits[split]) for split, table in found.items())
+        return RawTask(splits, "given", dropped=dropped)
     whole = labelled_texts(found, data)
-    parts = split_one(whole.texts.keys(), whole.labels, data.dev_fraction, data.test_fraction, data.split_seed)
-    return RawTask({split: whole.take(part) for split, part in zip(SPLITS, parts, strict=True)}, SPLIT_METHOD)
+    try:
+        parts = split_one(whole.texts.keys(), whole.labels, data.dev_fraction, data.test_fraction, data.split_seed)
+    except UserError as error:
+        raise UserError(f"{found.where}: {error}") from None
+    splits = {split: whole.take(part) for split, part in zip(SPLITS, parts, strict=True)}
+    return RawTask(splits, SPLIT_METHOD, dropped=len(found.rows) - len(whole))
 
 
 def read_passages(path: Path, column: str) -> list[str]:
@@ -187,6 +212,25 @@ def read_hub(source: Source, wanted: Sequence[str]) -> dict[Split, Table] | Tabl
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"data.task: the dataset {source.place!r} could not be loaded ({first_line(error)})") from error
     return hub_tables(source.place, loaded, wanted)
+
+
+def read_saved(folder: Path, wanted: Sequence[str]) -> dict[Split, Table] | Table:
+    """Read a folder that the library `datasets` or a Hub dataset has left; returns and raises as `read_hub`."""
+    import datasets  # late: takes two seconds to import
+
+    datasets.disable_progress_bars()
+    shards: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("data/*.parquet")):
+        shards.setdefault(re.split(r"[-.]", path.name)[0], []).append(str(path))
+    try:
+        if shards:
+            cache = str(cache_folder() / "datasets")
+            loaded = {split: datasets.Dataset.from_parquet(files, cache_dir=cache) for split, files in shards.items()}
+        else:
+            loaded = datasets.load_from_disk(str(folder))
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"data.task: {folder} could not be read as a saved dataset ({first_line(error)})") from error
+    return hub_tables(str(folder), {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded, wanted)
 
 
 def hub_tables(where: str, loaded: Mapping[str, Any], wanted: Sequence[str]) -> dict[Split, Table] | Table:

@@ -82,6 +82,22 @@ def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
     return LoadedEncoder(encoder.train(), None if body is model else masked_lm_head(model, missing))
 
 
+def encoder_size(config: EncoderConfig, located: Located) -> tuple[int, int, int]:
+    """Return the number of parameters, of layers, and of layers of the checkpoint, from its configuration alone.
+
+    Raises:
+        UserError: as `load_encoder`, but for what only the weights tell.
+    """
+    with _quiet():
+        whole = _settings(config.model_copy(update={"layers": None}), located)
+        settings = _settings(config, located)
+        choices: Any = MODEL_MAPPING[type(settings)]
+        with torch.device("meta"):
+            model = (choices[0] if isinstance(choices, tuple) else choices)(settings)
+    layers = (getattr(kept, "num_hidden_layers", 0) for kept in (settings, whole))
+    return (sum(parameter.numel() for parameter in model.parameters()), *layers)
+
+
 def _settings(config: EncoderConfig, located: Located) -> Any:
     """Return the checkpoint's configuration with the configured depth and dropout."""
     try:

@@ -19,11 +19,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
+import logging
+import signal
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +42,11 @@ from aang_ray.objectives.outputs import ORDERED, OUTPUTS, Head, Labels, Output, 
 from aang_ray.objectives.texts import Bool, Int32, Texts, Vocabulary
 from aang_ray.objectives.transforms import TRANSFORMS, Corrupted, Transform, select, select_spans
 from aang_ray.objectives.visibility import HIGHEST, REPRESENTATIONS, Representation
+
+LOAD_SECONDS = 60
+"""How long a user's file may take to load. One with an endless loop would hold up all runs without a word."""
+
+logger = logging.getLogger(__name__)
 
 # What a user's file may import from here; these names stay.
 __all__ = [
@@ -166,14 +177,37 @@ def _load(file: Path) -> tuple[Primitive, ...]:
         raise UserError(f"primitives: {file}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look up the module that defines them
+    printed = io.StringIO()
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        with redirect_stdout(printed), _time_limit(LOAD_SECONDS):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
         raise UserError(f"primitives: {file}: {_one_line(error)}") from error
+    if said := " ".join(printed.getvalue().split()):
+        logger.warning("primitives: %s prints when it is loaded: %s", file, said[:200])
     found = getattr(module, "PRIMITIVES", None)
     if not isinstance(found, list | tuple) or not all(isinstance(p, Primitive) for p in found):
         raise UserError(f"primitives: {file}: say PRIMITIVES = (Transform(...), Representation(...), Output(...), ...)")
     return tuple(_with_named_errors(primitive) for primitive in found)
+
+
+@contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    """Raise `TimeoutError` in a block that takes longer; on a thread that is not the main one there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def over(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"it did not end within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _with_named_errors(primitive: Primitive) -> Primitive:
@@ -184,7 +218,7 @@ def _with_named_errors(primitive: Primitive) -> Primitive:
         def call(*args: Any) -> Any:
             try:
                 return function(*args)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise UserError(f"{primitive.stage} {primitive.name}: {_one_line(error)}") from error
 
         return call
@@ -195,7 +229,7 @@ def _with_named_errors(primitive: Primitive) -> Primitive:
     return replace(primitive, rules=rules, **functions)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

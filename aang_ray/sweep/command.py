@@ -14,7 +14,7 @@ from rich.console import Console
 from aang_ray.config import RunConfig
 from aang_ray.errors import UserError
 from aang_ray.store import CellRecord, HistoryRow, Scores, Store
-from aang_ray.sweep.cluster import check_fits, ray_cluster, set_environment
+from aang_ray.sweep.cluster import check_fits, own_cluster, ray_cluster, set_environment
 from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, preview, preview_search, to_run
 from aang_ray.sweep.progress import SweepProgress
 from aang_ray.sweep.spec import Asha, SweepOverrides, SweepSpec, check_space, expand, load_sweep
@@ -80,21 +80,27 @@ def sweep_file(
     if spec.search is not None and asha is not None:
         raise UserError(f"{path}: search: does not go with --scheduler asha; choose one")
     runs = expand(spec, overrides, str(path))
-    from aang_ray.train.plan import check_n, resolve  # imports much: a mistake in the file was reported before
+    from aang_ray.train.check import check_runs  # imports much: a mistake in the file was reported before
+    from aang_ray.train.plan import check_n, resolve
     from aang_ray.train.record import take_rows
 
     if not dry_run:
         take_rows(store)
 
     cells: list[PlannedCell] = []
+    starting: dict[Any, RunConfig]
     if spec.search is None:
         for run in runs:
             check_n(run)
         cells = plan(runs, spec.seeds, store.done(), resolve)
+        starting = {cell.config.group: cell.config for cell in to_run(cells, keep_failed=keep_failed)}
         key = "\n".join(sorted(cell.cell for cell in cells))
     else:
         check_space(spec.search, runs)
+        starting = {run: resolve(run) for run in runs}
         key = "\n".join([*(run.group for run in runs), str(spec.seeds), spec.search.model_dump_json()])
+    for line in check_runs(starting.values(), here=own_cluster()):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if dry_run:
         if spec.search is None:
             preview(cells, store, console, keep_failed=keep_failed)
@@ -223,7 +229,9 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
     Raises:
         UserError: The task or the encoder is not valid.
     """
+    from aang_ray.train.check import check_runs
     from aang_ray.train.checkpoint import checkpoint_folder, discard
+    from aang_ray.train.export import check_export
     from aang_ray.train.plan import resolve
     from aang_ray.train.record import take_rows, write_row
 
@@ -235,6 +243,10 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
         console.print(f"cell {config.cell} is done already, from the store:")
         record = store.record(config.cell)
     else:
+        if export is not None:
+            check_export(export, config.data)
+        for line in check_runs([config], here=config.resources.workers == 1 or own_cluster()):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         store.check_writable()
         console.print(f"cell {config.cell}: {config.row_name}, seed {config.seed}, at most {config.total_steps} steps")
         progress = SweepProgress(store.uri, "train", config.cell, Console(quiet=True, force_terminal=False))

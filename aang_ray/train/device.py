@@ -47,10 +47,7 @@ def choose_compute(config: RunConfig) -> Compute:
     Raises:
         UserError: if a GPU is asked for and there is none.
     """
-    wanted = config.resources.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("resources.device: cuda was asked for and this machine has no usable GPU; use auto or cpu")
-    kind = "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
+    kind = device_of(config)
     if config.resources.threads is not None:
         torch.set_num_threads(config.resources.threads)
     precision = config.precision
@@ -58,6 +55,18 @@ def choose_compute(config: RunConfig) -> Compute:
         precision = "bf16" if _has_native_bf16(kind) else "fp32"
     torch.set_float32_matmul_precision("medium" if precision == "medium" else "highest")
     return Compute(torch.device(kind), precision)
+
+
+def device_of(config: RunConfig) -> str:
+    """Return `cuda` or `cpu`, the kind of device that a run takes on this machine.
+
+    Raises:
+        UserError: if a GPU is asked for and there is none.
+    """
+    wanted = config.resources.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("resources.device: cuda was asked for and this machine has no usable GPU; use auto or cpu")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _has_native_bf16(kind: str) -> bool:

@@ -87,8 +87,7 @@ def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -
     heads = nn.ModuleDict({str(i): head for i, head in enumerate(parts.head_of.values())}).to(compute.device)
     method = make_method(config, parts.space, compute.device)
     task = parts.task
-    if method.uses_dev and len(task.dev) < 2:
-        raise UserError(f"{task.name}: dev has {len(task.dev)} example; dev head and dev gradient need one each")
+    check_dev(config, task)
     return Setup(
         config,
         compute,
@@ -102,6 +101,16 @@ def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -
         parts.stage,
         workers or Workers.alone(),
     )
+
+
+def check_dev(config: RunConfig, task: Task) -> None:
+    """Refuse a dev split that is too small for the method.
+
+    Raises:
+        UserError: if it is.
+    """
+    if config.method.uses_dev and len(task.dev) < 2:
+        raise UserError(f"{task.name}: dev has {len(task.dev)} example; dev head and dev gradient need one each")
 
 
 def majority_class(task: Task) -> int:

@@ -23,7 +23,16 @@ from aang_ray.objectives.losses import segment_losses
 from aang_ray.objectives.objective import EXTERNAL
 from aang_ray.objectives.packing import Segment, label_weight
 from aang_ray.objectives.source import END_TASK_HEAD, BatchSource, OutputSettings, StepBatch, plain, space_heads
-from aang_ray.objectives.space import TEXT, Capabilities, Space, enumerate_space, how_to_give, masked_lm, read_space
+from aang_ray.objectives.space import (
+    TEXT,
+    Capabilities,
+    Space,
+    SpaceFile,
+    enumerate_space,
+    how_to_give,
+    masked_lm,
+    read_space,
+)
 from aang_ray.objectives.texts import Int64, Texts, Vocabulary
 from aang_ray.objectives.transforms import Noise
 from aang_ray.train.domain import Domain, DomainKind, DomainParts
@@ -142,19 +151,36 @@ def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space | No
     Raises:
         UserError: if no objective is left, or the space names data that are not given.
     """
+    file = space_file(config, task)
+    if file is None:
+        return None
     settings = config.objectives
     capabilities = Capabilities(
         positions_given=encoder.positions_given,
-        data=frozenset(
-            (
-                "end-task",
-                *(name.replace("_", "-") for name, texts in task.corpora.items() if len(texts)),
-                *(f"{EXTERNAL}{name}" for name in task.external),
-            )
-        ),
+        data=_given_data(config, task),
         sound_visibility=settings.visibility == "sound",
         shared_heads=settings.heads == "shared",
     )
+    space = enumerate_space(config.space, file, settings.legality, settings.labels, capabilities)
+    for objective, reason in space.ruled_out.items():
+        if objective in space.left_out:
+            logger.warning("%s is left out: %s", objective.title(task.name), reason)
+    return space
+
+
+def _given_data(config: RunConfig, task: EndTask) -> frozenset[str]:
+    """Return the names of the data that a space can use; text of a language model counts before it is written."""
+    corpora = (name.replace("_", "-") for name, texts in task.corpora.items() if len(texts))
+    written = ["neural-lm"] if config.data.neural_lm is not None and "neural_lm" not in task.corpora else []
+    return frozenset(("end-task", *corpora, *written, *(f"{EXTERNAL}{name}" for name in task.external)))
+
+
+def space_file(config: RunConfig, task: EndTask) -> SpaceFile | None:
+    """Return the space of a run as its file has it; None for a method without objectives.
+
+    Raises:
+        UserError: if it is of another domain, or names data that are not given.
+    """
     if isinstance(config.method, PretrainSection):
         file = masked_lm(config.method.texts)
     elif config.method.auxiliary:
@@ -165,18 +191,14 @@ def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space | No
             )
     else:
         return None
-    missing = {data for block in file.blocks for data in block.data} - capabilities.data
+    missing = {data for block in file.blocks for data in block.data} - _given_data(config, task)
     if missing:
         data = sorted(missing)[0]
         named = f"space {config.space}" if config.method.auxiliary else f"method {config.method.name}"
         if data.replace("-", "_") in task.corpora:
             raise UserError(f"{named}: no {data} text is left, all of it is text of dev or test")
         raise UserError(f"{named}: no {data} text is given; {how_to_give(data)}")
-    space = enumerate_space(config.space, file, settings.legality, settings.labels, capabilities)
-    for objective, reason in space.ruled_out.items():
-        if objective in space.left_out:
-            logger.warning("%s is left out: %s", objective.title(task.name), reason)
-    return space
+    return file
 
 
 def make_heads(

@@ -162,10 +162,15 @@ GOOD = rows_of(("good film", "pos"), ("bad film", "neg"))
         ([*GOOD, {"text": " \t", "label": "pos"}], GOOD, GOOD, r"train.jsonl: row 3 has an empty text"),
         ([*GOOD, {"label": "pos"}], GOOD, GOOD, r"train.jsonl: row 3 has an empty text"),
         ([*GOOD, {"text": "a", "label": None}], GOOD, GOOD, r"train.jsonl: row 3 has no label"),
-        ([*GOOD, {"text": "a", "label": ["pos"]}], GOOD, GOOD, r"row 3: a label is a string, .* got list"),
-        ([*GOOD, {"text": "a", "label": 0.5}], GOOD, GOOD, r"got float .*regression are not supported"),
-        ([*GOOD, {"text": 3, "label": "pos"}], GOOD, GOOD, r"row 3: column 'text' holds int, not text"),
-        ([*GOOD, {"text": "\ud800", "label": "pos"}], GOOD, GOOD, r"row 3: column 'text' is not valid Unicode"),
+        (
+            [*GOOD, {"text": "a", "label": ["pos"]}],
+            GOOD,
+            GOOD,
+            r"row 3 has a label of type list .*; a label is a string",
+        ),
+        ([*GOOD, {"text": "a", "label": 0.5}], GOOD, GOOD, r"type float .*regression are not supported"),
+        ([*GOOD, {"text": 3, "label": "pos"}], GOOD, GOOD, r"row 3 has int in place of a text \(column 'text'\)"),
+        ([*GOOD, {"text": "\ud800", "label": "pos"}], GOOD, GOOD, r"row 3 has a text that is not valid Unicode"),
     ],
 )
 def test_bad_data_is_one_line_and_leaves_no_cache(

@@ -92,8 +92,8 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     ("name", "content", "expected"),
     [
         ("a.jsonl", b"", "the file is empty"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "row 2 is not valid JSON"),
-        ("a.jsonl", b'{"text": "a"}\n["a"]\n', "row 2 is not a JSON object"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "row 2 has no valid JSON (Expecting value)"),
+        ("a.jsonl", b'{"text": "a"}\n["a"]\n', "row 2 has no JSON object"),
         ("a.jsonl", b'{"text": "a", "score": 1}\n', "no column 'label'; columns found: text, score"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', "row 2 is not valid UTF-8 (byte 0xe9)"),
         ("a.csv", b'text,label\n"a\nb",x\n\xff,y\n', "row 2 is not valid UTF-8 (byte 0xff)"),

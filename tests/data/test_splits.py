@@ -146,7 +146,7 @@ def test_known_duplicates_of_public_data_sets(
     keys = {split: task.splits[split].texts.keys() for split in SPLITS}
     counts = count_duplicates(keys["train"], keys["dev"], keys["test"])
     assert [len(keys[split]) for split in SPLITS] == sizes
-    assert len(check_labels(task.splits)) == classes
+    assert len(check_labels(task.splits, data)[0]) == classes
     assert counts["within"]["train"] == within_train
     assert (counts["dev_in_train"], counts["test_in_train"]) == (dev_leaks, test_leaks)
     assert len(clean_indices(keys["train"], keys["dev"], keys["test"])) == clean

@@ -14,6 +14,7 @@ import yaml
 
 from aang_ray.cli import main
 from tests.inputs.cases import (
+    BLOCKS,
     COMMANDS,
     FILES,
     FLAGS,
@@ -129,8 +130,9 @@ def test_space_files(capsys: pytest.CaptureFixture[str], text: str, line: str) -
 def test_files_of_primitives(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str, line: str
 ) -> None:
+    monkeypatch.setattr("aang_ray.objectives.primitives.LOAD_SECONDS", 1)
     Path("own.py").write_text(text, encoding="utf-8")
-    Path("own.yaml").write_text("primitives: [own.py]\nblocks: []\n", encoding="utf-8")
+    Path("own.yaml").write_text(f"primitives: [own.py]\n{BLOCKS}", encoding="utf-8")
     assert line in complaint(capsys, "space", "show", "own.yaml")
 
 
