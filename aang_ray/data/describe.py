@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+MOST_LABELS = 40
+"""Labels that a table shows one by one."""
 _PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -103,6 +105,8 @@ def print_text_task(task: EndTask, console: Console) -> None:
         )
     if not d["corpora"]:
         console.print("No unlabelled text.")
+    for line in task.manifest["warnings"]:
+        console.print(f"warning: {line}", markup=False, soft_wrap=True)
 
 
 def count_table(title: str, counts: dict[str, dict[str, int]]) -> Table:
@@ -118,8 +122,12 @@ def count_table(title: str, counts: dict[str, dict[str, int]]) -> Table:
     table = Table("label", title=title)
     for split in counts:
         table.add_column(split, justify="right")
-    for label in next(iter(counts.values())):
+    labels = list(next(iter(counts.values())))
+    for label in labels[:MOST_LABELS]:
         table.add_row(escape(label), *(str(of_label[label]) for of_label in counts.values()))
+    if len(labels) > MOST_LABELS:
+        rest = (sum(of_label[label] for label in labels[MOST_LABELS:]) for of_label in counts.values())
+        table.add_row(f"{len(labels) - MOST_LABELS:,} more", *map(str, rest))
     table.add_section()
     table.add_row("all", *(str(sum(of_label.values())) for of_label in counts.values()))
     return table

@@ -172,7 +172,8 @@ def prepare(folder: Path, source: Source, data: DataConfig, located: Located) ->
 
 
 def _label_indices(split: LabelledTexts, names: tuple[str, ...]) -> npt.NDArray[np.int64]:
-    return np.array([names.index(label) for label in split.labels], dtype=np.int64)
+    index = {name: number for number, name in enumerate(names)}
+    return np.array([index[label] for label in split.labels], dtype=np.int64)
 
 
 def _subset(

@@ -18,6 +18,7 @@ from aang_ray.sweep.cluster import check_fits, own_cluster, ray_cluster, set_env
 from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, preview, preview_search, to_run
 from aang_ray.sweep.progress import SweepProgress
 from aang_ray.sweep.spec import Asha, SweepOverrides, SweepSpec, check_space, expand, load_sweep
+from aang_ray.sweep.status import others_at_work
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def sweep_file(
         else:
             preview_search(runs, spec.search, spec.seeds, console)
         return None
+    for line in others_at_work(store, {cell.cell for cell in to_run(cells, keep_failed=keep_failed)}):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     store.check_writable()
     progress = SweepProgress(store.uri, path.stem, key, console)
     progress.add(cells, keep_failed=keep_failed)
@@ -306,7 +309,8 @@ def show_scores(record: CellRecord, console: Console) -> None:
     }
     for name, scores in views.items():
         if scores is not None:
-            classes = ", ".join(f"{label} {count}" for label, count in scores.per_class.items())
+            counts = [f"{label} {count}" for label, count in scores.per_class.items()]
+            classes = ", ".join(counts[:20]) + (f" and {len(counts) - 20:,} more classes" if len(counts) > 20 else "")
             console.print(f"{name}: {_scores(scores)}, {scores.examples} examples ({classes})", highlight=False)
     if row.test_clean_low is not None and row.test_clean_high is not None:
         interval = f"{100 * row.test_clean_low:.2f} to {100 * row.test_clean_high:.2f}"

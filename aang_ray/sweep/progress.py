@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterable
@@ -83,6 +85,9 @@ class SweepFile(BaseModel):
     started_at: datetime
     updated_at: datetime
     ended: bool
+    host: str = ""
+    pid: int = 0
+    """The process that drives the sweep, and its machine."""
     to_come: int = 0
     """Cells that a search has still to choose."""
     cells: list[CellProgress]
@@ -171,6 +176,8 @@ class SweepProgress:
             started_at=self._started_at,
             updated_at=datetime.now(UTC),
             ended=self._ended,
+            host=socket.gethostname(),
+            pid=os.getpid(),
             to_come=self.to_come,
             cells=list(self._cells.values()),
         )

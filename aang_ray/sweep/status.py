@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 from pyarrow import fs
 from pydantic import ValidationError
 from rich.console import Console
@@ -128,13 +130,24 @@ def show_status(status: SweepStatus, console: Console, now: datetime | None = No
         line(f"failed: {cell.progress.title}: {cell.row['error'] if cell.row is not None else None}")
 
 
+def others_at_work(store: Store, cells: Collection[str]) -> list[str]:
+    """Warnings about living drivers on the same store that have some of these cells to do, too."""
+    lines = []
+    for file in _files(open_location(store.uri)):
+        silent = (datetime.now(UTC) - file.updated_at).total_seconds()
+        dead = file.host == socket.gethostname() and not psutil.pid_exists(file.pid)
+        shared = [cell for cell in file.cells if cell.cell in cells and cell.state in ("waiting", "running")]
+        if shared and not file.ended and not dead and silent <= SILENT_SECONDS:
+            lines.append(
+                f"warning: {file.name}, process {file.pid} on {file.host}, has "
+                f"{len(shared)} of these cells to do, too: of a cell that both run, the first row counts"
+            )
+    return lines
+
+
 def _newest(location: Location, sweep: Path | None) -> SweepFile:
     """The progress file of the sweep that was last started."""
-    folder = fs.FileSelector(location.path(*FOLDER), allow_not_found=True)
-    infos = location.filesystem.get_file_info(folder)
-    paths = sorted(info.path for info in infos if info.type == fs.FileType.File and info.path.endswith(".json"))
-    with ThreadPoolExecutor() as pool:  # the files are small: waiting for each is what takes time
-        found = [file for file in pool.map(lambda path: _read(location, path), paths) if file is not None]
+    found = _files(location)
     wanted = [file for file in found if sweep is None or file.name == sweep.stem]
     if not wanted and found:
         names = ", ".join(sorted({file.name for file in found}))
@@ -142,6 +155,15 @@ def _newest(location: Location, sweep: Path | None) -> SweepFile:
     if not wanted:
         raise UserError(f"no sweep was started on store {location.uri}; start one with `aang sweep FILE --store URI`")
     return max(wanted, key=lambda file: file.started_at)
+
+
+def _files(location: Location) -> list[SweepFile]:
+    """The progress files of a store."""
+    folder = fs.FileSelector(location.path(*FOLDER), allow_not_found=True)
+    infos = location.filesystem.get_file_info(folder)
+    paths = sorted(info.path for info in infos if info.type == fs.FileType.File and info.path.endswith(".json"))
+    with ThreadPoolExecutor() as pool:  # the files are small: waiting for each is what takes time
+        return [file for file in pool.map(lambda path: _read(location, path), paths) if file is not None]
 
 
 def _read(location: Location, path: str) -> SweepFile | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,8 +17,8 @@ from aang_ray.errors import UserError
 from aang_ray.store import Store
 from aang_ray.store.files import open_location
 from aang_ray.sweep.plan import PlannedCell
-from aang_ray.sweep.progress import CellProgress, SweepFile
-from aang_ray.sweep.status import SILENT_SECONDS, SweepStatus, read_status, show_status
+from aang_ray.sweep.progress import CellProgress, SweepFile, SweepProgress
+from aang_ray.sweep.status import SILENT_SECONDS, SweepStatus, others_at_work, read_status, show_status
 from aang_ray.train.record import failed_record
 from tests.sweep.conftest import done_record, fake_resolve
 
@@ -239,3 +240,20 @@ def test_files_of_another_version_are_left_alone(store: Store, driver: Driver, t
     (Path(store.uri) / ".progress" / "sweeps" / "old-0123.json").write_text(text)
     (Path(store.uri) / ".progress" / "0123456789abcdef.json").write_text("{}")
     assert read_status(store, now=NOW).file.name == "nightly"
+
+
+def test_another_driver_with_the_same_cells_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second sweep says so at its start; a driver that has ended, was killed or has other cells does not count."""
+    store, cell = Store(tmp_path), CELLS[0]
+    with SweepProgress(str(tmp_path), "first", "key", Console(quiet=True)) as progress:
+        progress.add([cell])
+        progress.update(cell.cell, state="running")
+        progress._write()
+        (line,) = others_at_work(store, {cell.cell})
+        assert line.startswith(f"warning: first, process {os.getpid()} on ")
+        assert "has 1 of these cells to do, too" in line
+        assert others_at_work(store, {"another"}) == []
+        monkeypatch.setattr("psutil.pid_exists", lambda pid: False)
+        assert others_at_work(store, {cell.cell}) == []
+        monkeypatch.undo()
+    assert others_at_work(store, {cell.cell}) == []
