@@ -30,15 +30,12 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def parse_config(mapping: Mapping[str, Any], where: str) -> RunConfig:
-    """Return the configuration that a mapping of settings describes.
-
-    Args:
-        mapping: Settings as in a YAML file.
-        where: Source of the mapping, for error messages.
+    """Return the configuration that a mapping of settings describes; `where` names its source in messages.
 
     Raises:
         UserError: The mapping is not valid. The message is one line with the key, the allowed values, and the most
-            similar valid name.
+            similar
+        valid name.
     """
     try:
         return RunConfig.model_validate(mapping)
@@ -70,8 +67,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def override(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return a copy of `mapping` with every override `a.b=value` applied. Values are parsed as YAML.
 
-    A section is set before the settings inside it, in any order of the overrides: `method.aux_lr=1 method=aang` sets
-    both.
+    A section is set before the settings inside it: `method.aux_lr=1 method=aang` sets both.
 
     Raises:
         UserError: An override does not have this form, or its path goes through a value that is not a section.

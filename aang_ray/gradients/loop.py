@@ -1,8 +1,4 @@
-"""The reference engine: one forward and one backward pass for every segment.
-
-For each segment s, differentiating L_s alone gives g_s, a vector of P entries summed over the segment's pieces. Inner
-products, norms and the update are computed directly from these vectors. This takes O(S) passes. Tests compare the
-single pass with it.
+"""The reference engine: one forward and one backward pass for every segment, with which tests compare the single pass.
 
 Shape suffixes: S segments, P entries of the body's parameters, V entries of a table, U wanted rows of it, H width.
 """
@@ -28,13 +24,7 @@ from aang_ray.model.heads import TiedDecoder
 
 
 class LoopEngine:
-    """Computes a step's gradients segment by segment; pieces must hold one segment each.
-
-    Args:
-        body: the encoder; statistics are of its parameters' gradients.
-        heads: all heads; they get only their update.
-        tied_in_scores: whether the decoder's part of a tied embedding table counts in scores and norms.
-    """
+    """Computes gradients segment by segment; pieces must hold one segment each. Arguments as `SegmentEngine`."""
 
     per_segment = True
 
@@ -121,9 +111,8 @@ class LoopEngine:
 
     @contextmanager
     def _separate_decoders(self, body: Sequence[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
-        """Replace the table of tied decoders by a separate leaf tensor inside the block, and yield these leaves.
-
-        The leaf's gradient is the table's gradient as decoder. The table's own gradient is then that of lookups.
+        """Replace the tables of tied decoders by separate leaves inside the block, and yield these: their gradients are
+        those of the tables as decoders.
         """
         decoders = [m for m in self._heads.modules() if isinstance(m, TiedDecoder)]
         leaves = {p: p.detach().requires_grad_() for p in body if any(m.table.weight is p for m in decoders)}
@@ -139,11 +128,7 @@ class LoopEngine:
 
 
 def _pieces_of(pieces: Sequence[P], segment: int) -> list[P]:
-    """Return the pieces of one segment.
-
-    Raises:
-        ValueError: one of them also has rows of another segment.
-    """
+    """Return the pieces of one segment; they must hold no rows of another one."""
 
     def has(piece: P, segment: int) -> bool:
         part = piece.tokens.of(segment)

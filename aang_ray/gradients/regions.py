@@ -1,11 +1,11 @@
 """Taps on the outputs of modules, and regions, which are the parts of the autograd graph between taps.
 
-A *tap* is an identity operation on a module's output. In the backward pass, a tap receives the gradient G of the losses
+A *tap* is an identity operation on a module's output. In the backward pass it receives the gradient G of the losses
 with respect to that output, with one row for each row of the batch.
 
-Some parameters have no rule (`rules.py`), because they are broadcast over the batch (tables of relative positions and
-projections of them), are used without a module call, or belong to an unknown module. Taps divide the graph into
-regions, and such a parameter p lies in one or more regions. Rows of different segments do not mix, so by linearity
+Some parameters have no rule (`rules.py`): they are broadcast over the batch, used without a module call, or belong to
+an unknown module. Such a parameter p lies in one or more regions. Rows of different segments do not mix, so by
+linearity
 
     dL_s/dp = sum over taps ( d output_tap / dp )^T [ G_tap, with the rows outside segment s set to 0 ]
 
@@ -49,9 +49,8 @@ class Call:
 class Tap(torch.autograd.Function):
     """The identity on a module's output. Its backward pass passes G and the module's input to the call.
 
-    The input is saved with `save_for_backward`, so gradient checkpointing recomputes it and autograd detects in-place
-    changes. `anchor` is a scalar that requires a gradient, so that the backward pass reaches the tap even if nothing
-    before the tap requires a gradient.
+    The input is saved with `save_for_backward`, so gradient checkpointing recomputes it. `anchor` is a scalar that
+    requires a gradient, so that the backward pass reaches the tap even if nothing before it does.
     """
 
     @staticmethod
@@ -100,9 +99,9 @@ class Regions:
     """The regions of one forward pass that contain parameters.
 
     Args:
-        calls: the tapped calls of the pass.
-        losses_S: the segments' losses; the region between the last taps and the losses is included.
-        wanted: the parameters to look for.
+        calls: The tapped calls of the pass.
+        losses_S: The segments' losses; the region between the last taps and the losses is included.
+        wanted: The parameters to look for.
     """
 
     def __init__(self, calls: Iterable[Call], losses_S: Tensor, wanted: frozenset[nn.Parameter]) -> None:

@@ -76,10 +76,8 @@ class OuterProducts(Contribution):
 
 
 class RowSums(Contribution):
-    """Contribution to a vector that is added to every row: the sum of G over the segment's rows.
-
-    With `inputs_NP` and `scaled`, it is the contribution to a vector that multiplies `scaled(x)`: the sum of
-    G * scaled(X).
+    """The sum of G over the segment's rows, or of G * scaled(X): contribution to a vector that is added to every row,
+    or multiplies `scaled(x)`.
     """
 
     def __init__(
@@ -97,10 +95,8 @@ class RowSums(Contribution):
     def stacked(self, dtype: torch.dtype, members: Callable[[SegmentRows, Tensor], Tensor] | None = None) -> Tensor:
         """Return all segments' gradients, [S, P].
 
-        Args:
-            dtype: type of the result.
-            members: returns the 0/1 matrix [S, N] that tells which rows belong to which segment. If it is given,
-                half-precision rows are summed by a matrix product: read once, accumulated in fp32 and rounded once.
+        With `members`, which returns the 0/1 matrix [S, N] of rows and segments, half-precision rows are summed by a
+        matrix product: read once, accumulated in fp32 and rounded once.
         """
         if members is not None and self.inputs_NP is None and self.grads_NP.dtype in (torch.bfloat16, torch.float16):
             return (members(self.rows, self.grads_NP) @ self.grads_NP).to(dtype)
@@ -180,13 +176,7 @@ class Rule(ABC):
 
     @abstractmethod
     def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows) -> Contributions:
-        """Return the contribution of a call to each parameter.
-
-        Args:
-            kept: what `keep` returned for the call.
-            grads: G, the gradient with respect to the module's output.
-            rows: the segment of each row.
-        """
+        """Return the contribution of a call to each parameter, from what `keep` returned and G."""
 
 
 def _parameters(*tensors: Tensor | None) -> list[nn.Parameter]:
@@ -277,12 +267,8 @@ def rule_for(module: nn.Module, name: str) -> Rule | None:
 
     A rule applies only to the exact type for which it was written, because a subclass may compute something else.
 
-    Args:
-        module: the module.
-        name: qualified name of the module, for the error message.
-
     Raises:
-        UnsupportedModule: the module's gradient is not a sum over its rows.
+        UnsupportedModule: The module's gradient is not a sum over its rows; `name` is in the message.
     """
     kind = type(module)
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (

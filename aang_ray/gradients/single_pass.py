@@ -1,36 +1,23 @@
 """The gradients of all segments from one forward and one backward pass.
 
-Why this is possible: take a linear layer y_i = W x_i + b, applied to every row (token) i of a batch, and the
-*unweighted* sum L = sum_s L_s of the segments' losses. A row i of segment s influences only L_s. So a single backward
-pass of L gives at the layer's output, in row i,
+A row (token) i of segment s influences only the segment's loss L_s. So one backward pass of the *unweighted* sum of the
+losses gives, at the output of a linear layer y_i = W x_i + b,
 
-    G_i = dL/dy_i = dL_s/dy_i
+    G_i = dL/dy_i = dL_s/dy_i,      dL_s/dW = sum over rows i of segment s of G_i x_iᵀ = G_sᵀ X_s
 
-and the weight's gradient, which plain training computes as GᵀX, a sum over all rows, splits by segment:
-
-    dL_s/dW = sum over rows i of segment s of G_i x_iᵀ = G_sᵀ X_s,      GᵀX = sum_s G_sᵀ X_s
-
-Computing the parts takes as many multiplications as computing their sum. Each part is added to the update with its
-coefficient c_s, its inner products with the dev segment's part and with itself are computed for the scores, and it is
-dropped. The losses are not weighted before the backward pass, so that norms are exact even if a weight underflows.
-docs/single-pass.md has the derivation for other layers and the costs; docs/semantics.md, section 3, explains the use
-of the scores.
-
-A step has these parts:
+which takes as many multiplications as the usual sum over all rows, GᵀX. Losses are not weighted before the backward
+pass, so that norms are exact even if a weight underflows. docs/single-pass.md has the derivation for other layers.
 
 1. `Recorder.hooked` puts hooks on every module that owns parameters.
 2. Forward pass. Before a module with a rule is called, `_before` sets `requires_grad` of its parameters to False, so
-   autograd computes gradients of activations but not of these parameters. After the call, `_after` puts a *tap*
-   (`regions.py`) on the module's output, which keeps the module's input X.
-3. Backward pass of the unweighted losses. At each tap, `_arrive` receives G and X, and the module's rule (`rules.py`)
-   turns them into contributions to the gradients of its parameters, which are stored as factors. If a parameter is used
-   several times, its contributions are collected until the last one, because the norm of their sum is needed.
+   autograd computes gradients of activations only. After the call, `_after` puts a *tap* (`regions.py`) on the output.
+3. Backward pass. At each tap, `_add_call` receives G and the module's input X, and the module's rule (`rules.py`) turns
+   them into contributions, stored as factors until the parameter's last one: the norm of their sum is needed.
 4. `settle` multiplies the factors for one segment after the other and adds the products to the `Ledger`.
-5. Parameters without a rule are handled after the backward pass, with one backward pass through small regions of the
-   graph for each segment (`regions.py`).
+5. Parameters without a rule follow: one backward pass through small regions of the graph for each segment.
 
-Heads get only sum_s c_s g_s, from one product with weighted rows. Their rows are texts or labelled positions instead
-of tokens; `segment_rows` sets the segments of these rows.
+Heads get only sum_s c_s g_s, from one product with weighted rows. Their rows are texts or labelled positions, whose
+segments `segment_rows` sets.
 
 Shape suffixes: S segments, B entries of a block, P entries of a parameter.
 """
@@ -68,18 +55,16 @@ from aang_ray.model.segments import SegmentRows, current_segment_rows
 class SegmentEngine:
     """Computes a step's gradients by one forward and one backward pass (for each piece).
 
-    Compared with a plain step, it needs extra memory for three gradients of one matrix on a CPU (of the segment, v, and
-    the joint gradient), or S gradients of one matrix on a GPU. See `Ledger` for several pieces, the Gram matrix and
-    separate gradients.
+    Extra memory: three gradients of one matrix on a CPU, S of them on a GPU; more in the cases that `Ledger` lists.
 
     Args:
-        body: the encoder; statistics are of its parameters' gradients.
-        heads: all heads; they get only their update.
-        tied_in_scores: whether the decoder's part of a tied embedding table counts in scores and norms. It counts in
-            the update in any case.
+        body: The encoder; statistics are of its parameters' gradients.
+        heads: All heads; they get only their update.
+        tied_in_scores: Whether the decoder's part of a tied table counts in scores and norms. It is always in the
+            update.
 
     Raises:
-        UnsupportedModule: a module mixes rows, or has no exact segment gradients for another reason.
+        UnsupportedModule: A module mixes rows, or has no exact segment gradients for another reason.
     """
 
     per_segment = False
@@ -135,15 +120,7 @@ class Site:
 
 
 class Recorder:
-    """Hooks on modules, and the data that they record in the passes of one step.
-
-    Args:
-        sites: every module that has parameters of its own.
-        ledger: adds up segment gradients.
-        body: the trained parameters of the body.
-        trained: the trained parameters of body and heads.
-        tied_in_scores: as in `SegmentEngine`.
-    """
+    """Hooks on modules, and the data that they record in the passes of one step."""
 
     def __init__(
         self,
@@ -194,11 +171,7 @@ class Recorder:
             self._forget()
 
     def begin(self, tokens: SegmentRows) -> None:
-        """Prepare for the forward pass of a piece.
-
-        Args:
-            tokens: the segment of each row of the body.
-        """
+        """Prepare for the forward pass of a piece."""
         self._forget()
         self._tokens, self._forward = tokens, True
 
@@ -274,9 +247,8 @@ class Recorder:
     def _carries_rows(self, site: Site, inputs: Tensor) -> bool:
         """Return whether the input has one entry for every row of the batch, other than by coincidence.
 
-        A table of relative positions may have as many entries as the batch has rows. So a computed input must depend
-        on another tapped call. An input that was not computed must have been an argument of a module with submodules,
-        or be a matrix of ids that is not square (matrices of relative positions are square).
+        A table of relative positions may have as many entries. So a computed input must depend on another tapped call;
+        any other must have been an argument of a module with submodules, or be a matrix of ids that is not square.
         """
         rows = self._rows(site).rows
         leading = _leading(inputs.shape, rows) if site.rule is None else site.rule.leading(inputs)
@@ -370,10 +342,7 @@ BLOCK = 160_000
 
 
 def settle(ledger: Ledger, parameter: nn.Parameter, contributions: Sequence[Contribution]) -> None:
-    """Add all contributions of one pass to a parameter's gradient to the ledger.
-
-    Contributions are summed for each segment before norms and inner products are computed.
-    """
+    """Add all contributions of one pass to a parameter's gradient to the ledger, summed for each segment."""
     sums = [c for c in contributions if isinstance(c, RowSums)]
     products = [c for c in contributions if isinstance(c, OuterProducts)]
     lookups = [c for c in contributions if isinstance(c, Lookups)]
@@ -429,10 +398,10 @@ def settle_dense(
     """Add parameters' gradients to the ledger as dense tensors, one segment after the other.
 
     Args:
-        ledger: adds up the gradients.
-        parameters: the parameters.
-        gradients_of: returns a segment's gradient of each parameter, without the contributions, in new tensors.
-        contributions: contributions to add to these gradients, for some of the parameters.
+        ledger: Adds up the gradients.
+        parameters: The parameters.
+        gradients_of: Returns a segment's gradient of each parameter, without the contributions, in new tensors.
+        contributions: Contributions to add to these gradients, for some of the parameters.
     """
     stacked = [ledger.zeros(ledger.segments, p.numel()) for p in parameters] if ledger.takes_stacked else []
     blocks = [] if ledger.takes_stacked else [ledger.block(p, 0, p.numel()) for p in parameters]

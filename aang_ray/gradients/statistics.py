@@ -1,10 +1,5 @@
 """Statistics of gradients: scores, the Gram matrix, the Jacobian of per-example losses, and a subspace of it.
 
-- `cosine`: cosine of each segment's gradient with the dev gradient (AANG, META-TARTAN).
-- `from_gram`: all statistics of a step from the matrix of inner products.
-- `ExampleJacobian`, `span`, `reweighted`: the parts of an auxiliary gradient inside and outside the subspace of the
-  end task's per-example gradients (ATTITTUD).
-
 Shape suffixes: S segments, M examples, E examples of one piece, P entries of the body's parameters in the order of
 `named_parameters`, K directions.
 """
@@ -27,11 +22,8 @@ A = TypeVar("A")
 
 
 def cosine(dots_S: Tensor, norms2_S: Tensor) -> Tensor:
-    """Return cos(v, g_s) = <v, g_s> / (||v|| ||g_s||), [S]; 0 where a norm is 0 (docs/semantics.md, section 3).
-
-    Args:
-        dots_S: <v, g_s>, [S].
-        norms2_S: ||g_s||^2, [S]; segment 0 is v.
+    """Return cos(v, g_s) = <v, g_s> / (||v|| ||g_s||), [S], of `dots_S` = <v, g_s> and `norms2_S` = ||g_s||^2, whose
+    entry 0 is ||v||^2; 0 where a norm is 0 (docs/semantics.md, section 3).
     """
     # The product of the square roots, because the root of the product could underflow or overflow.
     norms_S = norms2_S.clamp_min(0).sqrt()
@@ -41,16 +33,7 @@ def cosine(dots_S: Tensor, norms2_S: Tensor) -> Tensor:
 
 
 def from_gram(losses_S: Tensor, gram_SS: Tensor, request: Request, separate_SP: Tensor | None) -> StepGradients:
-    """Return the requested statistics, computed from the Gram matrix G.
-
-    The squared norms are the diagonal of G, and ||sum_s c_s g_s||^2 is cᵀ G c.
-
-    Args:
-        losses_S: the segments' losses, [S].
-        gram_SS: G, [S, S].
-        request: the statistics to return.
-        separate_SP: the separate gradients; they are returned if requested.
-    """
+    """Return the requested statistics from the Gram matrix: norms are its diagonal, ||sum_s c_s g_s||^2 is cᵀ G c."""
     joint_norm2 = None
     if request.scores and request.joint_from is not None:
         numbers_S = torch.arange(len(gram_SS), device=gram_SS.device)
@@ -72,11 +55,10 @@ def called_at(
     """Return `function(argument)`, computed with other values of the modules' parameters.
 
     Args:
-        parameters: the values, named as in `modules.named_parameters()`. The result is differentiable with respect to
-            them.
-        modules: the modules whose parameters are replaced during the call.
-        function: a function that may use the modules in any way; it need not be a method of one.
-        argument: the function's argument.
+        parameters: The values by name, with respect to which the result is differentiable.
+        modules: The modules whose parameters are replaced during the call.
+        function: Any function that uses the modules.
+        argument: Its argument.
     """
     named = {f"modules_.{name}": value for name, value in parameters.items()}
     return functional_call(_Closure(modules, function), named, (argument,))
@@ -95,16 +77,13 @@ class _Closure(nn.Module):
 
 
 class ExampleJacobian:
-    """The Jacobian J = d l_M / d theta, [M, P], of per-example losses with respect to the body.
-
-    J is never stored. The methods return products with it, in fp32 (fp64 for an fp64 body).
+    """Products with the Jacobian J = d l_M / d theta, [M, P], of per-example losses, in fp32 (fp64 for an fp64 body).
 
     Args:
-        body: the module with the parameters theta.
-        pieces: the examples in pieces.
-        losses: returns a piece's losses, [E]. Dropout must be off, because with dropout each of the methods' several
-            forward passes would compute another function.
-        examples: number of examples M.
+        body: The module with the parameters theta.
+        pieces: The examples in pieces.
+        losses: Returns a piece's losses, [E]. Dropout must be off, because every pass must compute the same function.
+        examples: Number of examples M.
     """
 
     def __init__(self, body: nn.Module, pieces: Sequence[Any], losses: Callable[[Any], Tensor], examples: int) -> None:
@@ -175,18 +154,17 @@ def _tangent(dual: Tensor) -> Tensor:
 def span(jacobian: ExampleJacobian, omega_KM: Tensor, rotate: bool) -> Tensor:
     """Return an orthonormal basis V, [P, K], approximately the K leading right singular vectors of J.
 
-    This is a randomised SVD (Halko, Martinsson, Tropp 2011) that uses only products with J (docs/semantics.md,
-    section 6, step 1):
+    This is a randomised SVD (Halko, Martinsson, Tropp 2011; docs/semantics.md, section 6, step 1):
 
         Y = (Omega J)^T,  Q = orth(Y),  B = J Q = U S W^T,  V = Q W
 
     If the rank of J is less than K, the remaining columns are 0, where orthonormalising would give arbitrary
-    directions. The function needs three times the memory of V.
+    directions. Needs three times the memory of V.
 
     Args:
         jacobian: J, [M, P].
-        omega_KM: a Gaussian random matrix Omega, [K, M].
-        rotate: if false, return Q instead of V.
+        omega_KM: A Gaussian random matrix Omega.
+        rotate: If false, return Q instead of V.
     """
     Q_PK: Tensor = torch.linalg.qr(jacobian.left(omega_KM).t()).Q
     B_MK = jacobian.right(Q_PK)
@@ -206,12 +184,12 @@ def reweighted(g_P: Tensor, V_PK: Tensor, p_K: Tensor, perp: float, plus: float,
         g_plus = V (a where a p > 0),  g_minus = V (a where a p <= 0),  g_perp = g - g_plus - g_minus
 
     Args:
-        g_P: the auxiliary gradient g, [P].
-        V_PK: orthonormal directions, [P, K]; some columns may be 0.
-        p_K: V^T times the end task's mean gradient, [K].
-        perp: eta_perp.
-        plus: eta_plus.
-        minus: eta_minus.
+        g_P: The auxiliary gradient g.
+        V_PK: Orthonormal directions; some columns may be 0.
+        p_K: V^T times the end task's mean gradient.
+        perp: Eta_perp.
+        plus: Eta_plus.
+        minus: Eta_minus.
 
     Returns:
         The reweighted gradient, [P], and the shares of ||g||^2 in g_perp, g_plus and g_minus, [3] (zeros if g is 0).

@@ -20,13 +20,7 @@ from aang_ray.gradients.rules import Lookups, per_row
 
 
 class TableGradient:
-    """All rows of G that a pass adds to a table, with their ids and segments.
-
-    Args:
-        lookups: the pass's lookups in the table.
-        entries: number V of entries of the table.
-        dtype: type of the statistics.
-    """
+    """All rows of G that a pass adds to a table of V `entries`, with their ids and segments."""
 
     def __init__(self, lookups: Sequence[Lookups], entries: int, dtype: torch.dtype) -> None:
         self.segments = lookups[0].rows.count
@@ -108,10 +102,8 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _groups(keys_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Group rows with equal keys.
-
-    Returns:
-        The group of each row, [N], and the key of each group, [N], with 0 after the last group.
+    """Return the group of each row, so that rows with equal keys form one, and each group's key (0 after the last),
+    both [N].
     """
     sorted_N, order_N = keys_N.sort()
     group_N = torch.cat([sorted_N.new_zeros(1), (sorted_N[1:] != sorted_N[:-1]).long()]).cumsum(0)

@@ -1,8 +1,7 @@
 """AANG: learn the weights of the objectives and of the end task from the agreement of gradients with dev.
 
-This is Algorithm 1 of Dery et al. 2023; with a space of one objective it is META-TARTAN (Dery et al. 2022). It reads
-from top to bottom: the factors of each objective's logit, the weights and coefficients computed from them, the
-meta-gradient, and the method that updates the factors. Equations and switches: docs/semantics.md, sections 1 and 3.
+This is Algorithm 1 of Dery et al. 2023; with a space of one objective it is META-TARTAN (Dery et al. 2022). Equations
+and switches: docs/semantics.md, sections 1 and 3.
 """
 
 from __future__ import annotations
@@ -43,11 +42,8 @@ class FactorIndex:
 
     @classmethod
     def of(cls, names: Mapping[str, Sequence[str]], stages: Sequence[tuple[str, str, str, str]]) -> FactorIndex:
-        """Return the index of a space.
-
-        Args:
-            names: Names of the entries by letter.
-            stages: Each objective's (d, t, r, o), in the order of A.
+        """Return the index of a space from the `names` of the entries by letter and each objective's stages (d, t, r,
+        o).
         """
         ordered = {letter: tuple(names[letter]) for letter in LETTERS}
         offsets = dict(zip(LETTERS, np.cumsum([0] + [len(ordered[letter]) for letter in LETTERS])[:-1], strict=True))
@@ -70,10 +66,9 @@ def logits(flat_F: Tensor, entries_n5: Tensor) -> Tensor:
 
 
 def scatter(gradient_n: Tensor, entries_n5: Tensor, size: int) -> Tensor:
-    """Return the gradient of all factors, [size], from the gradient of the sampled logits, [n].
+    """Return the gradient of all factors, [size], from that of the sampled logits, [n].
 
-    A_k receives dz_k. D, T, R and O receive the sum over the sampled objectives that use them. Factors that no sampled
-    objective uses receive 0.
+    A_k receives dz_k; D, T, R and O the sum over the sampled objectives that use them; all others 0.
     """
     flat_F = torch.zeros(size, dtype=gradient_n.dtype, device=gradient_n.device)
     return flat_F.index_add(0, entries_n5.flatten(), gradient_n[:, None].expand(-1, entries_n5.shape[1]).flatten())
@@ -86,8 +81,8 @@ def scatter(gradient_n: Tensor, entries_n5: Tensor, size: int) -> Tensor:
 class Weighting:
     """Factors and (a_E, a_X) on the device, and the weights that follow from them.
 
-    In `published` allocation an objective's coefficient is (b / B) * softmax_S(A_k + O_o); these coefficients are
-    not renormalised (docs/semantics.md, section 2, point 3).
+    In `published` allocation an objective's coefficient is (b / B) * softmax_S(A_k + O_o), not renormalised
+    (docs/semantics.md, section 2, point 3).
     """
 
     index: FactorIndex
@@ -103,10 +98,10 @@ class Weighting:
 
     @classmethod
     def initial(cls, config: RunConfig, space: Space | None, device: torch.device) -> Weighting:
-        """Return the weighting of a run before its first step, with all factors 0.
+        """Return the weighting of a run before its first step: all factors are 0, so that w = 1/n and lambda = 1/2.
 
         Raises:
-            UserError: if there is no space of objectives.
+            UserError: There is no space of objectives.
         """
         if space is None:
             raise UserError(f"method.name: {config.method.name} needs a space of auxiliary objectives")

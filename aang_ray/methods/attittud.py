@@ -1,8 +1,7 @@
 """ATTITTUD: auxiliary task update decomposition. (Dery et al. 2021; docs/semantics.md, section 6)
 
 In the subspace of the end task's per-example gradients, the auxiliary gradient is split into the part that lowers the
-end task's loss and the part that raises it. The rest, outside the subspace, does neither to first order. Each of the
-three parts has its own weight.
+end task's loss and the part that raises it; the rest does neither to first order. Each part has its own weight.
 """
 
 from __future__ import annotations
@@ -30,10 +29,8 @@ SHARES = ("aux_neutral", "aux_helps", "aux_harms")
 class Attittud(Static, PrimaryMethod):
     """d = lambda g_E + eta_perp g_perp + eta_plus g_plus + eta_minus g_minus of g = (1 - lambda) sum w_k g_k.
 
-    lambda = 1/2 and w = 1/n as in static multitask, also for the heads. g_E is stored in one body-sized vector, and g
-    is the update minus lambda g_E. With several workers, all estimate V and p from the same examples and use the first
-    worker's result. `whole_gradients` is not needed, because g_E does not involve a decoder and the update always
-    includes the decoder's part.
+    lambda = 1/2 and w = 1/n as in static multitask, also for the heads. g is the update minus lambda g_E, so it
+    includes a tied decoder's part without `whole_gradients`. All workers use the first worker's V and p.
     """
 
     config: AttittudConfig

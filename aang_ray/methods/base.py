@@ -1,8 +1,7 @@
 """The interface between methods and the training loop, with default implementations.
 
-A method requests statistics of a step's gradients, computes the coefficients of the step's losses from its state, and
-updates its state from the gradients. Its tensors are on the device of the run. A step does not wait for the device
-unless the method's documentation states it. docs/methods/README.md describes how to add a method.
+A method's tensors are on the device of the run, and a step does not wait for the device unless the method's
+documentation states it. docs/methods/README.md describes how to add a method.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Method(ABC):
             device: Device of the method's tensors.
 
         Raises:
-            UserError: if the method needs a space of objectives and there is none.
+            UserError: The method needs a space of objectives and there is none.
         """
 
     @abstractmethod
@@ -71,10 +70,7 @@ class Method(ABC):
         """Return the weight of every segment in the update, and the statistics that the method needs."""
 
     def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor | None:
-        """Return the body's update direction, [P], or None if it is the weighted sum of `request`.
-
-        It is called before `observe`.
-        """
+        """Return the body's update direction, [P], before `observe`; None if it is the weighted sum of `request`."""
         return None
 
     def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
@@ -165,16 +161,10 @@ def named_weights(sampled: Sampled, names: Sequence[str], weights: Sequence[floa
 
 
 def weight_row(sampled: Sampled, names: Sequence[str], weights_m: Tensor) -> WeightRow:
-    """Return the store's row for weights that are not a softmax of factors. Waits for the device.
+    """Return the store's row for weights that are not a softmax of factors, [1 + n]. Waits for the device.
 
     The row has the end task's share of the sum of all weights, and each objective's share of the objectives' sum (0 if
-    the sum is 0). The weights themselves are in `health` as `weight/<name>`; they may be negative and need not sum to
-    1.
-
-    Args:
-        sampled: The step's objectives.
-        names: Names of all objectives of the space.
-        weights_m: Weights of the end task and the sampled objectives, [1 + n].
+    the sum is 0). The weights themselves, which may be negative, are in `health` as `weight/<name>`.
     """
     weights = weights_m.tolist()
     total, objectives = sum(weights), sum(weights[1:])

@@ -18,16 +18,15 @@ SMALLEST = 1e-6
 class GradNorm(Static):
     """Coefficients c_i = w_i / sum w over the end task and the sampled objectives, w learned from gradient norms.
 
-    Let v_i be w_i divided by the mean of the step's w (the paper's weights, whose sum is the number of tasks),
-    G_i = v_i ||g_i||, r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)), and t_i = mean(G) r_i^alpha the target, which is
-    treated as constant. A step of gradient descent on sum_i |G_i - t_i|, divided by mean(G), is
+    Let v_i be w_i divided by the mean of the step's w (the paper's weights, whose sum is the number of tasks), G_i =
+    v_i ||g_i||, r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)), and t_i = mean(G) r_i^alpha the target, which is treated
+    as constant. A step of gradient descent on sum_i |G_i - t_i|, divided by mean(G), is
 
         v_i <- v_i - lr sign(G_i - t_i) ||g_i|| / mean(G),
 
-    Afterwards the step's w are scaled to their previous sum. Instead of dividing by mean(G) the paper uses Adam, whose
-    moments would change weights of objectives that are not sampled. g_i is the gradient of the whole body and
-    not of its last layer, because the single pass computes that norm anyway. L_i(0) is the first observed loss. Losses
-    that are not sampled or have no labels keep their w.
+    and keeps the sum of the step's w. Instead of dividing by mean(G) the paper uses Adam, whose moments would change
+    weights of objectives that are not sampled. g_i is the gradient of the whole body, which the single pass computes
+    anyway, and not of its last layer. L_i(0) is the first observed loss. Losses without labels keep their w.
     """
 
     config: GradnormConfig
@@ -76,12 +75,12 @@ def relative_gradient(
     """Return sign(G_i - t_i) ||g_i|| / mean(G) at weights v, [m]; 0 for losses that do not count.
 
     Args:
-        relative_m: the weights v, with mean 1 over the losses that count.
+        relative_m: The weights v, with mean 1 over the losses that count.
         norms_m: ||g_i||.
         losses_m: L_i at this step.
         first_m: L_i(0).
-        counted_m: whether the loss has labels at this step.
-        alpha: exponent of the relative training rates r_i.
+        counted_m: Whether the loss has labels at this step.
+        alpha: Exponent of the relative training rates r_i.
     """
     count = counted_m.sum()
     ratios_m = torch.where(counted_m & (first_m > 0), losses_m / torch.where(first_m > 0, first_m, 1.0), 0.0)

@@ -48,8 +48,7 @@ class MaskedLm(Finetune):
 class Static(Method):
     """Static multitask, L = 1/2 L_E + 1/2 (1/n) sum over S of L_k: Algorithm 1 with factors that stay 0.
 
-    (Dery et al. 2023, section 7.3.) It is also the base class of methods that start from these coefficients, or use
-    them for the heads.
+    (Dery et al. 2023, section 7.3.) Other methods start from these coefficients, or use them for the heads.
     """
 
     def __init__(self, weighting: Weighting, config: MethodConfig | None = None, seed: int = 0) -> None:
@@ -99,8 +98,7 @@ class CosineGating(Static):
     """d = lambda g_E + (1 - lambda) / n sum_k a(cos(g_E, g_k)) g_k, lambda = 1/2. (Du et al. 2018)
 
     `gate`: a(c) = 1 if c >= 0, else 0, the paper's unweighted version; `weigh`: a(c) = max(0, c), the weighted one.
-    Heads learn from every loss, with the coefficients of static multitask. Nothing waits for the device. Holds n + 2
-    body-sized vectors.
+    Nothing waits for the device.
     """
 
     whole_gradients = True

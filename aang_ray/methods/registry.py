@@ -15,9 +15,6 @@ def make_method(config: RunConfig, space: Space | None, device: torch.device) ->
     """Return the method of a configuration in its initial state.
 
     Only the module of that method is imported, because TorchJD's solvers take seconds to import.
-
-    Raises:
-        UserError: if the method needs a space of objectives and there is none.
     """
     module, _, name = config.method.implementation.partition(":")
     kind: type[Method] = getattr(import_module(f"aang_ray.methods.{module}"), name)

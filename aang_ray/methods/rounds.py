@@ -1,15 +1,8 @@
 """alphaVIL and DIW: in each round, train every task alone and combine the results (docs/semantics.md, section 7).
 
-Task 0 is the end task. The other tasks are the objectives sampled for step 0, and stay the same in the whole run. A
-round trains every task alone from the same parameters theta. Then
-
-- alphaVIL adds the tasks' parameter updates, each multiplied by a factor that gradient descent on the dev loss finds
-  (Algorithm 1 of its paper);
-- DIW scores every task's parameters on dev, then trains all tasks together, repeatedly with new weights, until the dev
-  score improves (the baseline of the alphaVIL paper).
-
-`train/rounds.py` carries out the training steps and calls a method's `task_trained`, `tasks_trained` and
-`try_trained` at their ends.
+Task 0 is the end task. The other tasks are the objectives sampled for step 0, and stay the same in the whole run.
+`train/rounds.py` carries out the training steps and calls a method's `task_trained`, `tasks_trained` and `try_trained`
+at their ends.
 
 Shape suffixes: N tasks, Q entries of all trained parameters of body and heads in one vector.
 """
@@ -51,11 +44,7 @@ class Round(Protocol):
         """Copy these parameters, [Q], into body and heads."""
 
     def allocate(self, rows: int) -> Tensor:
-        """Return a tensor for `rows` parameter vectors, [rows, Q].
-
-        Raises:
-            UserError: if it does not fit into the free memory.
-        """
+        """Return a tensor for `rows` parameter vectors, [rows, Q]; `UserError` if it does not fit into memory."""
 
     def task_update(self, owner: int, out_Q: Tensor) -> None:
         """Write the difference of worker `owner`'s parameters from `start_Q` into `out_Q`, [Q], on every worker."""
@@ -73,8 +62,7 @@ class Round(Protocol):
 class RoundMethod(Method):
     """Base class of methods that train in rounds. Each task has a weight w_i, which is 1 at the start.
 
-    A step trains one task alone, or (`together`) all tasks with the loss 1/N sum_i w_i L_i. With all w_i = 1 that is
-    the paper's multitask baseline.
+    A step trains one task alone, or (`together`) all tasks with the loss 1/N sum_i w_i L_i.
     """
 
     has_tries = False
@@ -120,9 +108,7 @@ class RoundMethod(Method):
     def try_trained(self, round_: Round, again: bool) -> bool:
         """Evaluate a try, whose result is in body and heads; return whether the round is finished.
 
-        Args:
-            round_: The round.
-            again: Whether the run has enough steps left for another try.
+        `again` tells whether the run has enough steps left for another try.
         """
         raise NotImplementedError("this method trains no tries")
 
@@ -180,11 +166,11 @@ class RoundMethod(Method):
 
 
 class Alphavil(RoundMethod):
-    """theta <- theta + sum_i alpha_i delta_i, then w_i <- max(w_i + (alpha_i - 1), 1e-6).
+    """theta <- theta + sum_i alpha_i delta_i, then w_i <- max(w_i + (alpha_i - 1), 1e-6). (alphaVIL, Algorithm 1)
 
     delta_i = theta_i - theta is the update of body and heads when task i is trained alone. Every worker stores all of
-    them and computes alpha on all of dev with dropout off. This takes `alpha_steps` forward and backward passes over
-    dev in a round. The weight w_i scales the learning rate of task i (`published`: its loss).
+    them and computes alpha on all of dev with dropout off. The weight w_i scales the learning rate of task i
+    (`published`: its loss).
     """
 
     def __init__(self, names: Sequence[str], device: torch.device, config: AlphavilConfig) -> None:
@@ -222,12 +208,8 @@ class Alphavil(RoundMethod):
     def mix(self, theta_Q: Tensor, deltas_NQ: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
         """Return alpha, [N], after `alpha_steps` steps of SGD on L(theta + sum_i alpha_i delta_i), starting from 1.
 
-        dL / d alpha_i is the inner product of the gradient of L with delta_i (alphaVIL, Algorithm 1, lines 8 and 9).
-
-        Args:
-            theta_Q: Parameters at the start of the round.
-            deltas_NQ: Updates of the tasks.
-            gradient: Returns the gradient of L, [Q], at given parameters [Q].
+        dL / d alpha_i is the inner product of delta_i with the gradient of L, which `gradient` returns at given
+        parameters (Algorithm 1, lines 8 and 9).
         """
         alpha_N = torch.ones(len(deltas_NQ), dtype=deltas_NQ.dtype, device=deltas_NQ.device)
         optimizer = torch.optim.SGD([alpha_N], lr=self.config.alpha_lr, momentum=self.config.alpha_momentum)
@@ -274,9 +256,8 @@ class Diw(RoundMethod):
 
     A round trains every task alone with weight 1. Then it makes a try: it trains all tasks together, from the same
     parameters, with the weights w. The try is repeated with the new weights until its score exceeds that of the last
-    round, or until `tries` tries are made. The result of the last try is kept. A try has as many steps as the end task
-    alone, uses the same batches every time, and is trained by all workers together. A round begins only if the run has
-    enough steps for it with one try, and a try is repeated only if there are enough steps.
+    round, or until `tries` tries are made; the last one is kept. A try has as many steps as the end task alone, and the
+    same batches every time. A round, and a repetition, begins only if the run has enough steps for it.
     """
 
     has_tries = True

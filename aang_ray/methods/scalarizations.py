@@ -1,8 +1,8 @@
 """Functions of the losses that TorchJD computes: scalarizations. (docs/methods/loss-weights.md)
 
 The coefficient of a loss in the update is the derivative of the scalarization by that loss. If it is known before the
-step, it is part of the request, and one plain backward pass is enough (`Scalarization`). If it depends on the step's
-losses, which only the forward pass computes, the separate gradients are combined (`LossAggregation`).
+step, one plain backward pass is enough (`Scalarization`). If it depends on the step's losses, the separate gradients
+are combined (`LossAggregation`).
 
 The state has entries for the end task and the whole space, [1 + K]. Entries of losses that are not sampled or have no
 labels do not change.
@@ -188,10 +188,9 @@ class LossAggregation(Aggregation):
 class Famo(LossAggregation):
     """FAMO: F = c sum_i z_i log L_i with z = softmax(w), w learned so that all losses fall at an equal rate.
 
-    TorchJD computes F. Adam updates w with the change of log L_i since the loss was last sampled, differentiated
-    through the softmax over the step's losses. The paper evaluates the same batch again after the step, which needs a
-    second forward pass. The next batch has the same expectation and more noise. SparseAdam is used because it does not
-    change entries that are not sampled.
+    Adam updates w with the change of log L_i since the loss was last sampled, differentiated through the softmax over
+    the step's losses. The paper evaluates the same batch again after the step, a second forward pass; the next batch
+    has the same expectation and more noise. SparseAdam does not change entries that are not sampled.
     """
 
     config: settings.FamoConfig

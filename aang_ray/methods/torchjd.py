@@ -1,11 +1,11 @@
 """Aggregations of the separate gradients that TorchJD computes. (docs/methods/aggregations.md)
 
 Most methods are entries of two tables: `GRAM_WEIGHTS` (weights of the gradients from their Gram matrix) and
-`COORDINATEWISE` (updates from the gradients' coordinates). Four more methods have a state and are classes. TorchJD's
-state belongs to a fixed list of losses. Here the objectives change from step to step, so the state has entries for the
-end task and the whole space, [1 + K]. Entries of losses that are not sampled or have no labels do not change.
+`COORDINATEWISE` (updates from the gradients' coordinates). Four more have a state. TorchJD's state belongs to a fixed
+list of losses; here the objectives change from step to step, so the state has entries for the end task and the whole
+space, [1 + K]. Entries of losses that are not sampled or have no labels do not change.
 
-This file imports TorchJD, whose solvers take seconds to import, so it is imported only when a run uses it.
+TorchJD's solvers take seconds to import, so this file is imported only when a run uses it.
 """
 
 from __future__ import annotations
@@ -78,9 +78,8 @@ def fairgrad(config: settings.FairgradConfig, gram_mm: Tensor, trace: Tensor) ->
 def config_(config: Any, gram_mm: Tensor, trace: Tensor) -> Tensor:
     """ConFIG, on rows that have this Gram matrix; the weights are those that make its update of the rows.
 
-    Directly on gradients of 10^7 entries in fp32, the pseudo-inverse's tolerance would take all of them for 0. Here
-    the rank is decided on the cosines of the gradients, with a tolerance from the precision of the Gram matrix, so that
-    short gradients count.
+    Directly on 10^7 entries in fp32, the pseudo-inverse's tolerance would take all gradients for 0. Here the rank is
+    decided on their cosines, with a tolerance from the precision of the Gram matrix, so that short gradients count.
     """
     lengths_m = gram_mm.diagonal().sqrt()
     inverse_m = torch.where(lengths_m > 0, 1 / lengths_m, 0.0)
@@ -123,10 +122,9 @@ GRAM_WEIGHTS: Mapping[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
 
 
 class Aggregation(Static, ABC):
-    """d = sum_i alpha_i g_i over the end task and the sampled objectives; subclasses compute alpha.
+    """d = sum_i alpha_i g_i over the end task and the sampled objectives with labels; subclasses compute alpha.
 
-    Objectives without labels at a step are left out. Heads get the coefficients of static multitask: a head belongs to
-    one loss, or to losses of one kind. Holds n + 2 body-sized vectors.
+    Heads get the coefficients of static multitask: a head belongs to one loss, or to losses of one kind.
     """
 
     whole_gradients = True
@@ -140,8 +138,8 @@ class Aggregation(Static, ABC):
         """Return the aggregation, [P].
 
         Raises:
-            RunFailure: for a gradient that is not finite.
-            UserError: if the solver of the method is not installed.
+            RunFailure: For a gradient that is not finite.
+            UserError: The solver of the method is not installed.
         """
         if gradients.separate_SP is None:
             raise ValueError("an aggregation needs the separate gradients")
@@ -179,9 +177,9 @@ def named_solvers(method: str) -> Iterator[None]:
 class GramAggregation(Aggregation):
     """Weights from the Gram matrix, by `GRAM_WEIGHTS`. TorchJD computes on the host, so each step waits for the device.
 
-    TorchJD has absolute thresholds (1e-4 on the squared Frobenius norm, 1e-12 on sums). So it gets the Gram matrix
-    divided by its trace t, which is the Gram matrix of the gradients divided by sqrt t. It computes in fp64, because in
-    fp32 the eigenvalues would not resolve gradients that are 1e-4 times as long as the others.
+    TorchJD has absolute thresholds (1e-4 on the squared Frobenius norm, 1e-12 on sums), so it gets the Gram matrix
+    divided by its trace; in fp64, because fp32 eigenvalues would not resolve gradients 1e-4 times as long as the
+    others.
     """
 
     def weights(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor, rows: list[int]) -> Tensor:
@@ -241,8 +239,7 @@ class GradVac(GramAggregation):
 class PriorityConstrainedDescent(GramAggregation):
     """PCD; the averages of squared norms are kept for every loss. The end task is the primary objective.
 
-    The average of a loss that is sampled for the first time starts at its current squared norm. TorchJD's eps is set to
-    0, because it would affect only small gradients, and the averages do not need it.
+    The average of a loss that is sampled for the first time starts at its current squared norm, so TorchJD's eps is 0.
     """
 
     config: settings.PcdConfig
@@ -286,9 +283,8 @@ class ExcessMtl(Aggregation):
 
     h_ip = sqrt(sum over steps of g_ip^2 + 1e-7), with gradients relative to the root mean square of the first one's
     entries. e_i(0) is the mean over the first `warmup_steps` samples of a loss, whose weight does not move meanwhile.
-    The sum of the weights that change at a step is kept. The method stores K + 1 more body-sized vectors, for the end
-    task and every objective of the space, also in checkpoints. It does not use TorchJD, which has one warm-up for all
-    losses together. If every step has all objectives, both give the same result.
+    Stores K + 1 more body-sized vectors, also in checkpoints. TorchJD has one warm-up for all losses together; if every
+    step has all objectives, both give the same result.
     """
 
     config: settings.ExcessMtlConfig
@@ -374,10 +370,7 @@ COORDINATEWISE: Mapping[str, Callable[[Any, Tensor, list[int]], Tensor]] = {
 
 
 class Coordinatewise(Static):
-    """Aggregations of `COORDINATEWISE`. Heads get the coefficients of static multitask. Holds n + 2 body-sized vectors.
-
-    Nothing waits for the device, and draws are a function of (seed, step).
-    """
+    """Aggregations of `COORDINATEWISE`. Nothing waits for the device, and draws are a function of (seed, step)."""
 
     whole_gradients = True
 

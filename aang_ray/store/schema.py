@@ -1,7 +1,6 @@
 """What the store holds of a run: as Python values, as three Arrow tables, and the way from one to the other.
 
-`task` and `method` are not columns of the files. They are the hive partitions of the path, and every reader of hive
-layouts (pyarrow, pandas, DuckDB, Spark) adds them. Scores are flat columns, `<view>_<score>`, so that they can be
+`task` and `method` are hive partitions of the path. Scores are flat columns, `<view>_<score>`, so that they can be
 queried by name. The configuration is JSON.
 """
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 SCHEMA_VERSION = 2
 """Version 2 added `stage` to `history`, made dev nullable there, and added the views before a last stage to `results`.
 
-One rule reads older files: a nullable column that an older file lacks is null.
+A nullable column that an older file lacks is null.
 """
 VERSION_KEY = b"aang_ray.schema"
 
@@ -114,10 +113,7 @@ def with_partitions(name: TableName) -> pa.Schema:
 
 
 Status = Literal["done", "failed", "cut"]
-"""`cut`: a scheduler ended the run before its last step.
-
-Such a run has its best dev score so far, and no test score.
-"""
+"""`cut`: a scheduler ended the run before its last step; it has its best dev score so far, and no test score."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     <root>/<table>/task=<task>/method=<method>/<cell>.parquet
 
 holds one immutable file a run in each of the tables `results`, `history` and `weights`. Names in paths are URL-quoted.
-Any reader of hive layouts opens the tables. A run exists when it has a file in `results`, which is written last.
+A run exists when it has a file in `results`, which is written last.
 """
 
 from __future__ import annotations
@@ -54,10 +54,8 @@ class CellFile:
 
 
 class Store:
-    """The rows of finished runs below one root.
-
-    Args:
-        uri: A local folder, which need not exist yet, or any URI that pyarrow or fsspec opens.
+    """The rows of finished runs below one root: a local folder, which need not exist yet, or any URI of pyarrow or
+    fsspec.
 
     Raises:
         UserError: The URI is unknown, may not be read, or is a file.
@@ -76,9 +74,7 @@ class Store:
         return self._location.exists()
 
     def check_writable(self) -> None:
-        """Make the folder of a local store, before the hours of work that it is to keep.
-
-        A remote store is not asked: only its first file shows whether it can be written.
+        """Make the folder of a local store, before the hours of work that it is to keep. A remote store is not asked.
 
         Raises:
             UserError: The folder cannot be made or written.
@@ -154,15 +150,9 @@ def list_files(location: Location, table: TableName) -> list[CellFile]:
 def read_files(
     location: Location, table: TableName, files: Sequence[CellFile], columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Return the rows of some files, in the order of the files.
+    """Return the rows of some files, in the order of the files; `columns` may include `task` and `method`; None: all.
 
     A file that was removed since it was listed has no rows: a failed row is being replaced.
-
-    Args:
-        location: The root of the store.
-        table: The table that the files belong to.
-        files: The files, as `list_files` returns them.
-        columns: The columns to read, `task` and `method` included; None stands for all.
 
     Raises:
         UserError: A file is not whole, or this version cannot read it.
@@ -179,11 +169,7 @@ def read_files(
 def _read(location: Location, file: CellFile, schema: pa.Schema) -> pa.Table | None:
     """Return the rows of one file with the columns of a schema, or None if the file is gone.
 
-    The file is opened once. `pyarrow.dataset` would open it twice, for its footer and for its rows, and another process
-    may replace the file in between.
-
-    Raises:
-        UserError: The file is not whole, is of a newer version, or was written by something else.
+    The file is opened once: `pyarrow.dataset` opens it twice, and another process may replace it in between.
     """
     try:
         with location.filesystem.open_input_file(file.path) as stream:
@@ -215,11 +201,7 @@ def _read(location: Location, file: CellFile, schema: pa.Schema) -> pa.Table | N
 
 
 def _check_version(schema: pa.Schema, path: str) -> int:
-    """Return the schema version of a file.
-
-    Raises:
-        UserError: The file states no version, or a newer one.
-    """
+    """Return the schema version of a file; `UserError` if it states none, or a newer one."""
     text = (schema.metadata or {}).get(VERSION_KEY, b"").decode(errors="replace")
     if not text.isdecimal():
         raise UserError(f"{path} states no schema version; it was not written by this program: move it away")
@@ -259,10 +241,7 @@ def write_cell(location: Location, record: CellRecord) -> None:
 
 
 def _serialise(table: pa.Table) -> bytes:
-    """Return a table as a Parquet file.
-
-    It is made in memory: a table that cannot be written never touches the store.
-    """
+    """Return a table as a Parquet file, made in memory: a table that cannot be written never touches the store."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data: bytes = sink.getvalue().to_pybytes()

@@ -41,11 +41,10 @@ class Compute:
 def choose_compute(config: RunConfig) -> Compute:
     """Choose device and precision of a run, and set PyTorch's threads and matmul precision.
 
-    `device: auto` chooses CUDA if there is a GPU. `precision: auto` chooses bf16 if the device supports it natively,
-    else fp32.
+    `auto` chooses CUDA if there is a GPU, and bf16 if the device supports it natively, else fp32.
 
     Raises:
-        UserError: if a GPU is asked for and there is none.
+        UserError: A GPU is asked for and there is none.
     """
     wanted = config.resources.device
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -70,17 +69,12 @@ def _has_native_bf16(kind: str) -> bool:
 class MicroBatch:
     """The largest number of examples in one forward pass. Accumulation over pieces does not change the result.
 
-    With `batch.micro: auto` the number is estimated once from the activation memory of one example, and halved whenever
-    a step runs out of memory nevertheless.
+    With `auto` (`wanted` is None) it is estimated once from the activation memory of one example, and halved whenever a
+    step runs out of memory nevertheless.
     """
 
     def __init__(self, wanted: int | None, texts: int) -> None:
-        """Set the initial number.
-
-        Args:
-            wanted: The user's number; None for `auto`.
-            texts: Number of examples of a whole step.
-        """
+        """Set the initial number: `wanted`, at most the number of a whole step, `texts`."""
         self.fixed = wanted is not None
         self.texts = min(wanted, texts) if wanted is not None else texts
 
@@ -93,7 +87,7 @@ class MicroBatch:
         """Halve the number of examples.
 
         Raises:
-            RunFailure: if the number is 1 or set by the user; the message says what to lower.
+            RunFailure: The number is 1 or set by the user; the message says what to lower.
         """
         if self.fixed or self.texts == 1:
             raise RunFailure(

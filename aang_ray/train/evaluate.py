@@ -47,9 +47,10 @@ class Predictions:
         return Predictions(self.logits_EC[torch.from_numpy(indices)], self.labels_E[indices])
 
     def scores(self, label_names: Sequence[str]) -> Scores:
-        """Return accuracy, macro-F1 over all stated labels, mean cross-entropy, and examples per class.
+        """Return accuracy, macro-F1 over all stated labels, mean cross-entropy, and examples per class; NaN without
+        examples.
 
-        A label that neither occurs nor is predicted counts with F1 = 0. Without examples, scores are NaN.
+        A label that neither occurs nor is predicted counts with F1 = 0.
         """
         stated = np.arange(len(label_names))
         counts = np.bincount(self.labels_E, minlength=len(label_names))
@@ -72,7 +73,7 @@ def score_of(scores: Scores, metric: Metric) -> float:
 def bootstrap_interval(predictions: Predictions, metric: Metric, classes: int) -> tuple[float, float] | None:
     """Return the 95 % percentile interval of the metric over resampled examples; None below two examples.
 
-    The interval shows the uncertainty from the size of the test set. It does not include the spread over seeds.
+    It shows the uncertainty from the size of the test set, not the spread over seeds.
     """
     if len(predictions.labels_E) < 2:
         return None
@@ -119,13 +120,7 @@ class SplitReader:
     """The texts of a split, sorted by length and collated once, for repeated evaluation."""
 
     def __init__(self, split: Labelled, examples: Int64, pad_id: int) -> None:
-        """Collate some examples of a split.
-
-        Args:
-            split: Tokens and labels.
-            examples: Indices into the split, in the order of the predictions.
-            pad_id: Id of the padding token.
-        """
+        """Collate the examples with these indices into the split."""
         order = np.argsort(-split.tokens.lengths[examples], kind="stable")
         self._labels = split.labels[examples]
         self._inverse = np.argsort(order)

@@ -49,10 +49,8 @@ CARD, ENCODER, HEAD = "model_card.json", "encoder", "head.safetensors"
 def check_export(folder: Path, data: DataConfig) -> None:
     """Check that a classifier of this task can be written to a folder.
 
-    The folder may be missing, empty, or an earlier export.
-
     Raises:
-        UserError: if the folder holds anything else, or the task is not a text task.
+        UserError: The folder is neither missing nor empty nor an earlier export, or the task is not one of text.
     """
     if not domain_of(data).exports:
         kind = modality_of(data)
@@ -72,7 +70,7 @@ def export_model(folder: Path, setup: Setup, result: ResultRow) -> None:
         result: The run's result row, which is stored in the card.
 
     Raises:
-        UserError: if the folder holds something that is not an exported model.
+        UserError: The folder holds something that is not an exported model.
     """
     check_export(folder, setup.config.data)
     with new_folder(folder.absolute(), replace=True) as draft:
@@ -132,7 +130,7 @@ class Classifier:
             The label of each text, and the probabilities [E, C] in the order of `labels`.
 
         Raises:
-            UserError: for a single text if the model was trained on pairs, and for a pair if it was not.
+            UserError: For a single text if the model was trained on pairs, and for a pair if it was not.
         """
         if not texts:
             return [], np.zeros((0, len(self.labels)), dtype=np.float32)
@@ -163,7 +161,7 @@ def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
         device: A PyTorch device. The precision is that of the run.
 
     Raises:
-        UserError: for a folder without a complete export, or with an export of another format.
+        UserError: For a folder without a complete export, or with an export of another format.
     """
     folder = Path(folder)
     card = _read_card(folder)

@@ -1,6 +1,5 @@
-"""The training loop: steps, evaluations on dev, early stopping, and one test score of the best model.
-
-See docs/semantics.md, section 5.
+"""The training loop: steps, dev scores, early stopping, one test score of the best model (docs/semantics.md, section
+5).
 """
 
 from __future__ import annotations
@@ -46,7 +45,13 @@ class Finished:
 
 
 class Trainer:
-    """Trains a run through all its stages, starting from its checkpoint if there is one."""
+    """Trains a run through all its stages, starting from its checkpoint if there is one.
+
+    Args:
+        setup: The parts of the run; training changes them in place.
+        on_evaluation: Called after each evaluation, in every worker.
+        checkpointer: Reads and writes the checkpoint; None for a run without checkpoints.
+    """
 
     def __init__(
         self,
@@ -54,13 +59,6 @@ class Trainer:
         on_evaluation: Callable[[HistoryRow], None] | None = None,
         checkpointer: Checkpointer | None = None,
     ) -> None:
-        """Prepare the first stage.
-
-        Args:
-            setup: The parts of the run; training changes them in place.
-            on_evaluation: Called after each evaluation, in every worker.
-            checkpointer: Reads and writes the checkpoint; None for a run without checkpoints.
-        """
         self.config = setup.config
         self.progress = Progress()
         self._whole = setup
@@ -79,10 +77,10 @@ class Trainer:
         """Train, and score test once with the model that has the best dev score.
 
         Raises:
-            UserError: for a checkpoint that the run cannot continue from.
-            RunFailure: for a loss that is not finite, or when memory runs out.
-            Interrupted, KeyboardInterrupt: when asked to stop; the checkpoint is written.
-            StepLimitReached: at the step limit; the checkpoint is written.
+            UserError: For a checkpoint that the run cannot continue from.
+            RunFailure: For a loss that is not finite, or when memory runs out.
+            Interrupted, KeyboardInterrupt: When asked to stop; the checkpoint is written.
+            StepLimitReached: At the step limit; the checkpoint is written.
         """
         if self._checkpointer is None or not self._checkpointer.resume(self._restore):
             self.stepper.estimate_memory(self.stepper.prepare(0))
@@ -240,13 +238,8 @@ class Trainer:
 
 
 def prefetched(make: Callable[[int], T], first: int, stop: int, depth: int = 2) -> Iterator[T]:
-    """Yield make(first), ..., make(stop - 1) in order, computed ahead on another thread.
-
-    Args:
-        make: Called with each number. If it raises, the exception is raised when that result is requested.
-        first: First number.
-        stop: One more than the last number.
-        depth: Number of results to compute ahead; 0 computes each result on request, on the calling thread.
+    """Yield make(first), ..., make(stop - 1) in order, with `depth` results computed ahead on another thread; 0: on
+    this one.
     """
     if depth == 0:
         yield from map(make, range(first, stop))
@@ -266,7 +259,7 @@ def prefetched(make: Callable[[int], T], first: int, stop: int, depth: int = 2) 
 
 
 class LossLog:
-    """Computes mean losses since the last evaluation and raises for a loss that is not finite.
+    """Computes mean losses since the last evaluation, and raises `RunFailure` for a loss that is not finite.
 
     Reading a loss waits for the device. So losses stay on the device and are read every `check_every` steps: at each
     step on a CPU, at evaluations on a GPU.
@@ -279,37 +272,20 @@ class LossLog:
         self._sums: dict[str, tuple[float, int]] = {}
 
     def add(self, step: int, names: Sequence[str], losses_S: Tensor) -> None:
-        """Add the losses of a step.
-
-        Args:
-            step: Number of completed steps.
-            names: Name of each segment; a segment with an empty name is skipped.
-            losses_S: Loss of each segment, [S].
-
-        Raises:
-            RunFailure: for a loss that is not finite.
-        """
+        """Add the losses of a step, [S], with the name of each segment; a segment with an empty name is skipped."""
         self._unread.append((step, names, losses_S.detach()))
         if len(self._unread) >= self.check_every:
             self.read()
 
     def means(self) -> dict[str, float]:
-        """Return the mean loss since the last call, by segment name, and start new means.
-
-        Raises:
-            RunFailure: for a loss that is not finite.
-        """
+        """Return the mean loss since the last call, by segment name, and start new means."""
         self.read()
         means = {name: total / count for name, (total, count) in self._sums.items()}
         self._sums.clear()
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all losses so far as plain numbers.
-
-        Raises:
-            RunFailure: for a loss that is not finite.
-        """
+        """Return all losses so far as plain numbers."""
         self.read()
         return {"last": dict(self._last), "sums": {name: list(sums) for name, sums in self._sums.items()}}
 
@@ -319,11 +295,7 @@ class LossLog:
         self._sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
 
     def read(self) -> None:
-        """Copy the unread losses to the host and check them.
-
-        Raises:
-            RunFailure: for a loss that is not finite.
-        """
+        """Copy the unread losses to the host and check them."""
         if not self._unread:
             return
         values = iter(torch.cat([losses_S for _, _, losses_S in self._unread]).tolist())  # one copy to the host

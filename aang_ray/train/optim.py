@@ -17,9 +17,8 @@ PUBLISHED_OBJECTIVE_CLIP = 10.0
 
 
 def make_optimizer(body: nn.Module, heads: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Return AdamW or SGD with separate learning rates and weight decays for body and heads.
-
-    Weight decay applies to every parameter, also to biases and norms (docs/semantics.md, section 4).
+    """Return AdamW or SGD with separate rates for body and heads. Weight decay applies to every parameter, also to
+    biases.
     """
     groups: list[dict[str, Any]] = [
         {"params": list(body.parameters()), "lr": config.body_lr, "weight_decay": config.body_weight_decay},
@@ -53,10 +52,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, schedule: ScheduleConfig) ->
 
 
 def clip(body: nn.Module, heads: Mapping[str, nn.Module], config: OptimConfig) -> None:
-    """Clip the body's gradient and each head's gradient to norm `config.clip`.
-
-    With `clipping: published`, the gradients of all heads are clipped jointly.
-    """
+    """Clip the body's gradient and each head's (`published`: all heads' together) to norm `config.clip`."""
     nn.utils.clip_grad_norm_(body.parameters(), config.clip)
     if config.clipping == "published":
         nn.utils.clip_grad_norm_([p for head in heads.values() for p in head.parameters()], config.clip)
@@ -68,13 +64,8 @@ def clip(body: nn.Module, heads: Mapping[str, nn.Module], config: OptimConfig) -
 def clip_objectives(body: nn.Module, separate_SP: Tensor, coefficients_S: Tensor) -> None:
     """Clip each objective's gradient g_k to norm 10 in the body's update (`clipping: published`).
 
-    The function adds the correction c_k (min(1, 10 / ||g_k||) - 1) g_k to `.grad`. It does not recompute the update,
-    because `.grad` also holds the gradient of a tied decoder, which is not in `separate_SP` and stays unclipped.
-
-    Args:
-        body: The body, with the update sum_k c_k g_k in `.grad`.
-        separate_SP: The gradients g_k of all segments, [S, P].
-        coefficients_S: The coefficients c_k, [S].
+    This adds the correction c_k (min(1, 10 / ||g_k||) - 1) g_k to `.grad`, which also holds the gradient of a tied
+    decoder, which is not in `separate_SP` and stays unclipped.
     """
     norms_S = torch.linalg.vector_norm(separate_SP, dim=1)
     scale_S = torch.clamp(PUBLISHED_OBJECTIVE_CLIP / norms_S.clamp_min(1e-30), max=1.0)
@@ -85,10 +76,7 @@ def clip_objectives(body: nn.Module, separate_SP: Tensor, coefficients_S: Tensor
 
 
 def get_gradient(body: nn.Module) -> Tensor:
-    """Return the body's gradients as one vector [P], with 0 for parameters without a gradient.
-
-    The vector is fp64 for an fp64 body, else fp32.
-    """
+    """Return the body's gradients as one vector [P], fp64 for an fp64 body, else fp32."""
     parameters = [p for p in body.parameters() if p.requires_grad]
     flat_P = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     return flat_P.to(torch.promote_types(flat_P.dtype, torch.float32))

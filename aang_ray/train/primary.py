@@ -1,7 +1,7 @@
 """End-task gradients that some methods measure before a step, on fresh train examples and without dropout.
 
-Without dropout all workers compute the same result from the same examples, except for rounding where kernels are not
-deterministic. The first worker's measurements are sent to all, so that the workers stay identical.
+All workers compute them from the same examples. The first worker's result is sent to all, because kernels may not be
+deterministic.
 """
 
 from __future__ import annotations
@@ -81,13 +81,8 @@ class PrimaryView:
         self._setup, self._method, self._losses = setup, method, ExampleLosses(setup)
 
     def prepare(self, step: int, micro: int) -> PrimaryPieces:
-        """Return the examples of a step, a function of (seed, step).
-
-        The two sets of examples are disjoint if train is large enough.
-
-        Args:
-            step: Index of the step.
-            micro: Maximum number of examples in a piece.
+        """Return the examples of a step, a function of (seed, step). The two sets are disjoint if train is large
+        enough.
         """
         wanted = self._method.primary_examples(step)
         size = len(self._setup.task.train)
@@ -97,12 +92,7 @@ class PrimaryView:
         return PrimaryPieces(self._pieces(subspace, micro), self._pieces(mean, micro), counts)
 
     def measure(self, step: int, pieces: PrimaryPieces) -> None:
-        """Call the method's `measure` with the Jacobians of the examples' losses, then send the results to all workers.
-
-        Args:
-            step: Index of the step.
-            pieces: What `prepare` returned for this step.
-        """
+        """Call the method's `measure` with the Jacobians of the examples' losses; send the results to all workers."""
         body = self._setup.encoder
         subspace, mean = (
             ExampleJacobian(body, part, self._losses, count) if part else None

@@ -1,7 +1,4 @@
-"""A run's progress, and the record that is stored for it: done, cut short or failed.
-
-`cell_record` makes every row of `results`. This module loads neither torch nor Ray.
-"""
+"""A run's progress, and the record that is stored for it: done, cut short or failed. Loads neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -106,8 +103,7 @@ def cell_record(
     Args:
         config: The cell's configuration.
         progress: The run's progress; its history and weights become part of the record.
-        status: `done`, `cut` or `failed`. A cut run has the best dev scores so far and no test scores: test is scored
-            only at the end. A failed run has no scores.
+        status: A `cut` run has the best dev scores so far and no test scores; a `failed` run has no scores.
         device: Name of the device in the store.
         precision: Precision that was used.
         seconds: Duration of the run.
@@ -155,13 +151,7 @@ def cell_record(
 
 
 def failed_record(config: RunConfig, error: str, log: str = "") -> CellRecord:
-    """Return the record of a cell whose run ended in an error that the training loop did not handle.
-
-    Args:
-        config: The cell's configuration.
-        error: The error message; it is stored on one line.
-        log: The log or traceback, of which the last `LOG_LINES` lines are kept.
-    """
+    """Return the record of a cell whose run ended in an error that the training loop did not handle."""
     device, precision = config.resources.device, config.precision
     return cell_record(
         config, Progress(), "failed", device=device, precision=precision, seconds=0.0, error=error, log=log

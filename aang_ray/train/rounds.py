@@ -1,9 +1,8 @@
 """Training in rounds: each task is trained alone from the same parameters, then the method combines the results.
 
-The methods (alphaVIL, DIW) are in `methods/rounds.py`; this module makes their training steps. A step is one optimiser
-step of one task, so loop, checkpoints and counts work as for any other method. Within a round, body and heads hold the
-parameters of the task that is being trained. At the end of a round they hold the round's result. Dev is scored only at
-the end of a round.
+The methods (alphaVIL, DIW) are in `methods/rounds.py`. A step is one optimiser step of one task, so loop, checkpoints
+and counts work as for any other method. Within a round, body and heads hold the parameters of the task that is being
+trained; at its end, the round's result, which is scored on dev.
 
 Shape suffixes: N tasks, Q entries of all trained parameters, W workers, S segments of a batch.
 """
@@ -89,12 +88,8 @@ class TaskPlan:
     """The order of the steps of a round in which each task is trained alone.
 
     Worker i mod W trains task i, and W consecutive tasks form a group. The steps that the workers of a group make at
-    the same time are consecutive slots. All of them are executed at the first of these slots, so a round has the same
-    number of slots for any W.
-
-    Args:
-        steps_N: Number of steps of each task, [N].
-        workers: Number of workers W.
+    the same time are consecutive slots, all executed at the first of them. So a round has the same number of slots for
+    any W.
     """
 
     def __init__(self, steps_N: Sequence[int], workers: int) -> None:
@@ -125,16 +120,12 @@ class TaskPlan:
 
 
 def fitted(lengths: Sequence[int], total: int) -> tuple[int, ...]:
-    """Return the lengths of a round's parts, shortened if the run has fewer steps than one round.
+    """Return the lengths of a round's parts, shortened if the run has fewer steps (`total`) than one round.
 
     Every part gets one step. The remaining steps are divided in proportion to `length - 1`, rounded down.
 
-    Args:
-        lengths: Intended number of steps of each part.
-        total: Number of steps of the run.
-
     Raises:
-        UserError: If there is no step for every part.
+        UserError: There is no step for every part.
     """
     if sum(lengths) <= total:
         return tuple(lengths)
@@ -148,10 +139,9 @@ def fitted(lengths: Sequence[int], total: int) -> tuple[int, ...]:
 
 
 class Tasks:
-    """The tasks of a run and their batches.
+    """The tasks of a run and their batches: the end task, then the objectives that are sampled for step 0.
 
-    Task 0 is the end task. The other tasks are the objectives that are sampled for step 0. A batch of a single task has
-    `batch.end_task` examples of the end task or `batch.auxiliary` examples of an objective.
+    A batch of one task has `batch.end_task` examples of the end task or `batch.auxiliary` examples of an objective.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -196,12 +186,12 @@ class RoundPrepared(Prepared):
 class RoundStepper(Stepper):
     """Makes the steps of rounds, and implements the `Round` interface that the method uses.
 
-    A run has as many whole rounds as fit into `schedule.steps`. If not even one fits, the round is shortened. During a
-    round every task's learning rate runs through the round's whole part of the schedule, as if all tasks were trained
-    at the same time. So a task's update does not depend on the order of tasks.
+    A run has as many whole rounds as fit into `schedule.steps`; if not even one fits, the round is shortened. During a
+    round every task's learning rate runs through the round's whole part of the schedule, so a task's update does not
+    depend on the order of tasks.
 
-    Worker i mod W alone trains task i, and only the losses of its steps are sent. Optimiser states of single tasks are
-    not saved, so a resumed run repeats the current group of tasks, or the current try, from its first step.
+    Only the losses of a worker's steps are sent. Optimiser states of single tasks are not saved, so a resumed run
+    repeats the current group of tasks, or the current try, from its first step.
     """
 
     def __init__(self, setup: Setup, method: RoundMethod) -> None:
@@ -395,14 +385,10 @@ class RoundStepper(Stepper):
         self._start_Q = None
 
     def _fresh_optimizer(self, steps: int, weight: float) -> None:
-        """Make a new optimiser and schedule for a task or a try.
+        """Make an optimiser for a task or a try whose schedule runs through the round's part in `steps` steps.
 
-        With SGD, `weight` multiplies the clipped gradient only. The weight decay is divided by it, because SGD
-        multiplies the decay by the learning rate.
-
-        Args:
-            steps: Number of steps in which the schedule runs through the whole round's part.
-            weight: Factor on the learning rates.
+        `weight` multiplies the learning rates; weight decay of SGD is divided by it, because SGD multiplies the decay
+        by the rate.
         """
         optim = self.setup.config.optim
         self.optimizer = make_optimizer(self.setup.encoder, self.setup.heads, optim)

@@ -74,13 +74,8 @@ class Setup:
 def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -> Setup:
     """Load the task and the encoder, and make heads and method.
 
-    Args:
-        config: A resolved configuration.
-        compute: Device and precision.
-        workers: The group of processes that train the run; None for a single process.
-
     Raises:
-        UserError: for data, an encoder or a space that the run cannot use.
+        UserError: For data, an encoder or a space that the run cannot use.
     """
     torch.manual_seed(config.seed)
     parts = domain_of(config.data).build(config, compute.device)
@@ -140,12 +135,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
 
 
 def setup_of_stage(setup: Setup, config: RunConfig) -> Setup:
-    """Return a set-up for a stage: the same task, body and heads, with space, batches and method of its configuration.
-
-    Args:
-        setup: The set-up of the run.
-        config: The configuration of the stage.
-    """
+    """Return a set-up for a stage: the same task, body and heads; space, batches and method of its `config`."""
     if config == setup.config:
         return setup
     space, domain = setup.stage(config)

@@ -1,7 +1,6 @@
-"""One optimiser step: batch, dev head, gradients, the method, clipping, update.
+"""One optimiser step: batch, dev head, gradients, the method, clipping, update (docs/semantics.md, section 2).
 
-See docs/semantics.md, section 2. Shape suffixes: S segments, P entries of the body, E examples, H hidden size,
-C classes.
+Shape suffixes: S segments, P entries of the body, E examples, H hidden size, C classes.
 """
 
 from __future__ import annotations
@@ -149,14 +148,10 @@ class Stepper:
         return activation_bytes(lambda: self.losses(piece))
 
     def step(self, prepared: Prepared) -> StepGradients:
-        """Make one optimiser step.
-
-        Returns:
-            Losses and statistics of the step, without body-sized tensors.
+        """Make one optimiser step; return its losses and statistics, without body-sized tensors.
 
         Raises:
-            RunFailure: if memory runs out with pieces of one example or of the user's size, or on one of several
-                workers.
+            RunFailure: Memory runs out with pieces of one example or of the user's size, or on one of several workers.
         """
         setup = self.setup
         gradients = self._gradients_that_fit(prepared)
@@ -183,8 +178,7 @@ class Stepper:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that an optimiser step changes. The keys are part of the checkpoint format.
 
-        It contains no random state, because batches are a function of (seed, step) and dropout is seeded at every step
-        (docs/semantics.md, section 2).
+        There is no random state: batches are a function of (seed, step) and dropout is seeded at every step.
         """
         setup = self.setup
         return {
@@ -199,11 +193,7 @@ class Stepper:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned, except a `batch.micro` that the user has set: it affects rounding only.
-
-        Raises:
-            KeyError, RuntimeError, ValueError: for a state of another model.
-        """
+        """Restore what `state_dict` returned, except a `batch.micro` of the user, which affects rounding only."""
         setup = self.setup
         setup.encoder.load_state_dict(state["body"])
         setup.heads.load_state_dict(state["heads"])
@@ -216,11 +206,7 @@ class Stepper:
         self.restore_round(state["round"])
 
     def check_same(self, steps: int) -> None:
-        """Check that all workers have the same parameters and method state after `steps` steps.
-
-        Raises:
-            RunFailure: if they differ; the message names the first difference.
-        """
+        """Check that all workers have the same parameters and method state after `steps` steps."""
         setup = self.setup
         if setup.workers.size > 1:
             check_same(setup.workers, steps, replicated(setup.encoder, setup.heads, setup.method.state_dict()))

@@ -1,7 +1,7 @@
 """Sums up the gradients and statistics of a step whose examples are divided among the workers.
 
 Worker r computes the part g_s^r of each segment's gradient, g_s = sum_r g_s^r. Because sums are linear, the workers
-send the following:
+send the following (docs/objective-parallel.md):
 
 | requested | each worker computes | sent |
 |---|---|---|
@@ -12,15 +12,12 @@ send the following:
 | norm of sum_{s > 1} c_s g_s | nothing, except a worker that computes the end task | a scalar |
 | separate gradients, Gram matrix | all g_s^r | the body for each segment |
 
-The norm in the last but one row is the norm of the summed update minus c_1 g_1. For a tied table it uses only the
-gradient from lookups, which counts in scores, and not the gradient from its use as decoder (`RowPlan`).
+The norm in the last but one row is that of the summed update minus c_1 g_1. With dropout every worker has its own dev
+gradient v^r. Then <v, g_s> is defined as sum_r <v^r, g_s^r> / ||v^r||, multiplied by the square root of mean_r
+||v^r||^2, so that cosines remain sums of cosines.
 
-With dropout every worker has its own dev gradient v^r. Then <v, g_s> is defined as sum_r <v^r, g_s^r> / ||v^r||,
-multiplied by the square root of mean_r ||v^r||^2, so that cosines remain sums of cosines. Without dropout all v^r are
-equal. See docs/objective-parallel.md.
-
-Shape suffixes: S segments (0 dev, 1 end task, 2 ... the objectives), P entries of the body's gradient as one vector,
-V rows of the tied table, U of them that this worker looks up, H hidden size.
+Shape suffixes: S segments (0 dev, 1 end task, 2 ... the objectives), P entries of the body's gradient as one vector, V
+rows of the tied table, U of them that this worker looks up, H hidden size, W workers.
 """
 
 from __future__ import annotations
@@ -56,9 +53,9 @@ Answer = TypeVar("Answer")
 class RowPlan:
     """The rows of a tied table that this worker looks up in a step. They make the joint gradient's norm exact.
 
-    The table's gradient in the update also contains the gradient from its use as decoder, which does not count in
-    scores. So the joint gradient from lookups is summed up separately, and only rows that several workers look up are
-    sent. Shared rows come first, in the same order on all workers, then the rows that only this worker looks up.
+    The table's gradient in the update also contains that from its use as decoder, which does not count in scores. So
+    the joint gradient from lookups is summed up separately, and only rows that several workers look up are sent. Shared
+    rows come first, in the same order on all workers, then the rows that only this worker looks up.
     """
 
     place_V: Entries
@@ -70,13 +67,7 @@ class RowPlan:
 
     @classmethod
     def of(cls, entries: Sequence[Entries], rank: int, size: int) -> RowPlan:
-        """Return the plan of one worker.
-
-        Args:
-            entries: Distinct table rows that each worker looks up, [W].
-            rank: Rank of the worker.
-            size: Number of rows V in the table.
-        """
+        """Return the plan of worker `rank`, from the distinct rows that each worker looks up of a table of `size`."""
         users_V = np.bincount(np.concatenate(entries), minlength=size)
         shared = np.flatnonzero(users_V > 1)
         own = entries[rank][users_V[entries[rank]] == 1]
@@ -107,7 +98,7 @@ class Share:
 def failing_for_all(compute: Callable[Given, Answer]) -> Callable[Given, Answer]:
     """Return a function like `compute` that raises `RunFailure` if memory runs out.
 
-    With several workers, one worker alone cannot repeat a step in smaller pieces, so the run has to fail.
+    One worker alone cannot repeat a step in smaller pieces.
     """
 
     def checked(*given: Given.args, **named: Given.kwargs) -> Answer:
@@ -161,12 +152,8 @@ class Exchange:
         """Bytes sent in the last step."""
 
     def share(self, domain: Domain, batch: Any, whole: bool) -> Share:
-        """Return the placement of a step's examples on the workers. Any thread may call this.
-
-        Args:
-            domain: Gives the cost of each example and the rows of the word table that it looks up.
-            batch: The step's batch.
-            whole: Whether norms will be requested, so that segments should not be divided.
+        """Return the placement of a step's examples on the workers; `whole`: do not divide segments, as norms need them
+        whole.
         """
         workers = self._workers
         placement = place(domain.costs(batch), workers.size, whole)
@@ -186,8 +173,8 @@ class Exchange:
             share: This worker's part of the step.
 
         Raises:
-            RunFailure, UserError: If `compute` raises them on any worker.
-            WorkerLost: If another worker fails or cannot be reached.
+            RunFailure, UserError: `compute` raises them on any worker.
+            WorkerLost: Another worker fails or cannot be reached.
         """
         self.traffic = Traffic()
         if request.gram or request.separate:
@@ -203,10 +190,8 @@ class Exchange:
         return StepGradients(losses_S, kept=local.kept)
 
     def _matrix(self, compute: Compute, request: Request) -> StepGradients:
-        """Sum up separate gradients or a Gram matrix. This sends S body-sized vectors.
-
-        The update is a weighted sum of these vectors. So the body's update is sent only if the vectors lack the
-        gradient of a tied decoder.
+        """Sum up separate gradients or a Gram matrix. This sends S body-sized vectors, whose weighted sum is the
+        update; so the body's update is sent only if the vectors lack the gradient of a tied decoder.
         """
         all_rows = replace(request, separate=True, gram=False, scores=False, joint_from=None)
         local, body = self._computed(compute, all_rows, send_body=self._table is not None)
@@ -307,14 +292,10 @@ class Exchange:
         )
 
     def _computed(self, compute: Compute, request: Request, send_body: bool = True) -> tuple[StepGradients, Pending]:
-        """Compute this worker's part, sum up the heads' gradients and begin to sum up the body's.
+        """Compute this worker's part, sum up the heads' gradients, and return with the pending sum of the body's
+        gradients.
 
-        An error on any worker ends the step on all. Afterwards a parameter has a gradient on all workers if it had one
-        on any worker, and else on none.
-
-        Returns:
-            This worker's statistics, and the pending sum of the body's gradients. After waiting for it, `.grad` is
-            complete.
+        Afterwards a parameter has a gradient on all workers if it had one on any worker, and else on none.
         """
         parameters = [*self._body, *self._heads]
         with Agreement(self._workers) as agreement:

@@ -2,10 +2,6 @@
 
 Tensors are sent with the device's backend (NCCL on GPUs, gloo on CPUs). Messages between hosts (signals, failures) use
 a separate gloo group, so that they never wait for a device.
-
-- `Workers`: sums, broadcasts and small messages between hosts; `Traffic` counts the bytes of a step.
-- `Agreement`: an error on one worker ends the step on all. `check_same`: checks that all have the same parameters.
-- `Sharded`: each worker keeps a part of the optimiser's state. `gathered`: each worker scores a part of a split.
 """
 
 from __future__ import annotations
@@ -39,7 +35,7 @@ class WorkerLost(RuntimeError):
 
 @contextmanager
 def raising_worker_lost() -> Iterator[None]:
-    """Raise `WorkerLost` for a communication error inside the block. The error does not tell which worker is lost."""
+    """Raise `WorkerLost` for a communication error inside the block."""
     try:
         yield
     except RuntimeError as error:
@@ -71,7 +67,7 @@ class Workers:
 
     @classmethod
     def connect(cls, rank: int, size: int, device: torch.device, timeout: timedelta = TIMEOUT) -> Workers:
-        """Return the group of all processes of `torch.distributed`. Its default group must exist already.
+        """Return the group of all processes of `torch.distributed`, whose default group must exist already.
 
         Args:
             rank: Rank of this process.
@@ -92,11 +88,8 @@ class Workers:
         return self.rank == 0
 
     def sum_(self, tensor: Tensor, members: Sequence[int] | None = None) -> None:
-        """Replace a tensor by its sum over all workers, or over `members`, which must include this worker.
-
-        Args:
-            tensor: A tensor on the device.
-            members: Ranks of a sub-group that `join` has made; None for all workers.
+        """Replace a tensor on the device by its sum over all workers, or over `members`, a sub-group that `join` has
+        made.
         """
         if self.size > 1:
             with raising_worker_lost():
@@ -219,7 +212,7 @@ class Agreement:
     """Context manager in which an error on one worker ends the block with an error on all workers.
 
     `RunFailure` and `UserError` are raised on all workers. For any other error, the worker itself raises it and the
-    others raise `WorkerLost`. Without an error, `flags` become the element-wise "or" over all workers.
+    others raise `WorkerLost`.
     """
 
     def __init__(self, workers: Workers) -> None:
@@ -255,15 +248,10 @@ class Agreement:
 
 
 def check_same(workers: Workers, steps: int, named: Mapping[str, Tensor]) -> None:
-    """Check that all workers have made the same number of steps and have the same tensors. Waits for the device.
-
-    Args:
-        workers: The workers of the run.
-        steps: Number of steps that this worker has made.
-        named: This worker's tensors by name; they are compared by checksums.
+    """Check that all workers have made the same number of steps and have the same tensors, compared by checksums.
 
     Raises:
-        RunFailure: If they differ; the message names the first difference.
+        RunFailure: They differ; the message names the first difference.
     """
     sums = [steps, *(int(_checksum(tensor)) for tensor in named.values())]
     largest, least = workers.max_host(sums), workers.max_host([-value for value in sums])
@@ -294,11 +282,8 @@ def _checksum(tensor: Tensor) -> Tensor:
 class Sharded(ZeroRedundancyOptimizer):
     """ZeRO-1: each worker keeps the optimiser's state of its share of the parameters (Rajbhandari et al. 2020).
 
-    After a step every worker sends the others the parameters that it updated.
-
-    Args:
-        plain: An optimiser that has not made a step; its parameter groups and settings are used.
-        workers: The workers of the run.
+    After a step every worker sends the others the parameters that it updated. `plain` is an optimiser that has not made
+    a step; its parameter groups and settings are used.
     """
 
     def __init__(self, plain: Optimizer, workers: Workers) -> None:
@@ -337,10 +322,7 @@ class Sharded(ZeroRedundancyOptimizer):
 def gathered(workers: Workers, own: Predictions, classes: int) -> Predictions:
     """Return a whole split's predictions in the split's order, bit-identical on all workers.
 
-    Args:
-        workers: The workers of the run; worker r predicts the examples r, r + W, r + 2 W, ...
-        own: This worker's predictions.
-        classes: Number of classes.
+    Worker r predicts the examples r, r + W, r + 2 W, ...; `own` are this worker's.
     """
     if workers.size == 1:
         return own

@@ -54,8 +54,9 @@ ATTEMPTS = 3
 """Number of consecutive losses of workers, without a newer checkpoint in between, after which a run has failed."""
 
 PLACEMENT_SECONDS = 7 * 24 * 3600
-"""Maximum time that workers wait for their resources. It is long because spot machines may be away for days, and on a
-full cluster a trial waits for an earlier one. A check before the start ensures that the cluster is large enough."""
+"""Maximum time that workers wait for their resources: spot machines may be away for days, and on a full cluster a trial
+waits for an earlier one. A check before the start ensures that the cluster is large enough.
+"""
 
 STOP_SECONDS = 60.0
 """Maximum time that an interrupted caller waits for the workers to write their checkpoint."""
@@ -81,19 +82,16 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerError(Exception):
-    """An exception of one of several workers as text, with its traceback as a note.
-
-    It replaces the original exception, because not every exception can be pickled.
+    """An exception of one of several workers as text, because not every exception can be pickled; a note has the
+    traceback.
     """
 
 
 class Channel:
-    """A channel from workers to the process that waits for them.
+    """A channel from workers to the process that waits for them: they send evaluations, and a closed channel tells them
+    to stop.
 
-    Workers send evaluations over it. A closed channel tells them to stop.
-
-    It is a queue in an actor. Closing the channel kills the actor, and every process that has the channel can detect
-    that.
+    It is a queue in an actor. Closing it kills the actor, which every process that has the channel can detect.
     """
 
     def __init__(self, queue: Queue) -> None:
@@ -112,12 +110,7 @@ class Channel:
             self._queue.put(row)
 
     def receive(self, finished: Check, pause: float = 0.2) -> Iterator[HistoryRow]:
-        """Yield evaluations as they arrive. Stop when `finished` returns true and the queue is empty.
-
-        Args:
-            finished: Whether no more evaluations will be sent.
-            pause: Seconds between two reads of the queue.
-        """
+        """Yield evaluations as they arrive. Stop when `finished` returns true and the queue is empty."""
         while True:
             last = finished()  # called before the queue is read, so that no evaluation is missed
             yield from self._queue.get_nowait_batch(self._queue.size())
@@ -152,12 +145,8 @@ class SendEvaluations(UserCallback):
 
 @contextmanager
 def watching(draining: Check, abandoned: Check, pause: float = POLL_SECONDS) -> Iterator[RunControl]:
-    """Yield a `RunControl` whose flags a thread sets when a check returns true. A flag stays set.
-
-    Args:
-        draining: Returns whether the machine will shut down soon.
-        abandoned: Returns whether the run's caller no longer waits for it.
-        pause: Seconds between two rounds of checks.
+    """Yield a `RunControl` whose flags a thread sets when a check returns true: the machine drains, or the run is
+    abandoned.
     """
     control, over = RunControl(), threading.Event()
 
@@ -183,8 +172,7 @@ def never() -> bool:
 def node_drains() -> bool:
     """Return whether this process's node will go away (a spot notice, `ray drain-node`); False outside of Ray.
 
-    Nothing public tells: `ray.train.get_preemption_info` is a collective call of a worker group, and a run of one
-    worker has none.
+    Nothing public tells: `ray.train.get_preemption_info` is a collective call of a worker group.
     """
     from ray._private.state import state  # Ray Train's own watcher asks here, too
 
@@ -227,16 +215,16 @@ def launch(
         on_evaluation: Called in this process after every evaluation.
         export: Folder to which the classifier is written; None for no export.
         until: Write the checkpoint and stop after this step; the record's status is then `cut`.
-        abandoned: Returns whether the run should stop because its caller no longer waits. Every worker calls it about
-            once a second. When it returns true, all workers write the checkpoint and stop.
+        abandoned: Returns whether the run should stop because its caller no longer waits; every worker asks once a
+            second.
 
     Returns:
-        The record of the run. A run that failed, for example with a loss that is not finite, has a failed record.
+        The record of the run, with status `failed` after a failure such as a loss that is not finite.
 
     Raises:
         UserError: For a wrong input.
-        RunFailure: If workers could not be started, or were lost `ATTEMPTS` times in a row without progress.
-        Interrupted: When the run was abandoned.
+        RunFailure: Workers could not be started, or were lost `ATTEMPTS` times in a row without progress.
+        Interrupted: The run was abandoned.
         WorkerError: For any other exception in one of several workers. A single worker raises its exception as it is.
     """
     for name, value in SETTINGS.items():
@@ -267,13 +255,8 @@ def launch(
 def error_of_run(error: Exception, config: RunConfig) -> Exception | None:
     """Return the error in the run itself; None if workers were only lost, so that another attempt makes sense.
 
-    Workers raise only `UserError`, `WorkerError` and `WorkerLost` (see `_train_loop`). Any other error that Ray Train
-    reports means that a process was lost. When one worker raises, the others raise `WorkerLost`, so a `UserError` or
-    `WorkerError` is the cause of all.
-
-    Args:
-        error: The exception of `TorchTrainer.fit`.
-        config: The configuration of the run, for the message.
+    Workers raise only `UserError`, `WorkerError` and `WorkerLost` (see `_train_loop`); anything else that Ray Train
+    reports means that a process was lost. When one worker raises, the others raise `WorkerLost`.
     """
     if isinstance(error, train.WorkerGroupError):
         failures = error.worker_failures.values()
