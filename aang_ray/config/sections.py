@@ -57,9 +57,7 @@ class Section(BaseModel):
         return values
 
     def named_settings(self) -> dict[str, Any]:
-        """Return the settings that enter the name of a run, as JSON values: all but `NotInName` and those at their
-        `Neutral`.
-        """
+        """Return the settings that enter the name of a run, as JSON values. The fields' marks leave some out."""
         values = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)

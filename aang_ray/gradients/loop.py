@@ -111,8 +111,8 @@ class LoopEngine:
 
     @contextmanager
     def _separate_decoders(self, body: Sequence[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
-        """Replace the tables of tied decoders by separate leaves inside the block, and yield these: their gradients are
-        those of the tables as decoders.
+        """Replace the tables of tied decoders by leaves, which get the gradients of the tables as decoders; yield the
+        leaves.
         """
         decoders = [m for m in self._heads.modules() if isinstance(m, TiedDecoder)]
         leaves = {p: p.detach().requires_grad_() for p in body if any(m.table.weight is p for m in decoders)}

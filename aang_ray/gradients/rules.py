@@ -76,9 +76,7 @@ class OuterProducts(Contribution):
 
 
 class RowSums(Contribution):
-    """The sum of G over the segment's rows, or of G * scaled(X): contribution to a vector that is added to every row,
-    or multiplies `scaled(x)`.
-    """
+    """The sum of G, or of G * scaled(X), over the segment's rows: contribution to a bias, or to a scale."""
 
     def __init__(
         self,

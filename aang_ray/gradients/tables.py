@@ -102,9 +102,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _groups(keys_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the group of each row, so that rows with equal keys form one, and each group's key (0 after the last),
-    both [N].
-    """
+    """Return the group of each row, so that rows with equal keys form one, and each group's key (0 after the last)."""
     sorted_N, order_N = keys_N.sort()
     group_N = torch.cat([sorted_N.new_zeros(1), (sorted_N[1:] != sorted_N[:-1]).long()]).cumsum(0)
     of_row_N = torch.empty_like(order_N).scatter_(0, order_N, group_N)

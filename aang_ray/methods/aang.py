@@ -42,9 +42,7 @@ class FactorIndex:
 
     @classmethod
     def of(cls, names: Mapping[str, Sequence[str]], stages: Sequence[tuple[str, str, str, str]]) -> FactorIndex:
-        """Return the index of a space from the `names` of the entries by letter and each objective's stages (d, t, r,
-        o).
-        """
+        """Return the index of a space from the `names` of the entries by letter and each objective's (d, t, r, o)."""
         ordered = {letter: tuple(names[letter]) for letter in LETTERS}
         offsets = dict(zip(LETTERS, np.cumsum([0] + [len(ordered[letter]) for letter in LETTERS])[:-1], strict=True))
         rows = [

@@ -98,9 +98,7 @@ class Checkpointer:
         return True
 
     def after_resume(self, step: int) -> None:
-        """Raise `StepLimitReached` if a resumed run is at its limit: its process ended between the checkpoint and the
-        row.
-        """
+        """Raise `StepLimitReached` if a resumed run is at its limit: its process ended before the row was written."""
         if self._control.limit_reached(step):
             raise StepLimitReached
 

@@ -115,9 +115,7 @@ class Domain(ABC):
         return self.source.step(step, with_dev, factors)
 
     def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> DomainBatch:
-        """Return batch `number` of objectives that are read in turn (see `ExampleSchedule.chosen`). The dev segment is
-        empty, and so is that of the end task unless `end_task` is true.
-        """
+        """Return batch `number` of objectives that are read in turn, and of the end task if `end_task`; no dev."""
         return self.source.chosen(number, end_task, objectives)
 
     def size(self, objective: int) -> int:
@@ -143,9 +141,7 @@ class Domain(ABC):
 
     @abstractmethod
     def entries_read(self, batch: DomainBatch, ranges: Sequence[tuple[int, int]]) -> Int64:
-        """Return the distinct entries that the examples in `ranges`, [S], look up in a table that is also used as
-        decoder.
-        """
+        """Return the distinct entries that examples look up in a table that is also used as decoder."""
 
     @abstractmethod
     def label_weights(self, segments: Sequence[Any]) -> tuple[float, ...]:
@@ -161,9 +157,7 @@ class Domain(ABC):
 
     @abstractmethod
     def end_task_pieces(self, split: str, examples: Int64, micro: int) -> tuple[Any, ...]:
-        """Return examples of split `train` or `dev` with their labels as pieces of at most `micro` examples for
-        `features`.
-        """
+        """Return examples of `train` or `dev` with labels as pieces of at most `micro` examples for `features`."""
 
     @abstractmethod
     def losses(self, piece: Any, heads: Mapping[str, nn.Module]) -> Tensor:

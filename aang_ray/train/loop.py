@@ -1,6 +1,4 @@
-"""The training loop: steps, dev scores, early stopping, one test score of the best model (docs/semantics.md, section
-5).
-"""
+"""The training loop: steps, dev scores, early stopping, one test score (docs/semantics.md, section 5)."""
 
 from __future__ import annotations
 
@@ -238,9 +236,7 @@ class Trainer:
 
 
 def prefetched(make: Callable[[int], T], first: int, stop: int, depth: int = 2) -> Iterator[T]:
-    """Yield make(first), ..., make(stop - 1) in order, with `depth` results computed ahead on another thread; 0: on
-    this one.
-    """
+    """Yield make(first), ..., make(stop - 1) in order; `depth` results are computed ahead on another thread."""
     if depth == 0:
         yield from map(make, range(first, stop))
         return

@@ -17,9 +17,7 @@ PUBLISHED_OBJECTIVE_CLIP = 10.0
 
 
 def make_optimizer(body: nn.Module, heads: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Return AdamW or SGD with separate rates for body and heads. Weight decay applies to every parameter, also to
-    biases.
-    """
+    """Return AdamW or SGD with separate rates for body and heads. Weight decay applies to biases and norms, too."""
     groups: list[dict[str, Any]] = [
         {"params": list(body.parameters()), "lr": config.body_lr, "weight_decay": config.body_weight_decay},
         {"params": list(heads.parameters()), "lr": config.head_lr, "weight_decay": config.head_weight_decay},

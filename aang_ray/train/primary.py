@@ -81,9 +81,7 @@ class PrimaryView:
         self._setup, self._method, self._losses = setup, method, ExampleLosses(setup)
 
     def prepare(self, step: int, micro: int) -> PrimaryPieces:
-        """Return the examples of a step, a function of (seed, step). The two sets are disjoint if train is large
-        enough.
-        """
+        """Return the examples of a step, a function of (seed, step): two disjoint sets if train is large enough."""
         wanted = self._method.primary_examples(step)
         size = len(self._setup.task.train)
         order = randomness.generator(self._setup.config.seed, step, randomness.METHOD).permutation(size)

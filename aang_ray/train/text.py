@@ -206,9 +206,7 @@ def make_source(
     facts: TokenizerFacts,
     table_deviation: float,
 ) -> BatchSource:
-    """Return the source of every step's batch; `table_deviation` of the pretrained embeddings is the unit of their
-    noise.
-    """
+    """Return the source of every step's batch; `table_deviation` of the embeddings is the unit of their noise."""
     vocabulary = Vocabulary(facts.vocab_size, facts.mask, facts.special_ids)
     noise = Noise(encoder.word_embeddings.embedding_dim, config.objectives.noise_scale * table_deviation)
     output = OutputSettings(config.objectives.mask_rate, config.objectives.labels, encoder.pooling, noise)

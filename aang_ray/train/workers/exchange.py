@@ -152,9 +152,7 @@ class Exchange:
         """Bytes sent in the last step."""
 
     def share(self, domain: Domain, batch: Any, whole: bool) -> Share:
-        """Return the placement of a step's examples on the workers; `whole`: do not divide segments, as norms need them
-        whole.
-        """
+        """Return the placement of a step's examples; `whole`: norms are requested, so segments should stay whole."""
         workers = self._workers
         placement = place(domain.costs(batch), workers.size, whole)
         rows = None

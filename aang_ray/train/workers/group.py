@@ -88,9 +88,7 @@ class Workers:
         return self.rank == 0
 
     def sum_(self, tensor: Tensor, members: Sequence[int] | None = None) -> None:
-        """Replace a tensor on the device by its sum over all workers, or over `members`, a sub-group that `join` has
-        made.
-        """
+        """Replace a tensor on the device by its sum over all workers, or over the sub-group `members` (see `join`)."""
         if self.size > 1:
             with raising_worker_lost():
                 dist.all_reduce(tensor, group=self.tensors if members is None else self._groups[tuple(members)])

@@ -82,8 +82,8 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerError(Exception):
-    """An exception of one of several workers as text, because not every exception can be pickled; a note has the
-    traceback.
+    """An exception of one of several workers as text (not every exception can be pickled), with its traceback as a
+    note.
     """
 
 
@@ -145,9 +145,7 @@ class SendEvaluations(UserCallback):
 
 @contextmanager
 def watching(draining: Check, abandoned: Check, pause: float = POLL_SECONDS) -> Iterator[RunControl]:
-    """Yield a `RunControl` whose flags a thread sets when a check returns true: the machine drains, or the run is
-    abandoned.
-    """
+    """Yield a `RunControl` whose flags a thread sets when a check, made every `pause` seconds, returns true."""
     control, over = RunControl(), threading.Event()
 
     def check() -> None:
