@@ -52,8 +52,7 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="A setting, for example optim.body_lr=1e-4; may be repeated."),
 ]
 StoreUri = Annotated[
-    str,
-    typer.Option("--store", envvar=STORE_VARIABLE, metavar="URI", help="Folder or URI of the Parquet store."),
+    str, typer.Option("--store", envvar=STORE_VARIABLE, metavar="URI", help="Folder or URI of the Parquet store.")
 ]
 Format = Literal["markdown", "json", "csv", "latex"]
 

@@ -124,7 +124,7 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
     key = ".".join(keys)
     match first["type"]:
         case "extra_forbidden":
-            names = _names_at(model, first["loc"][:-1])
+            names = sorted({name for one in _sections_at(model, first["loc"][:-1]) for name in one.model_fields})
             close = nearest(keys[-1], names)
             hint = f"did you mean {'.'.join([*keys[:-1], close])}?" if close else f"allowed: {', '.join(names)}"
             line = f"unknown key {key}; {hint}"
@@ -193,11 +193,6 @@ def _is_tag(name: str) -> bool:
         or name.startswith(("literal[", "constrained-", "function-"))
         or name in {"int", "float"}
     )
-
-
-def _names_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Return the valid keys of the section at an error's location."""
-    return sorted({name for option in _sections_at(model, location) for name in option.model_fields})
 
 
 def _sections_at(model: type[BaseModel], location: Sequence[int | str]) -> list[type[BaseModel]]:

@@ -8,7 +8,7 @@ after release 0.1 is marked `Neutral` or `NotInName`, so that stored runs keep t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -56,6 +56,10 @@ class Section(BaseModel):
                 raise ValueError(f"{name} must be a number or a name, not {str(value).lower()}")
         return values
 
+    def changed(self, **values: Any) -> Self:
+        """Return a copy with other values of some settings, which are not validated."""
+        return self.model_copy(update=values)
+
     def named_settings(self) -> dict[str, Any]:
         """Return the settings that enter the name of a run, as JSON values. The fields' marks leave some out."""
         values = self.model_dump(mode="json")
@@ -63,14 +67,12 @@ class Section(BaseModel):
             value = getattr(self, name)
             if isinstance(value, Section):
                 values[name] = value.named_settings()
-            if any(_leaves_out(mark, value) for mark in field.metadata):
+            marks = field.metadata
+            if any(
+                isinstance(mark, NotInName) or (isinstance(mark, Neutral) and mark.value == value) for mark in marks
+            ):
                 values.pop(name, None)  # a label that is not set is missing already
         return values
-
-
-def _leaves_out(mark: object, value: object) -> bool:
-    """Return whether a field's mark excludes this value of the field from the run's name."""
-    return isinstance(mark, NotInName) or (isinstance(mark, Neutral) and bool(mark.value == value))
 
 
 class MethodSection(Section):

@@ -16,7 +16,7 @@ embedding table, U wanted rows of a table, H width of a table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -104,12 +104,7 @@ class Engine(Protocol):
     per_segment: bool
     """Whether each piece must hold a single segment (the loop) or may hold several (the single pass)."""
 
-    def __call__(
-        self,
-        pieces: Sequence[P],
-        losses: Callable[[P], Tensor],
-        request: Request,
-    ) -> StepGradients:
+    def __call__(self, pieces: Sequence[P], losses: Callable[[P], Tensor], request: Request) -> StepGradients:
         """Run forward and backward over the pieces and add the update to `.grad`.
 
         Args:
@@ -154,7 +149,7 @@ def check_memory(body: Sequence[nn.Parameter], vectors: int, lower: str = "n or 
     dtype = torch.promote_types(body[0].dtype, torch.float32)
     entries = sum(parameter.numel() for parameter in body)
     needed = vectors * entries * dtype.itemsize
-    free = _free(body[0].device)
+    free = free_memory(body[0].device)
     if needed > free:
         raise UserError(
             f"{vectors} gradients of {entries} parameters need {needed} bytes, {free} are free on "
@@ -162,7 +157,15 @@ def check_memory(body: Sequence[nn.Parameter], vectors: int, lower: str = "n or 
         )
 
 
-def _free(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
+    """Return the free bytes of the device's memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
+
+
+def split(vector_P: Tensor, parameters: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Return each parameter with a view of its part of a vector, in the parameter's shape."""
+    known = list(parameters)
+    parts = torch.split(vector_P, [p.numel() for p in known])
+    return [(p, part.view(p.shape)) for p, part in zip(known, parts, strict=True)]

@@ -11,14 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from aang_ray.gradients.engine import (
-    JointRows,
-    P,
-    Request,
-    StepGradients,
-    check_memory,
-    weighted_pass,
-)
+from aang_ray.gradients.engine import JointRows, P, Request, StepGradients, check_memory, split, weighted_pass
 from aang_ray.gradients.products import inner, products
 from aang_ray.model.heads import TiedDecoder
 
@@ -31,12 +24,7 @@ class LoopEngine:
     def __init__(self, body: nn.Module, heads: nn.Module, tied_in_scores: bool) -> None:
         self._body, self._heads, self._tied_in_scores = body, heads, tied_in_scores
 
-    def __call__(
-        self,
-        pieces: Sequence[P],
-        losses: Callable[[P], Tensor],
-        request: Request,
-    ) -> StepGradients:
+    def __call__(self, pieces: Sequence[P], losses: Callable[[P], Tensor], request: Request) -> StepGradients:
         if not (request.scores or request.gram or request.separate):
             return weighted_pass(pieces, losses, request)
         body = [p for p in self._body.parameters() if p.requires_grad]
@@ -93,12 +81,9 @@ class LoopEngine:
             decoder = list(decoders.values())
             found = torch.autograd.grad(loss, [*body, *heads, *decoder], allow_unused=True)
         parts = dict(zip(map(id, [*body, *heads, *decoder]), found, strict=True))
-        start = 0
-        for parameter in body:
+        for parameter, out in split(g_P, body):
             gradient = parts[id(parameter)]
             of_decoder = parts[id(decoders[parameter])] if parameter in decoders else None
-            out = g_P[start : start + parameter.numel()].view(parameter.shape)
-            start += parameter.numel()
             if gradient is not None:
                 out += gradient
             if of_decoder is not None and self._tied_in_scores:
@@ -150,11 +135,6 @@ def _accumulate(parameter: nn.Parameter, gradient: Tensor | None, weight: Tensor
 
 def _wanted_rows(wanted: JointRows, body: Sequence[nn.Parameter], joint_P: Tensor) -> Tensor:
     """Return the requested rows of a table's part of the joint gradient, [U, H]."""
-    start = 0
-    for parameter in body:
-        if parameter is wanted.table:
-            break
-        start += parameter.numel()
-    table_VH = joint_P[start : start + wanted.table.numel()].view(wanted.table.shape)
+    table_VH = next(part for parameter, part in split(joint_P, body) if parameter is wanted.table)
     rows_UH = table_VH.new_zeros(wanted.rows + 1, table_VH.shape[1])
     return rows_UH.index_add_(0, wanted.place_V, table_VH)[: wanted.rows]

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -58,13 +58,13 @@ class Contribution(ABC):
 Contributions = list[tuple[nn.Parameter, Contribution]]
 
 
+@dataclass
 class OuterProducts(Contribution):
     """Contribution to a matrix that maps rows: G_sᵀ X_s, [O, I]. Plain training does the same multiplications."""
 
-    def __init__(self, grads_NO: Tensor, inputs_NI: Tensor, rows: SegmentRows) -> None:
-        self.rows = rows
-        self.grads_NO = grads_NO
-        self.inputs_NI = inputs_NI
+    grads_NO: Tensor
+    inputs_NI: Tensor
+    rows: SegmentRows
 
     def add_to(self, segment: int, out: Tensor) -> None:
         part = self.rows.of(segment)
@@ -75,20 +75,14 @@ class OuterProducts(Contribution):
         out += self.grads_NO.t() @ (self.inputs_NI * weights_N[:, None])
 
 
+@dataclass
 class RowSums(Contribution):
     """The sum of G, or of G * scaled(X), over the segment's rows: contribution to a bias, or to a scale."""
 
-    def __init__(
-        self,
-        grads_NP: Tensor,
-        rows: SegmentRows,
-        inputs_NP: Tensor | None = None,
-        scaled: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.rows = rows
-        self.grads_NP = grads_NP
-        self.inputs_NP = inputs_NP
-        self.scaled = scaled
+    grads_NP: Tensor
+    rows: SegmentRows
+    inputs_NP: Tensor | None = None
+    scaled: Callable[[Tensor], Tensor] | None = None
 
     def stacked(self, dtype: torch.dtype, members: Callable[[SegmentRows, Tensor], Tensor] | None = None) -> Tensor:
         """Return all segments' gradients, [S, P].
@@ -136,20 +130,20 @@ class Lookups(Contribution):
         out.index_add_(0, self.ids_N, self.grads_NH.to(out.dtype) * weights_N[:, None])
 
 
+@dataclass
 class Correlation(Contribution):
     """Contribution to filters: the correlation of the segment's inputs with its rows of G. A row is an example."""
 
-    def __init__(self, module: nn.Conv1d | nn.Conv2d, grads: Tensor, inputs: Tensor, rows: SegmentRows) -> None:
-        self.rows = rows
-        self._module: Any = module
-        self._grads = grads
-        self._inputs = inputs
+    module: nn.Conv1d | nn.Conv2d
+    grads: Tensor
+    inputs: Tensor
+    rows: SegmentRows
 
     def add_to(self, segment: int, out: Tensor) -> None:
-        part, module = self.rows.of(segment), self._module
+        part, module = self.rows.of(segment), self.module
         weight_grad: Callable[..., Tensor] = conv1d_weight if isinstance(module, nn.Conv1d) else conv2d_weight
         settings = (module.stride, module.padding, module.dilation, module.groups)
-        out += weight_grad(self._inputs[part], module.weight.shape, self._grads[part], *settings)
+        out += weight_grad(self.inputs[part], module.weight.shape, self.grads[part], *settings)
 
     def add_total(self, coefficients_S: Tensor, out: Tensor) -> None:
         for segment in range(self.rows.count):

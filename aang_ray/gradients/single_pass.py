@@ -36,14 +36,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from aang_ray.gradients.engine import (
-    P,
-    Request,
-    StepGradients,
-    UnsupportedModule,
-    check_memory,
-    weighted_pass,
-)
+from aang_ray.gradients.engine import P, Request, StepGradients, UnsupportedModule, check_memory, weighted_pass
 from aang_ray.gradients.ledger import Ledger
 from aang_ray.gradients.products import SegmentProducts
 from aang_ray.gradients.regions import Call, Regions, Tap, is_tap, nodes_until_taps
@@ -78,12 +71,7 @@ class SegmentEngine:
             if module._parameters
         ]
 
-    def __call__(
-        self,
-        pieces: Sequence[P],
-        losses: Callable[[P], Tensor],
-        request: Request,
-    ) -> StepGradients:
+    def __call__(self, pieces: Sequence[P], losses: Callable[[P], Tensor], request: Request) -> StepGradients:
         if not (request.scores or request.gram or request.separate):
             return weighted_pass(pieces, losses, request)
         body = [p for p in self._body.parameters() if p.requires_grad]

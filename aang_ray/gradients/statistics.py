@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.engine import Request, StepGradients, split
 from aang_ray.gradients.products import inner
 
 A = TypeVar("A")
@@ -89,13 +89,11 @@ class ExampleJacobian:
     def __init__(self, body: nn.Module, pieces: Sequence[Any], losses: Callable[[Any], Tensor], examples: int) -> None:
         self.examples = examples
         self._body, self._pieces, self._losses = body, pieces, losses
-        self._named = {name: p for name, p in body.named_parameters() if p.requires_grad}
-        self.parameters: list[nn.Parameter] = list(self._named.values())
-        """The body's parameters in the order of the P axis."""
+        named = {name: p for name, p in body.named_parameters() if p.requires_grad}
+        self._names, self.parameters = list(named), list(named.values())
         first = self.parameters[0]
         self._dtype, self._device = torch.promote_types(first.dtype, torch.float32), first.device
         self.size = sum(p.numel() for p in self.parameters)
-        """Number P of entries of the body's parameters."""
 
     def left(self, omega_KM: Tensor) -> Tensor:
         """Return Omega J, [K, P]. Every piece takes one forward pass and K backward passes."""
@@ -117,8 +115,8 @@ class ExampleJacobian:
         # Fused attention kernels have no forward-mode derivative, but the MATH backend has one.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
             for direction_P in directions_PK.unbind(1):
-                tangents = self._split(direction_P)
-                duals = {name: _dual(p.detach(), tangents[name]) for name, p in self._named.items()}
+                tangents = split(direction_P, self.parameters)
+                duals = {n: _dual(p.detach(), t.to(p.dtype)) for n, (p, t) in zip(self._names, tangents, strict=True)}
                 losses = [called_at(duals, self._body, self._losses, piece) for piece in self._pieces]
                 columns.append(torch.cat([_tangent(losses_E) for losses_E in losses]).to(self._dtype))
         return torch.stack(columns, dim=1)
@@ -134,10 +132,6 @@ class ExampleJacobian:
     def _flat(self, gradients: Sequence[Tensor | None]) -> Tensor:
         parts = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
         return torch.cat([part.flatten() for part in parts]).to(self._dtype)
-
-    def _split(self, vector_P: Tensor) -> dict[str, Tensor]:
-        parts = torch.split(vector_P, [p.numel() for p in self.parameters])
-        return {n: part.view_as(p).to(p.dtype) for (n, p), part in zip(self._named.items(), parts, strict=True)}
 
 
 def _dual(value: Tensor, tangent: Tensor) -> Tensor:

@@ -256,8 +256,8 @@ class Aang(Method):
 
     def _scores(self, sampled: Sampled, gradients: StepGradients, weights_n: Tensor) -> Scores:
         dots_S, norms2_S = gradients.dots_S, gradients.norms2_S
-        if dots_S is None or norms2_S is None:
-            raise ValueError("AANG needs the scores of the step's gradients")
+        assert dots_S is not None
+        assert norms2_S is not None
         cosines_S = cosine(dots_S, norms2_S)
         self._health.append((sampled.step + 1, torch.stack((cosines_S[1], norms2_S[0].sqrt())).float()))
         if self.config.auxiliary_score == "published":
@@ -265,16 +265,14 @@ class Aang(Method):
         objectives_n = dots_S[FIRST_OBJECTIVE:]
         if self.config.score == "dot":
             return Scores(objectives_n, dots_S[1], (weights_n.to(dots_S.dtype) * objectives_n).sum())
-        if gradients.joint_norm2 is None:
-            raise ValueError("the score of the joint auxiliary gradient needs its norm")
+        assert gradients.joint_norm2 is not None
         # The norm is that of (1 - lambda) sum w_k g_k, so the inner product must be of it too; the cosine is the same.
         joint_n = self.weighting.coefficients(sampled)[FIRST_OBJECTIVE:].to(dots_S.dtype)
         return cosine_scores(dots_S, norms2_S, gradients.joint_norm2, (joint_n * objectives_n).sum())
 
     def _published_scores(self, sampled: Sampled, gradients: StepGradients, dots_S: Tensor, norms2_S: Tensor) -> Scores:
         """Return scores in which s_X is that of sum (number of labels) g_k, with each g_k clipped to norm 10."""
-        if gradients.gram_SS is None:
-            raise ValueError("the published score of the joint auxiliary gradient needs the Gram matrix")
+        assert gradients.gram_SS is not None
         labels_n = like_device(sampled.labels, dots_S).to(dots_S.dtype)
         norms_n = norms2_S[FIRST_OBJECTIVE:].sqrt().clamp_min(1e-30)
         joint_n = labels_n * torch.clamp(PUBLISHED_CLIP / norms_n, max=1.0)

@@ -73,12 +73,7 @@ class Attittud(Static, PrimaryMethod):
         weight = self.weighting.coefficients(sampled)[END_TASK].to(update_P.dtype)
         end_task_P = weight * gradients.kept[END_TASK].to(update_P.dtype)
         joint_P, shares_3 = reweighted(
-            update_P - end_task_P,
-            self._basis_PK,
-            self._primary_K,
-            config.eta_perp,
-            config.eta_plus,
-            config.eta_minus,
+            update_P - end_task_P, self._basis_PK, self._primary_K, config.eta_perp, config.eta_plus, config.eta_minus
         )
         self._shares.append(shares_3)
         return end_task_P + joint_P

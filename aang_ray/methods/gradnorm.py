@@ -43,8 +43,7 @@ class GradNorm(Static):
     def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
         if self.config.lr == 0:
             return
-        if gradients.norms2_S is None:
-            raise ValueError("GradNorm needs the norms of the step's gradients")
+        assert gradients.norms2_S is not None
         weights_K, first_K = self.state["weights"], self.state["first_losses"]
         dtype, where_m = weights_K.dtype, positions(sampled, weights_K)
         norms_m = gradients.norms2_S[1:].clamp_min(0).sqrt().to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
@@ -94,25 +95,43 @@ class MtTartan(Static):
         return cls(weighting.with_lambda(1 / (1 + n)), config.method, config.seed)
 
 
-class CosineGating(Static):
+class SeparateGradients(Static, ABC):
+    """A method that computes the body's update from the separate gradients.
+
+    Heads get the coefficients of static multitask: a head belongs to one loss, or to losses of one kind. Holds n + 2
+    body-sized vectors.
+    """
+
+    whole_gradients = True
+    _weights_m: Tensor | None = None
+    """Weights of the gradients in the last step's update; None before it, and if no gradient has a single weight."""
+
+    def request(self, sampled: Sampled) -> Request:
+        return Request(self.weighting.coefficients(sampled), separate=True)
+
+    def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
+        assert gradients.separate_SP is not None
+        return self.combined(sampled, gradients, gradients.separate_SP)
+
+    @abstractmethod
+    def combined(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor) -> Tensor:
+        """Return the body's update, [P]."""
+
+    def describe(self, sampled: Sampled) -> WeightRow | None:
+        return None if self._weights_m is None else weight_row(sampled, self.names, self._weights_m)
+
+
+class CosineGating(SeparateGradients):
     """d = lambda g_E + (1 - lambda) / n sum_k a(cos(g_E, g_k)) g_k, lambda = 1/2. (Du et al. 2018)
 
     `gate`: a(c) = 1 if c >= 0, else 0, the paper's unweighted version; `weigh`: a(c) = max(0, c), the weighted one.
     Nothing waits for the device.
     """
 
-    whole_gradients = True
     config: CosineGatingConfig
-    _weights_m: Tensor | None = None
-    """Weights of the last step, on the device."""
 
-    def request(self, sampled: Sampled) -> Request:
-        return Request(self.weighting.coefficients(sampled), separate=True)
-
-    def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
-        if gradients.separate_SP is None:
-            raise ValueError("cosine gating needs the separate gradients")
-        rows_mP = gradients.separate_SP[1:]
+    def combined(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor) -> Tensor:
+        rows_mP = separate_SP[1:]
         gram_mm = products(rows_mP, rows_mP)
         cosines_m = cosine(gram_mm[0], gram_mm.diagonal())
         weigh = self.config.mode == "weigh"
@@ -120,6 +139,3 @@ class CosineGating(Static):
         passes_m[0].fill_(1.0)
         self._weights_m = self.weighting.coefficients(sampled)[1:].to(passes_m.dtype) * passes_m
         return self._weights_m @ rows_mP
-
-    def describe(self, sampled: Sampled) -> WeightRow | None:
-        return None if self._weights_m is None else weight_row(sampled, self.names, self._weights_m)

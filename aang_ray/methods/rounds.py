@@ -81,17 +81,14 @@ class RoundMethod(Method):
         """Whether the next step trains all tasks together."""
         self.loss_scale = 1.0
         """Weight of the loss of a task that is trained alone."""
+        self.trained = 0
+        """Number of tasks whose training in the current round is finished."""
 
     @classmethod
     def build(cls, config: RunConfig, space: Space | None, device: torch.device) -> Self:
         if space is None:
             raise UserError(f"method.name: {config.method.name} needs a space of auxiliary objectives")
         return cls(space.factors()["A"], device, config.method)
-
-    @property
-    @abstractmethod
-    def trained(self) -> int:
-        """Number of tasks whose training in the current round is finished."""
 
     def rate_scale(self, task: int, objectives: Sequence[int]) -> float:
         """Return the factor on a task's learning rates; called before the task is trained."""
@@ -179,11 +176,6 @@ class Alphavil(RoundMethod):
         self._alpha: list[float] = []
         self.deltas_NQ: Tensor | None = None
         """Updates of the tasks, [N, Q]; only the first `trained` rows are valid."""
-        self._trained = 0
-
-    @property
-    def trained(self) -> int:
-        return self._trained
 
     def rate_scale(self, task: int, objectives: Sequence[int]) -> float:
         weight = self.weights(objectives)[task]
@@ -193,7 +185,7 @@ class Alphavil(RoundMethod):
 
     def task_trained(self, round_: Round, task: int, owner: int) -> None:
         round_.task_update(owner, self._rows(round_)[task])
-        self._trained = task + 1
+        self.trained = task + 1
 
     def tasks_trained(self, round_: Round) -> bool:
         deltas_NQ = self._rows(round_)
@@ -202,7 +194,7 @@ class Alphavil(RoundMethod):
         round_.share(alpha_N)
         round_.write(torch.addmv(round_.start_Q, deltas_NQ.t(), alpha_N))
         self.learn(round_.objectives, alpha_N.tolist())
-        self._trained = 0
+        self.trained = 0
         return True
 
     def mix(self, theta_Q: Tensor, deltas_NQ: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
@@ -231,13 +223,13 @@ class Alphavil(RoundMethod):
         self._set_alpha(state["alpha"])
 
     def round_state(self) -> dict[str, Any]:
-        deltas_NQ = None if self.deltas_NQ is None else self.deltas_NQ[: self._trained].cpu()
-        return {"deltas": deltas_NQ, "taken": self._trained}
+        deltas_NQ = None if self.deltas_NQ is None else self.deltas_NQ[: self.trained].cpu()
+        return {"deltas": deltas_NQ, "taken": self.trained}
 
     def restore_round(self, round_: Round, state: Mapping[str, Any]) -> None:
-        self._trained = int(state["taken"])
-        if self._trained:
-            self._rows(round_)[: self._trained] = state["deltas"].to(self._device)
+        self.trained = int(state["taken"])
+        if self.trained:
+            self._rows(round_)[: self.trained] = state["deltas"].to(self._device)
 
     def _set_alpha(self, alpha: Sequence[float]) -> None:
         self._alpha = list(alpha)
@@ -272,12 +264,9 @@ class Diw(RoundMethod):
         self._alone: list[float] = []
         """Dev scores of the tasks that are already trained in the current round."""
 
-    @property
-    def trained(self) -> int:
-        return len(self._alone)
-
     def task_trained(self, round_: Round, task: int, owner: int) -> None:
         self._alone.append(round_.dev_score(owner))
+        self.trained = len(self._alone)
 
     def tasks_trained(self, round_: Round) -> bool:
         self.together = True
@@ -289,7 +278,7 @@ class Diw(RoundMethod):
             round_.write(round_.start_Q)
             return False
         self.end_round(score)
-        self.together, self._alone = False, []
+        self.together, self._alone, self.trained = False, [], 0
         return True
 
     def judge(self, objectives: Sequence[int], alone: Sequence[float], together: float) -> bool:
@@ -325,3 +314,4 @@ class Diw(RoundMethod):
 
     def restore_round(self, round_: Round, state: Mapping[str, Any]) -> None:
         self._alone, self.together = list(state["alone"]), bool(state["together"])
+        self.trained = len(self._alone)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -23,12 +23,11 @@ from torchjd import aggregation
 
 from aang_ray.config import methods as settings
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.gradients.engine import Request, StepGradients, check_memory
+from aang_ray.gradients.engine import StepGradients, check_memory
 from aang_ray.gradients.products import products
-from aang_ray.methods.base import Sampled, seeded, weight_row
-from aang_ray.methods.plain import Static
+from aang_ray.methods.base import Sampled, seeded
+from aang_ray.methods.plain import SeparateGradients
 from aang_ray.objectives.source import END_TASK, FIRST_OBJECTIVE
-from aang_ray.store.schema import WeightRow
 
 # 1. Weights from the Gram matrix. Each function takes the method's settings, the Gram matrix over its trace in fp64,
 # [m, m] with the end task first, and the trace; it returns the weights, [m].
@@ -121,39 +120,18 @@ GRAM_WEIGHTS: Mapping[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
 # 2. Updates that are weighted sums of the separate gradients.
 
 
-class Aggregation(Static, ABC):
-    """d = sum_i alpha_i g_i over the end task and the sampled objectives with labels; subclasses compute alpha.
+class Aggregation(SeparateGradients):
+    """d = sum_i alpha_i g_i over the end task and the sampled objectives with labels; subclasses compute alpha."""
 
-    Heads get the coefficients of static multitask: a head belongs to one loss, or to losses of one kind.
-    """
-
-    whole_gradients = True
-    _weights_m: Tensor | None = None
-    """alpha of the last step."""
-
-    def request(self, sampled: Sampled) -> Request:
-        return Request(self.weighting.coefficients(sampled), separate=True)
-
-    def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
-        """Return the aggregation, [P].
-
-        Raises:
-            RunFailure: For a gradient that is not finite.
-            UserError: The solver of the method is not installed.
-        """
-        if gradients.separate_SP is None:
-            raise ValueError("an aggregation needs the separate gradients")
+    def combined(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor) -> Tensor:
         rows = [END_TASK, *(FIRST_OBJECTIVE + i for i, count in enumerate(sampled.labels) if count > 0)]
-        weights_S = self.weights(sampled, gradients, gradients.separate_SP, rows)
+        weights_S = self.weights(sampled, gradients, separate_SP, rows)
         self._weights_m = weights_S[END_TASK:]
-        return weights_S.to(gradients.separate_SP) @ gradients.separate_SP
+        return weights_S.to(separate_SP) @ separate_SP
 
     @abstractmethod
     def weights(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor, rows: list[int]) -> Tensor:
         """Return alpha, [S]. It is 0 for dev and all segments that are not in `rows`, the segments with labels."""
-
-    def describe(self, sampled: Sampled) -> WeightRow | None:
-        return None if self._weights_m is None else weight_row(sampled, self.names, self._weights_m)
 
 
 def places(sampled: Sampled, rows: Sequence[int], like: Tensor) -> Tensor:
@@ -222,9 +200,7 @@ class GradVac(GramAggregation):
     config: settings.GradvacConfig
 
     def initial_state(self) -> dict[str, Tensor]:
-        return {
-            "cosines": torch.zeros(self.losses, self.losses, dtype=torch.float64)
-        }  # row i: how gradient i is turned
+        return {"cosines": torch.zeros(self.losses, self.losses, dtype=torch.float64)}  # row i: turns of gradient i
 
     def from_gram(self, gram_mm: Tensor, places_m: Tensor) -> Tensor:
         grid = (places_m[:, None], places_m)
@@ -369,22 +345,11 @@ COORDINATEWISE: Mapping[str, Callable[[Any, Tensor, list[int]], Tensor]] = {
 """Functions that return the update, [P], from settings, separate gradients [m, P], and the rows with labels."""
 
 
-class Coordinatewise(Static):
+class Coordinatewise(SeparateGradients):
     """Aggregations of `COORDINATEWISE`. Nothing waits for the device, and draws are a function of (seed, step)."""
 
-    whole_gradients = True
-
-    def request(self, sampled: Sampled) -> Request:
-        return Request(self.weighting.coefficients(sampled), separate=True)
-
-    def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
-        if gradients.separate_SP is None:
-            raise ValueError("an aggregation needs the separate gradients")
-        rows_mP = gradients.separate_SP[END_TASK:]
+    def combined(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor) -> Tensor:
+        rows_mP = separate_SP[END_TASK:]
         counted = [0, *(1 + i for i, count in enumerate(sampled.labels) if count > 0)]
         with seeded(self.seed, sampled.step, rows_mP.device):
             return COORDINATEWISE[self.config.name](self.config, rows_mP, counted)
-
-    def describe(self, sampled: Sampled) -> None:
-        """Return None, because no gradient has a single weight."""
-        return

@@ -67,20 +67,15 @@ def open_location(uri: str | Path) -> Location:
     location = _remote(uri) if isinstance(uri, str) and "://" in uri else _local(uri)
     try:
         kind = location.filesystem.get_file_info(location.root).type
-        if kind == fs.FileType.NotFound and isinstance(location.filesystem, fs.S3FileSystem):
-            _check_bucket(location)
+        bucket = location.root.strip("/").partition("/")[0]
+        missing = kind == fs.FileType.NotFound and isinstance(location.filesystem, fs.S3FileSystem)
+        if missing and location.filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
+            raise UserError(f"store {location.uri}: there is no bucket {bucket}; make it, or name another")
     except OSError as error:
         raise UserError(f"store {location.uri} cannot be read: {_line(error)}") from error
     if kind == fs.FileType.File:
         raise UserError(f"store {location.uri} is a file; a store is a folder")
     return location
-
-
-def _check_bucket(location: Location) -> None:
-    """Refuse a bucket that does not exist: it is never made here, and only the first row would miss it."""
-    bucket = location.root.strip("/").partition("/")[0]
-    if location.filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
-        raise UserError(f"store {location.uri}: there is no bucket {bucket}; make it, or name another")
 
 
 def _local(path: str | Path) -> Location:

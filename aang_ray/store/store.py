@@ -88,7 +88,23 @@ class Store:
         Raises:
             CellIsDone: The cell has a done row.
         """
-        write_cell(self._location, record)
+        location, result = self._location, record.result
+        files = {name: _serialise(table) for name, table in to_tables(record).items()}
+        with one_writer(location):
+            remove_leftovers(location)
+            # There is one earlier row at most, unless the task was renamed between two writers.
+            earlier = [file for file in list_files(location, "results") if file.cell == result.cell]
+            if "done" in read_files(location, "results", earlier, ["status"]).column("status").to_pylist():
+                raise CellIsDone(
+                    f"cell {result.cell} is done already in store {location.uri}; a done row is never written again"
+                )
+            # The earlier row goes first: a row of `results` always belongs to the history and weights of the same run.
+            for old in earlier:
+                remove(location, old.path)
+                for name in ("history", "weights"):
+                    remove(location, cell_path(location, name, old.task, old.method, old.cell))
+            for name in _ORDER:
+                publish(location, cell_path(location, name, result.task, result.method, result.cell), files[name])
 
     def done(self) -> dict[str, Status]:
         """Return the status of every cell that has a row; nothing if the store does not exist."""
@@ -211,33 +227,6 @@ def _check_version(schema: pa.Schema, path: str) -> int:
             f"upgrade aang-ray"
         )
     return int(text)
-
-
-def write_cell(location: Location, record: CellRecord) -> None:
-    """Write the three files of a cell.
-
-    An earlier row that is not done is removed first, so that a row of `results` always belongs to the history and
-    weights of the same run.
-
-    Raises:
-        CellIsDone: The cell has a done row. It stays as it is.
-    """
-    files = {name: _serialise(table) for name, table in to_tables(record).items()}
-    result = record.result
-    with one_writer(location):
-        remove_leftovers(location)
-        # There is one earlier row at most, unless the task was renamed between two writers.
-        earlier = [file for file in list_files(location, "results") if file.cell == result.cell]
-        if "done" in read_files(location, "results", earlier, ["status"]).column("status").to_pylist():
-            raise CellIsDone(
-                f"cell {result.cell} is done already in store {location.uri}; a done row is never written again"
-            )
-        for old in earlier:
-            remove(location, old.path)
-            for name in ("history", "weights"):
-                remove(location, cell_path(location, name, old.task, old.method, old.cell))
-        for name in _ORDER:
-            publish(location, cell_path(location, name, result.task, result.method, result.cell), files[name])
 
 
 def _serialise(table: pa.Table) -> bytes:

@@ -63,7 +63,7 @@ class Checkpointer:
         self._files = files
         self._compute = f"{compute.device_name}, {compute.precision}"
         self._save_seconds = 60 * minutes
-        self._workers = workers or Workers.alone()
+        self._workers = workers or Workers()
         self._control = control or RunControl()
         self._saved_at = time.monotonic()
 
@@ -92,7 +92,7 @@ class Checkpointer:
                 raise
             reason = str(error).partition("\n")[0]
             raise self._files.unusable(found.path, f"does not fit this version ({reason})") from error
-        logger.info("the run goes on from %s", found.path)
+        logger.info("the run continues from %s", found.path)
         if begun != self._compute:
             logger.warning("begun on %s, resumed on %s: the numbers may differ by rounding", begun, self._compute)
         return True

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from aang_ray.config.run import RunConfig
@@ -95,13 +94,6 @@ class MicroBatch:
                 "batch.auxiliary, n or encoder.layers, or set gradients.checkpointing=true"
             )
         self.texts = max(1, self.texts // 2)
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the free bytes of the device's memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def activation_bytes(forward: Callable[[], object]) -> int:

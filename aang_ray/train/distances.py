@@ -39,7 +39,7 @@ def local_distances(stepper: Stepper, step: int) -> dict[str, float]:
         examples or a half without labels. The result is empty if the end task is left out.
     """
     domain = stepper.setup.domain
-    batch: Any = stepper.look_ahead(step)
+    batch: Any = stepper.batch(step)
     weights = domain.label_weights
     parts = [(segment.name, _halves(segment)) for segment in batch.segments[1:]]
     usable = [(name, halves) for name, halves in parts if all(weights([half])[0] > 0 for half in halves)]

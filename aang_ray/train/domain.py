@@ -114,17 +114,9 @@ class Domain(ABC):
         """Return the segments of a step, a pure function of (seed, step, factors)."""
         return self.source.step(step, with_dev, factors)
 
-    def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> DomainBatch:
-        """Return batch `number` of objectives that are read in turn, and of the end task if `end_task`; no dev."""
-        return self.source.chosen(number, end_task, objectives)
-
-    def size(self, objective: int) -> int:
-        """Return the number of examples in the data set of an objective of the space."""
-        return self.source.schedule.size(objective)
-
-    def costs(self, batch: DomainBatch) -> tuple[Int64, ...]:
-        """Return the number of rows in the body of every example: for each of the S segments an array [E]."""
-        return tuple(segment.lengths_E for segment in batch.segments)
+    def tokens(self, batch: DomainBatch) -> int:
+        """Return the number of rows in the body of all examples, without padding."""
+        return sum(int(segment.lengths_E.sum()) for segment in batch.segments)
 
     @abstractmethod
     def pieces(
@@ -176,7 +168,7 @@ StageParts = Callable[[RunConfig], tuple[Space | None, Domain]]
 """Returns space and domain for the configuration of another stage, with the same task and body."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class DomainParts:
     """The parts of a run that its domain makes."""
 
@@ -186,6 +178,7 @@ class DomainParts:
     head_of: dict[str, nn.Module]
     """phi_E and the heads of the outputs, by name."""
     space: Space | None
+    """None for a method that trains on the end task alone."""
     domain: Domain
     stage: StageParts
 

@@ -105,15 +105,23 @@ class Reader(Protocol):
 
 
 @contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the block."""
+    training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in zip(modules, training, strict=True):
+            module.train(was_training)
+
+
+@contextmanager
 def predicting(encoder: nn.Module, head: nn.Module, compute: Compute) -> Iterator[None]:
     """Use eval mode, no gradients and the run's precision inside the block."""
-    training = encoder.training
-    encoder.eval()
-    head.eval()
-    with torch.no_grad(), compute.autocast():
+    with evaluating(encoder, head), torch.no_grad(), compute.autocast():
         yield
-    encoder.train(training)
-    head.train(training)
 
 
 class SplitReader:

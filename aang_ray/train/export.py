@@ -73,19 +73,11 @@ def export_model(folder: Path, setup: Setup, result: ResultRow) -> None:
         UserError: The folder holds something that is not an exported model.
     """
     check_export(folder, setup.config.data)
-    with new_folder(folder.absolute(), replace=True) as draft:
-        _write(draft, setup, result)
-
-
-def _write(folder: Path, setup: Setup, result: ResultRow) -> None:
     task, encoder = setup.task, setup.encoder
     assert isinstance(task, EndTask)
     assert isinstance(encoder, Encoder)
     body: Any = encoder.body
-    body.save_pretrained(folder / ENCODER)
-    load_tokenizer(locate(setup.config.encoder)).save_pretrained(folder / ENCODER)
-    head = setup.head_of[END_TASK_HEAD].state_dict()
-    safetensors.torch.save_file({name: value.contiguous() for name, value in head.items()}, folder / HEAD)
+    head = {name: value.contiguous() for name, value in setup.head_of[END_TASK_HEAD].state_dict().items()}
     card = {
         "format": FORMAT,
         "labels": list(task.label_names),
@@ -96,7 +88,11 @@ def _write(folder: Path, setup: Setup, result: ResultRow) -> None:
         "result": asdict(result),
     }
     text = json.dumps(_without_nan(card), indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / CARD).write_text(text + "\n", encoding="utf-8")
+    with new_folder(folder.absolute(), replace=True) as draft:
+        body.save_pretrained(draft / ENCODER)
+        load_tokenizer(locate(setup.config.encoder)).save_pretrained(draft / ENCODER)
+        safetensors.torch.save_file(head, draft / HEAD)
+        (draft / CARD).write_text(text + "\n", encoding="utf-8")
 
 
 def _without_nan(value: Any) -> Any:

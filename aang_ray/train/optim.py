@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from aang_ray.config.sections import OptimConfig, ScheduleConfig
+from aang_ray.gradients.engine import split
+from aang_ray.methods.aang import PUBLISHED_CLIP
 from aang_ray.objectives.source import FIRST_OBJECTIVE
-
-PUBLISHED_OBJECTIVE_CLIP = 10.0
-"""Norm at which the released research code clips each objective's gradient."""
 
 
 def make_optimizer(body: nn.Module, heads: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -66,28 +65,25 @@ def clip_objectives(body: nn.Module, separate_SP: Tensor, coefficients_S: Tensor
     decoder, which is not in `separate_SP` and stays unclipped.
     """
     norms_S = torch.linalg.vector_norm(separate_SP, dim=1)
-    scale_S = torch.clamp(PUBLISHED_OBJECTIVE_CLIP / norms_S.clamp_min(1e-30), max=1.0)
+    scale_S = torch.clamp(PUBLISHED_CLIP / norms_S.clamp_min(1e-30), max=1.0)
     scale_S[:FIRST_OBJECTIVE] = 1.0
     correction_P = (coefficients_S.to(separate_SP.dtype) * (scale_S - 1)) @ separate_SP
-    for parameter, part in _split(body, correction_P):
+    for parameter, part in split(correction_P, _trained(body)):
+        part = part.to(parameter.dtype)
         parameter.grad = part if parameter.grad is None else parameter.grad + part
 
 
 def get_gradient(body: nn.Module) -> Tensor:
     """Return the body's gradients as one vector [P], fp64 for an fp64 body, else fp32."""
-    parameters = [p for p in body.parameters() if p.requires_grad]
-    flat_P = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    flat_P = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in _trained(body)])
     return flat_P.to(torch.promote_types(flat_P.dtype, torch.float32))
 
 
 def set_gradient(body: nn.Module, direction_P: Tensor) -> None:
     """Replace the body's gradients by an update direction, [P]."""
-    for parameter, part in _split(body, direction_P):
-        parameter.grad = part
+    for parameter, part in split(direction_P, _trained(body)):
+        parameter.grad = part.to(parameter.dtype)
 
 
-def _split(body: nn.Module, vector_P: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-    """Return each trained parameter with its part of the vector, in the parameter's shape and dtype."""
-    parameters = [p for p in body.parameters() if p.requires_grad]
-    parts = torch.split(vector_P, [p.numel() for p in parameters])
-    return [(p, part.view_as(p).to(p.dtype)) for p, part in zip(parameters, parts, strict=True)]
+def _trained(body: nn.Module) -> list[nn.Parameter]:
+    return [p for p in body.parameters() if p.requires_grad]

@@ -42,19 +42,19 @@ def resolve(config: RunConfig) -> RunConfig:
         "encoder": domain_of(config.data).encoder_fingerprint(config),
         "space": read_space(config.space).fingerprint if method.auxiliary else "",
     }
-    resolved = config.model_copy(
-        update={
-            "batch": config.batch.model_copy(update=batch),
-            "data": config.data.model_copy(update={"metric": metric}),
-            "fingerprints": config.fingerprints.model_copy(update=fingerprints),
-        }
+    resolved = config.changed(
+        batch=config.batch.changed(**batch),
+        data=config.data.changed(metric=metric),
+        fingerprints=config.fingerprints.changed(**fingerprints),
     )
     if isinstance(method, PretrainSection):
-        resolved = resolved.model_copy(update={"method": with_steps(resolved, method)})
+        resolved = resolved.changed(method=with_steps(resolved, method))
     if resolved.schedule.steps is not None:
         return resolved
-    steps = {"steps": epoch_steps(resolved)}
-    return resolved.model_copy(update={"schedule": resolved.schedule.model_copy(update=steps)})
+    # Epochs over train and in-domain examples at the auxiliary batch size, for every method: so all methods see equally
+    # many end-task examples (Dery et al. 2023, appendix D).
+    examples = config.schedule.epochs * domain_of(config.data).examples(config)
+    return resolved.changed(schedule=config.schedule.changed(steps=math.ceil(examples / batch["auxiliary"])))
 
 
 def with_steps(config: RunConfig, method: PretrainSection) -> PretrainSection:
@@ -73,17 +73,7 @@ def with_steps(config: RunConfig, method: PretrainSection) -> PretrainSection:
         if not sizes[text]:
             raise UserError(f"method {config.method.name}: no {text} text is given; set data.{text.replace('-', '_')}")
     steps = {STEPS[text]: math.ceil(method.epochs * sizes[text] / method.batch) for text in missing}
-    return method.model_copy(update=steps)
-
-
-def epoch_steps(config: RunConfig) -> int:
-    """Return the number of steps in `schedule.epochs` epochs over train and in-domain examples.
-
-    The auxiliary batch size counts for every method, so that all see equally many end-task examples (Dery et al. 2023,
-    appendix D).
-    """
-    examples = domain_of(config.data).examples(config)
-    return math.ceil(config.schedule.epochs * examples / (config.batch.auxiliary or PAPER_AUXILIARY))
+    return method.changed(**steps)
 
 
 def source_settings(config: RunConfig) -> SourceSettings:

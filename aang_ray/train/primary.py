@@ -6,8 +6,7 @@ deterministic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +19,10 @@ from aang_ray.objectives import randomness
 from aang_ray.objectives.source import END_TASK_HEAD
 from aang_ray.objectives.texts import Int64
 from aang_ray.train.domain import DomainPiece
+from aang_ray.train.evaluate import evaluating
 from aang_ray.train.setup import Setup
 from aang_ray.train.workers.exchange import failing_for_all
-from aang_ray.train.workers.group import Agreement
+from aang_ray.train.workers.group import agreed
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,9 @@ class ExampleLosses:
         weights_C = None if self._class_weights_C is None else self._class_weights_C.to(wide)
         return F.cross_entropy(logits_EC.to(wide), labels_E, weight=weights_C, reduction="none")
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Switch dropout off inside the block."""
-        modules = (self._setup.encoder, *self._setup.head_of.values())
-        training = [module.training for module in modules]
-        for module in modules:
-            module.eval()
-        try:
-            yield
-        finally:
-            for module, was_training in zip(modules, training, strict=True):
-                module.train(was_training)
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return a context in which dropout is off."""
+        return evaluating(self._setup.encoder, *self._setup.head_of.values())
 
 
 class PrimaryView:
@@ -103,7 +94,7 @@ class PrimaryView:
                 measured = measure(step, subspace, mean)
             else:
                 # One worker may run out of memory here while others do not, so they agree. The host waits here anyway.
-                with Agreement(workers):
+                with agreed(workers):
                     measured = failing_for_all(measure)(step, subspace, mean)
         for tensor in measured:
             workers.broadcast_(tensor)

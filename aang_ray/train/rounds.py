@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from aang_ray.config.methods import RoundsSection
 from aang_ray.errors import UserError
-from aang_ray.gradients.engine import StepGradients, check_memory
+from aang_ray.gradients.engine import StepGradients, check_memory, split
 from aang_ray.gradients.statistics import called_at
 from aang_ray.methods.base import Sampled
 from aang_ray.methods.rounds import RoundMethod
@@ -32,7 +32,7 @@ from aang_ray.train.optim import make_optimizer, rate_factor
 from aang_ray.train.primary import ExampleLosses
 from aang_ray.train.setup import Setup
 from aang_ray.train.step import Prepared, Stepper
-from aang_ray.train.workers.group import Agreement, check_same
+from aang_ray.train.workers.group import agreed, check_same
 
 
 def make_stepper(setup: Setup) -> Stepper:
@@ -63,8 +63,7 @@ class ParameterVector:
 
     def split(self, vector_Q: Tensor) -> dict[str, Tensor]:
         """Return views of a vector [Q], one per parameter: by name in `modules`, in the parameter's shape."""
-        parts = torch.split(vector_Q, [p.numel() for p in self._named.values()])
-        return {name: part.view_as(p) for (name, p), part in zip(self._named.items(), parts, strict=True)}
+        return dict(zip(self._named, (part for _, part in split(vector_Q, self._named.values())), strict=True))
 
 
 @dataclass(frozen=True)
@@ -138,35 +137,6 @@ def fitted(lengths: Sequence[int], total: int) -> tuple[int, ...]:
     return tuple(1 + (length - 1) * spare // wanted for length in lengths)
 
 
-class Tasks:
-    """The tasks of a run and their batches: the end task, then the objectives that are sampled for step 0.
-
-    A batch of one task has `batch.end_task` examples of the end task or `batch.auxiliary` examples of an objective.
-    """
-
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self.objectives = setup.domain.batch(0, False, None).sampled
-
-    def steps(self, config: RoundsSection) -> list[int]:
-        """Return the number of optimiser steps of each task in a round."""
-        if config.round_steps is not None:
-            return [config.round_steps] * (1 + len(self.objectives))
-        setup, batch = self._setup, self._setup.config.batch
-        sizes = [len(setup.task.train), *(setup.domain.size(objective) for objective in self.objectives)]
-        at_once = [batch.end_task or 1, *(batch.auxiliary or 1 for _ in self.objectives)]
-        return [math.ceil(config.round_fraction * size / of) for size, of in zip(sizes, at_once, strict=True)]
-
-    def batch(self, task: int, number: int) -> DomainBatch:
-        """Return batch `number` of one task."""
-        objectives = (self.objectives[task - 1],) if task else ()
-        return self._setup.domain.chosen(number, task == 0, objectives)
-
-    def all_of(self, number: int) -> DomainBatch:
-        """Return batch `number` of all tasks together."""
-        return self._setup.domain.chosen(number, True, self.objectives)
-
-
 @dataclass(frozen=True)
 class RoundPrepared(Prepared):
     """A step's batch, and the step that this worker makes at the same time."""
@@ -203,9 +173,9 @@ class RoundStepper(Stepper):
         if setup.config.resources.optimizer_state == "sharded":
             raise UserError(f"resources.optimizer_state: sharded does not go with {name}; use replicated")
         self.method = method
-        self.tasks = Tasks(setup)
+        self.objectives: tuple[int, ...] = setup.domain.batch(0, False, None).sampled
         self._total = setup.config.schedule.steps or 0
-        wanted = self.tasks.steps(config)
+        wanted = self._steps_of_tasks(config)
         lengths = fitted([*wanted, wanted[0]] if method.has_tries else wanted, self._total)
         self.task_steps, self.try_steps = lengths[: len(wanted)], sum(lengths[len(wanted) :])
         self.round_steps = sum(lengths)
@@ -235,8 +205,8 @@ class RoundStepper(Stepper):
     def ends_after(self, step: int) -> bool:
         return self.over and step + self.round_steps > self._total
 
-    def look_ahead(self, step: int) -> DomainBatch:
-        return self.tasks.all_of(step)
+    def batch(self, step: int, with_dev: bool = False) -> DomainBatch:
+        return self.setup.domain.source.chosen(step, True, self.objectives)
 
     def prepare(self, step: int) -> RoundPrepared:
         if self.method.together:
@@ -250,7 +220,8 @@ class RoundStepper(Stepper):
             own_batch = batch if mine == slot else self._task_batch(mine, round_)
             micro = self.micro.texts
             own = Prepared(own_batch, self._pieces(own_batch, micro, None), None, micro)
-        return RoundPrepared(batch, (), None, 0, batch_tokens=self._tokens(batch), step=step, slot=slot, own=own)
+        tokens = self.setup.domain.tokens(batch)
+        return RoundPrepared(batch, (), None, 0, batch_tokens=tokens, step=step, slot=slot, own=own)
 
     def step(self, prepared: Prepared) -> StepGradients:
         assert isinstance(prepared, RoundPrepared)
@@ -290,10 +261,6 @@ class RoundStepper(Stepper):
     # Methods of `Round`, called by the method.
 
     @property
-    def objectives(self) -> tuple[int, ...]:
-        return self.tasks.objectives
-
-    @property
     def start_Q(self) -> Tensor:
         assert self._start_Q is not None, "a round has begun"
         return self._start_Q
@@ -302,7 +269,7 @@ class RoundStepper(Stepper):
         self.vector.write(vector_Q)
 
     def allocate(self, rows: int) -> Tensor:
-        with Agreement(self.setup.workers):  # the workers must agree on whether there is memory
+        with agreed(self.setup.workers):  # the workers must agree on whether there is memory
             # The 3 more rows are the round's first parameters, the mixed parameters, and their gradient.
             check_memory(self.vector.parameters, rows + 3)
             return self.vector.read().repeat(rows, 1)
@@ -352,7 +319,7 @@ class RoundStepper(Stepper):
         workers = self.setup.workers
         dtype = torch.promote_types(self.vector.parameters[0].dtype, torch.float32)
         losses_W = torch.zeros(workers.size, dtype=dtype, device=self.setup.compute.device)
-        with Agreement(workers):
+        with agreed(workers):
             if own is not None:
                 mine = self.plan.own(slot, workers.rank)
                 assert mine is not None
@@ -365,10 +332,10 @@ class RoundStepper(Stepper):
 
     def _prepare_try(self, step: int) -> RoundPrepared:
         setup, micro = self.setup, self.micro.texts
-        batch = self.tasks.all_of(self.round * self.try_steps + self.place)
+        batch = self.batch(self.round * self.try_steps + self.place)
         share = None if setup.workers.size == 1 else self.exchange.share(setup.domain, batch, whole=False)
-        pieces = self._pieces(batch, micro, share)
-        return RoundPrepared(batch, pieces, None, micro, share=share, batch_tokens=self._tokens(batch), step=step)
+        pieces, tokens = self._pieces(batch, micro, share), setup.domain.tokens(batch)
+        return RoundPrepared(batch, pieces, None, micro, share=share, batch_tokens=tokens, step=step)
 
     def _step_together(self, prepared: RoundPrepared) -> StepGradients:
         if self.place == 1:
@@ -400,11 +367,18 @@ class RoundStepper(Stepper):
         self.schedule = LambdaLR(self.optimizer, lambda step: rate(began + step * span // steps))
 
     def _task_batch(self, slot: Slot, round_: int) -> DomainBatch:
-        return self.tasks.batch(slot.task, round_ * self.task_steps[slot.task] + slot.number)
+        objectives = (self.objectives[slot.task - 1],) if slot.task else ()
+        number = round_ * self.task_steps[slot.task] + slot.number
+        return self.setup.domain.source.chosen(number, slot.task == 0, objectives)
 
-    def _tokens(self, batch: DomainBatch) -> int:
-        """Return the number of tokens of the whole batch, summed over all workers."""
-        return sum(int(costs_E.sum()) for costs_E in self.setup.domain.costs(batch))
+    def _steps_of_tasks(self, config: RoundsSection) -> list[int]:
+        """Return the number of optimiser steps of each task in a round, which sees a fraction of its examples."""
+        if config.round_steps is not None:
+            return [config.round_steps] * (1 + len(self.objectives))
+        setup, batch = self.setup, self.setup.config.batch
+        sizes = [len(setup.task.train), *map(setup.domain.source.schedule.size, self.objectives)]
+        at_once = [batch.end_task or 1, *(batch.auxiliary or 1 for _ in self.objectives)]
+        return [math.ceil(config.round_fraction * size / of) for size, of in zip(sizes, at_once, strict=True)]
 
     def _score(self) -> float:
         setup = self.setup

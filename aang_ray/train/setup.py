@@ -15,46 +15,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from aang_ray.config.methods import DaptConfig, FinetuneConfig, PretrainSection, TaptConfig
+from aang_ray.config.methods import STEPS, DaptConfig, FinetuneConfig, PretrainSection, TaptConfig
 from aang_ray.config.run import RunConfig
-from aang_ray.config.sections import ObjectivesConfig, Section
+from aang_ray.config.sections import ObjectivesConfig
 from aang_ray.errors import UserError
 from aang_ray.methods.base import Method
 from aang_ray.methods.registry import make_method
-from aang_ray.objectives.space import Space
 from aang_ray.train.device import Compute
-from aang_ray.train.domain import Domain, DomainPiece, StageParts, Task, domain_of
+from aang_ray.train.domain import DomainParts, DomainPiece, Task, domain_of
 from aang_ray.train.workers.group import Workers
-
-SectionT = TypeVar("SectionT", bound=Section)
 
 
 @dataclass
-class Setup:
+class Setup(DomainParts):
     """The parts of one run, or of one of its stages."""
 
     config: RunConfig
     compute: Compute
-    task: Task
-    encoder: nn.Module
-    """The shared body."""
     heads: nn.ModuleDict
-    """All heads, named by number: module names must not contain dots, but head names may."""
-    head_of: dict[str, nn.Module]
-    """The same heads by name."""
-    space: Space | None
-    """None for a method that trains on the end task alone."""
-    domain: Domain
+    """The heads of `head_of`, named by number: module names must not contain dots, but head names may."""
     method: Method
-    stage: StageParts
-    """Returns space and domain of another stage."""
-    workers: Workers = field(default_factory=Workers.alone)
+    workers: Workers
 
     @property
     def classes(self) -> int:
@@ -81,22 +67,10 @@ def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -
     parts = domain_of(config.data).build(config, compute.device)
     heads = nn.ModuleDict({str(i): head for i, head in enumerate(parts.head_of.values())}).to(compute.device)
     method = make_method(config, parts.space, compute.device)
-    task = parts.task
-    if method.uses_dev and len(task.dev) < 2:
-        raise UserError(f"{task.name}: dev has {len(task.dev)} example; dev head and dev gradient need one each")
-    return Setup(
-        config,
-        compute,
-        task,
-        parts.encoder,
-        heads,
-        parts.head_of,
-        parts.space,
-        parts.domain,
-        method,
-        parts.stage,
-        workers or Workers.alone(),
-    )
+    if method.uses_dev and (size := len(parts.task.dev)) < 2:
+        raise UserError(f"{parts.task.name}: dev has {size} example; dev head and dev gradient need one each")
+    made = {"config": config, "compute": compute, "heads": heads, "method": method}
+    return Setup(**vars(parts), **made, workers=workers or Workers())
 
 
 def majority_class(task: Task) -> int:
@@ -122,14 +96,14 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     if isinstance(config.method, PretrainSection):
         stages.extend(_pretraining_stages(config, config.method))
-        config = _changed(config, method=FinetuneConfig())
+        config = config.changed(method=FinetuneConfig())
     stages.append(Stage("train", config, decides=True))
     final = config.final_finetune
     if final is not None:
-        optim = _changed(config.optim, body_lr=final.body_lr, head_lr=final.head_lr or config.optim.head_lr)
+        optim = config.optim.changed(body_lr=final.body_lr, head_lr=final.head_lr or config.optim.head_lr)
         patience = final.patience or config.schedule.patience
-        schedule = _changed(config.schedule, steps=final.steps, patience=patience)
-        config = _changed(config, method=FinetuneConfig(), optim=optim, schedule=schedule)
+        schedule = config.schedule.changed(steps=final.steps, patience=patience)
+        config = config.changed(method=FinetuneConfig(), optim=optim, schedule=schedule)
         stages.append(Stage("finetune", config, decides=True))
     return tuple(stages)
 
@@ -147,19 +121,12 @@ def _pretraining_stages(config: RunConfig, method: PretrainSection) -> Iterator[
     shared = {name: getattr(method, name) for name in PretrainSection.model_fields}
     for text in method.texts:
         steps = method.steps_of(text)
-        single = (
-            DaptConfig(**shared, dapt_steps=steps) if text == "in-domain" else TaptConfig(**shared, tapt_steps=steps)
-        )
-        stage = _changed(
-            config,
+        single: PretrainSection = (DaptConfig if text == "in-domain" else TaptConfig)(**shared, **{STEPS[text]: steps})
+        stage = config.changed(
             method=single,
-            batch=_changed(config.batch, auxiliary=method.batch),
-            optim=_changed(config.optim, body_lr=method.lr, head_lr=method.head_lr or method.lr),
-            schedule=_changed(config.schedule, steps=steps),
+            batch=config.batch.changed(auxiliary=method.batch),
+            optim=config.optim.changed(body_lr=method.lr, head_lr=method.head_lr or method.lr),
+            schedule=config.schedule.changed(steps=steps),
             objectives=ObjectivesConfig(mask_rate=method.mask_rate),
         )
         yield Stage(single.name, stage, decides=False)
-
-
-def _changed(section: SectionT, **values: object) -> SectionT:
-    return section.model_copy(update=values)

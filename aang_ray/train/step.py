@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from aang_ray.config.methods import AangConfig
 from aang_ray.gradients import make_engine
 from aang_ray.gradients.dev_head import fit_dev_head
-from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.engine import Request, StepGradients, free_memory
 from aang_ray.methods.base import PrimaryMethod, Sampled
 from aang_ray.objectives import randomness
 from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD
-from aang_ray.train.device import MicroBatch, activation_bytes, free_memory, is_out_of_memory
+from aang_ray.train.device import MicroBatch, activation_bytes, is_out_of_memory
 from aang_ray.train.domain import DomainBatch, DomainPiece
 from aang_ray.train.optim import clip, clip_objectives, get_gradient, make_optimizer, make_schedule, set_gradient
 from aang_ray.train.primary import NO_PIECES, PrimaryPieces, PrimaryView
@@ -109,7 +109,7 @@ class Stepper:
     def prepare(self, step: int) -> Prepared:
         """Return the batch of a step. Another thread may call this if `prepares_ahead` is true."""
         method, domain = self.setup.method, self.setup.domain
-        batch = domain.batch(step, method.uses_dev, method.factors() if domain.follows_factors else None)
+        batch = self.batch(step, method.uses_dev)
         micro = self.micro.texts  # read once: another thread may change it
         refit = method.uses_dev and not self._live_dev_head and step % domain.head_refit_every == 0
         share = None if self.setup.workers.size == 1 else self.exchange.share(domain, batch, whole=method.uses_dev)
@@ -120,13 +120,13 @@ class Stepper:
             micro,
             self._primary_pieces(step, micro),
             share,
-            batch_tokens=sum(int(costs_E.sum()) for costs_E in domain.costs(batch)),
+            batch_tokens=domain.tokens(batch),
         )
 
-    def look_ahead(self, step: int) -> DomainBatch:
-        """Return the batch of a later step, with end task and objectives but without dev examples."""
+    def batch(self, step: int, with_dev: bool = False) -> DomainBatch:
+        """Return the batch of a step, with or without dev examples."""
         domain = self.setup.domain
-        return domain.batch(step, False, self.setup.method.factors() if domain.follows_factors else None)
+        return domain.batch(step, with_dev, self.setup.method.factors() if domain.follows_factors else None)
 
     def estimate_memory(self, prepared: Prepared) -> None:
         """With `batch.micro: auto`, lower the size of a forward pass so that it should fit into memory."""
@@ -163,7 +163,7 @@ class Stepper:
         clip(setup.encoder, setup.head_of, setup.config.optim)
         self.optimizer.step()
         if isinstance(self.optimizer, Sharded):
-            self.exchange.traffic.parameters += self.optimizer.bytes
+            self.exchange.traffic["parameters"] += self.optimizer.bytes
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         return replace(gradients, separate_SP=None, kept={}, update_P=None)

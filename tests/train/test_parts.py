@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from aang_ray.config import ScheduleConfig
+from aang_ray.config.sections import ScheduleConfig
 from aang_ray.data.tasks import Labelled, Ragged
 from aang_ray.errors import RunFailure
 from aang_ray.train.device import MicroBatch, activation_bytes

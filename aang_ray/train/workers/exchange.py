@@ -22,6 +22,7 @@ rows of the tied table, U of them that this worker looks up, H hidden size, W wo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
@@ -32,14 +33,14 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.errors import RunFailure
-from aang_ray.gradients.engine import JointRows, Request, StepGradients
-from aang_ray.gradients.products import products
+from aang_ray.gradients.engine import JointRows, Request, StepGradients, split
+from aang_ray.gradients.products import inner, products
 from aang_ray.gradients.statistics import from_gram
 from aang_ray.model.heads import TiedDecoder
 from aang_ray.objectives.source import END_TASK, FIRST_OBJECTIVE
 from aang_ray.train.device import is_out_of_memory
 from aang_ray.train.domain import Domain
-from aang_ray.train.workers.group import Agreement, Pending, Traffic, Workers
+from aang_ray.train.workers.group import Pending, Workers, agreed
 from aang_ray.train.workers.placement import EMPTY, Placement, Range, place
 
 Entries = npt.NDArray[np.int64]
@@ -148,13 +149,19 @@ class Exchange:
         self._heads = [p for p in heads.parameters() if p.requires_grad]
         self._table = None if tied_in_scores else _tied_table(self._body, heads)
         """The tied table, if only a part of its gradient counts in scores; else None."""
-        self.traffic = Traffic()
-        """Bytes sent in the last step."""
+        self.traffic: Counter[str] = Counter()
+        """Bytes of the tensors that this worker summed up with the others, or sent to them, in the last step.
+
+        `body` and `heads`: their updates; `scalars`: losses, inner products and norms; `rows`: shared rows of a tied
+        table; `parts`: gradients of shared segments; `separate`: gradients that the method requests; `parameters`:
+        updated ones with a sharded optimiser; `control`: messages between hosts. A ring all-reduce sends and receives
+        2 (W - 1) / W times these bytes.
+        """
 
     def share(self, domain: Domain, batch: Any, whole: bool) -> Share:
         """Return the placement of a step's examples; `whole`: norms are requested, so segments should stay whole."""
         workers = self._workers
-        placement = place(domain.costs(batch), workers.size, whole)
+        placement = place([segment.lengths_E for segment in batch.segments], workers.size, whole)
         rows = None
         if self._table is not None and whole:
             objectives = [(EMPTY,) * FIRST_OBJECTIVE + ranges[FIRST_OBJECTIVE:] for ranges in placement.ranges]
@@ -174,14 +181,13 @@ class Exchange:
             RunFailure, UserError: `compute` raises them on any worker.
             WorkerLost: Another worker fails or cannot be reached.
         """
-        self.traffic = Traffic()
+        self.traffic = Counter()
         if request.gram or request.separate:
             return self._matrix(compute, request)
         if request.scores and not request.keep:
             return self._scored(compute, request, share)
         local, body = self._computed(compute, request)
-        losses_S = local.losses_S / self._computing(local.losses_S)
-        self._sum(losses_S, "scalars")
+        losses_S = self._losses(local)
         for segment in request.keep:  # a body-sized vector is sent for each
             self._sum(local.kept[segment], "separate")
         body.wait()
@@ -197,16 +203,12 @@ class Exchange:
         assert rows_SP is not None
         rows_SP[0] /= self._workers.size
         self._sum(rows_SP, "separate")
-        losses_S = local.losses_S / self._computing(local.losses_S)
-        self._sum(losses_S, "scalars")
+        losses_S = self._losses(local)
         body.wait()
         if self._table is None:
-            update_P, start = request.coefficients_S.to(rows_SP.dtype) @ rows_SP, 0
-            for parameter in self._body:
+            for parameter, part in split(request.coefficients_S.to(rows_SP.dtype) @ rows_SP, self._body):
                 if parameter.grad is not None:
-                    part_P = update_P[start : start + parameter.numel()]
-                    parameter.grad = part_P.view(parameter.shape).to(parameter.dtype)
-                start += parameter.numel()
+                    parameter.grad = part.to(parameter.dtype)
         return from_gram(losses_S, products(rows_SP, rows_SP), request, rows_SP)
 
     def _scored(self, compute: Compute, request: Request, share: Share) -> StepGradients:
@@ -223,9 +225,9 @@ class Exchange:
             if self._workers.rank in ranks:
                 g_P = local.kept[segment]
                 self._workers.sum_(g_P, ranks)
-                self.traffic.parts += g_P.nbytes
+                self.traffic["parts"] += g_P.nbytes
                 if self._workers.rank == ranks[0]:  # one of them contributes the norm to the sum over all workers
-                    norms2_S[segment] = _norm2(g_P)
+                    norms2_S[segment] = inner(g_P, g_P)
         joint = norms2_S.new_zeros(1)
         if request.joint_from is not None:
             joint = self._joint_part(request, share, local, body).reshape(1)
@@ -262,13 +264,12 @@ class Exchange:
         if shared is not None:
             total = total + shared.square().sum()
         # ||d - c_1 g_1||^2 for the update d, without the tied table, whose rows are counted above.
-        g_P, weight, start = local.kept[END_TASK], request.coefficients_S[END_TASK], 0
-        for parameter in self._body:
-            part_P = g_P[start : start + parameter.numel()]
-            start += parameter.numel()
+        g_P = local.kept[END_TASK]
+        weight = request.coefficients_S[END_TASK].to(g_P.dtype)
+        for parameter, part in split(g_P, self._body):
             if parameter.grad is not None and parameter is not self._table:
-                rest_P = torch.addcmul(parameter.grad.view(-1).to(g_P.dtype), part_P, weight.to(g_P.dtype), value=-1)
-                total = total + _norm2(rest_P)
+                rest = torch.addcmul(parameter.grad.to(g_P.dtype), part, weight, value=-1).view(-1)
+                total = total + inner(rest, rest)
         return total
 
     def _joined(
@@ -296,13 +297,13 @@ class Exchange:
         Afterwards a parameter has a gradient on all workers if it had one on any worker, and else on none.
         """
         parameters = [*self._body, *self._heads]
-        with Agreement(self._workers) as agreement:
+        with agreed(self._workers) as flags:
             try:
                 local = compute(request)
             finally:  # a worker that failed must send as many flags as the others
-                agreement.flags = [p.grad is not None for p in parameters]
-        self.traffic.control += 8 * (self._workers.size + len(parameters))
-        for parameter, used in zip(parameters, agreement.flags, strict=True):
+                flags += [p.grad is not None for p in parameters]
+        self.traffic["control"] += 8 * (self._workers.size + len(parameters))
+        for parameter, used in zip(parameters, flags, strict=True):
             if used and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         body = self._begin_sum(self._body, "body") if send_body else Pending(None)
@@ -315,12 +316,16 @@ class Exchange:
         used = [p for p in parameters if p.grad is not None]
         if not used:
             return Pending(None)
-        flat, start = torch.cat([p.grad.reshape(-1) for p in used if p.grad is not None]), 0
-        for parameter in used:
-            parameter.grad = flat[start : start + parameter.numel()].view(parameter.shape)
-            start += parameter.numel()
-        self._count(flat, kind)
+        flat = torch.cat([p.grad.reshape(-1) for p in used if p.grad is not None])
+        for parameter, part in split(flat, used):
+            parameter.grad = part
+        self.traffic[kind] += flat.nbytes
         return self._workers.sum_later(flat)
+
+    def _losses(self, local: StepGradients) -> Tensor:
+        losses_S = local.losses_S / self._computing(local.losses_S)
+        self._sum(losses_S, "scalars")
+        return losses_S
 
     def _computing(self, like_S: Tensor) -> Tensor:
         """Return the number of workers that compute the same of each segment, [S]: W for dev (segment 0), else 1."""
@@ -330,17 +335,10 @@ class Exchange:
 
     def _sum(self, tensor: Tensor, kind: str) -> None:
         self._workers.sum_(tensor)
-        self._count(tensor, kind)
-
-    def _count(self, tensor: Tensor, kind: str) -> None:
-        setattr(self.traffic, kind, getattr(self.traffic, kind) + tensor.nbytes)
+        self.traffic[kind] += tensor.nbytes
 
 
 def _tied_table(body: Sequence[nn.Parameter], heads: nn.Module) -> nn.Parameter | None:
     """Return the body's table that heads also use as decoder; None if there is none."""
     tied = [module.table.weight for module in heads.modules() if isinstance(module, TiedDecoder)]
     return next((parameter for parameter in body if any(parameter is table for table in tied)), None)
-
-
-def _norm2(vector_P: Tensor) -> Tensor:
-    return products(vector_P[None], vector_P[None])[0, 0]

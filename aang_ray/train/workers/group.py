@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from datetime import timedelta
 from inspect import signature
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -61,11 +60,6 @@ class Workers:
     _groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def alone(cls) -> Workers:
-        """Return the group of a process that trains alone."""
-        return cls()
-
-    @classmethod
     def connect(cls, rank: int, size: int, device: torch.device, timeout: timedelta = TIMEOUT) -> Workers:
         """Return the group of all processes of `torch.distributed`, whose default group must exist already.
 
@@ -76,7 +70,7 @@ class Workers:
             timeout: Time after which another process counts as lost.
         """
         if size == 1:
-            return cls.alone()
+            return cls()
         with raising_worker_lost():
             tensors = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout)
             control = dist.new_group(backend="gloo", timeout=timeout)
@@ -123,25 +117,17 @@ class Workers:
 
     def max_host(self, values: Sequence[int]) -> list[int]:
         """Return the element-wise maximum of all workers' numbers."""
-        if self.size == 1:
-            return list(values)
-        gathered = torch.tensor(values, dtype=torch.int64)
-        with raising_worker_lost():
-            dist.all_reduce(gathered, dist.ReduceOp.MAX, group=self.control)
-        return [int(value) for value in gathered]
-
-    def any_host(self, flag: bool) -> bool:
-        """Return whether the flag is true on any worker."""
-        return bool(self.max_host([int(flag)])[0])
+        return self._reduced(torch.tensor(values, dtype=torch.int64), dist.ReduceOp.MAX)
 
     def sum_host(self, values: Sequence[float]) -> list[float]:
         """Return the element-wise sum of all workers' numbers."""
-        if self.size == 1:
-            return list(values)
-        gathered = torch.tensor(values, dtype=torch.float64)
-        with raising_worker_lost():
-            dist.all_reduce(gathered, group=self.control)
-        return [float(value) for value in gathered]
+        return self._reduced(torch.tensor(values, dtype=torch.float64), dist.ReduceOp.SUM)
+
+    def _reduced(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> list[Any]:
+        if self.size > 1:
+            with raising_worker_lost():
+                dist.all_reduce(values, operation, group=self.control)
+        return values.tolist()
 
     def text_of(self, text: str, source: int) -> str:
         """Return the text that worker `source` passes, cut to `TEXT_BYTES`."""
@@ -157,7 +143,7 @@ class Workers:
 
     def wait_for_all(self) -> None:
         """Return when every worker has made this call."""
-        self.any_host(False)
+        self.max_host([0])
 
 
 class Pending:
@@ -173,76 +159,40 @@ class Pending:
                 self._work.wait()
 
 
-@dataclass
-class Traffic:
-    """Bytes of the tensors that one worker sums up with the others, or sends to them, in one step.
-
-    A ring all-reduce sends and receives 2 (W - 1) / W times the bytes of the tensor on each of W workers.
-    """
-
-    body: int = 0
-    """The body's update."""
-    heads: int = 0
-    """The update of the heads that any worker used."""
-    scalars: int = 0
-    """Losses, inner products and norms."""
-    rows: int = 0
-    """Rows of a tied table that several workers looked up, for the norm of the joint gradient."""
-    parts: int = 0
-    """Gradients of segments that several workers share, summed over these workers."""
-    separate: int = 0
-    """Separate gradients, for methods that request them."""
-    parameters: int = 0
-    """Updated parameters, sent by the worker that has their optimiser state (`sharded`)."""
-    control: int = 0
-    """Messages between hosts."""
-
-    @property
-    def total(self) -> int:
-        return sum(astuple(self))
-
-
-# Kinds of a worker's error, as numbers that can be sent.
 _NONE, _RUN, _USER, _OTHER = range(4)
+"""Kinds of a worker's error, as numbers that can be sent."""
 
 
-class Agreement:
-    """Context manager in which an error on one worker ends the block with an error on all workers.
+@contextmanager
+def agreed(workers: Workers) -> Iterator[list[bool]]:
+    """End the block with an error on all workers if there is an error on one.
 
     `RunFailure` and `UserError` are raised on all workers. For any other error, the worker itself raises it and the
-    others raise `WorkerLost`.
+    others raise `WorkerLost`. The block may fill the yielded list with flags, equally many on every worker, each of
+    which then becomes the "or" over all workers.
     """
-
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
-        self.flags: list[bool] = []
-        """Set inside the block, equally many on every worker. Afterwards each is the "or" over all workers."""
-
-    def __enter__(self) -> Agreement:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, WorkerLost) or not (error is None or isinstance(error, Exception)):
-            return  # the others cannot be reached, or this process was told to end
-        workers = self._workers
-        kinds = [_NONE] * workers.size
-        if error is not None:
-            kinds[workers.rank] = (
-                _RUN if isinstance(error, RunFailure) else _USER if isinstance(error, UserError) else _OTHER
-            )
-        found = workers.max_host([*kinds, *map(int, self.flags)])
-        failed = next((rank for rank in range(workers.size) if found[rank] != _NONE), None)
-        if failed is None:
-            self.flags = [bool(flag) for flag in found[workers.size :]]
-            return
-        text = workers.text_of(f"{error}", failed)
-        if error is not None:
-            return  # its own error is raised
-        if found[failed] == _OTHER:
-            raise WorkerLost(f"worker {failed} of this run failed: {text}")
-        raise RunFailure(text) if found[failed] == _RUN else UserError(text)
+    flags: list[bool] = []
+    error, kinds = None, [_NONE] * workers.size
+    try:
+        yield flags
+    except WorkerLost:
+        raise  # the others cannot be reached
+    except Exception as found:  # noqa: BLE001 (raised again below)
+        error = found
+        kinds[workers.rank] = (
+            _RUN if isinstance(found, RunFailure) else _USER if isinstance(found, UserError) else _OTHER
+        )
+    largest = workers.max_host([*kinds, *map(int, flags)])
+    failed = next((rank for rank in range(workers.size) if largest[rank] != _NONE), None)
+    if failed is None:
+        flags[:] = map(bool, largest[workers.size :])
+        return
+    text = workers.text_of(f"{error}", failed)
+    if error is not None:
+        raise error
+    if largest[failed] == _OTHER:
+        raise WorkerLost(f"worker {failed} of this run failed: {text}")
+    raise RunFailure(text) if largest[failed] == _RUN else UserError(text)
 
 
 def check_same(workers: Workers, steps: int, named: Mapping[str, Tensor]) -> None:

@@ -162,11 +162,6 @@ def watching(draining: Check, abandoned: Check, pause: float = POLL_SECONDS) -> 
         thread.join()
 
 
-def never() -> bool:
-    """Return False: the caller outlives its run."""
-    return False
-
-
 def node_drains() -> bool:
     """Return whether this process's node will go away (a spot notice, `ray drain-node`); False outside of Ray.
 
@@ -201,7 +196,7 @@ def launch(
     on_evaluation: OnEvaluation,
     export: Path | None = None,
     until: int | None = None,
-    abandoned: Check = never,
+    abandoned: Check = lambda: False,
 ) -> CellRecord:
     """Run a resolved configuration on `resources.workers` workers, from its checkpoint if it has one.
 
@@ -229,7 +224,7 @@ def launch(
         os.environ.setdefault(name, value)
     job = Job(config, checkpoints, export, until, abandoned)
     if config.resources.workers == 1:
-        return _train(job, on_evaluation, Workers.alone())
+        return _train(job, on_evaluation, Workers())
     files, losses = CheckpointFiles(checkpoints, config.cell), 0
     step = files.newest_step()
     while True:
@@ -247,7 +242,7 @@ def launch(
                     f"workers were lost {ATTEMPTS} times in a row without a newer checkpoint, out of memory? lower "
                     f"batch.micro or give each worker more; the last time: {reason}"
                 ) from error
-            logger.warning("cell %s lost workers (%s); it goes on from step %d", config.cell, reason, step)
+            logger.warning("cell %s lost workers (%s); it continues from step %d", config.cell, reason, step)
 
 
 def error_of_run(error: Exception, config: RunConfig) -> Exception | None:
