@@ -56,9 +56,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _derivable(self) -> Self:
-        """Refuse settings that contradict each other: the softmax Jacobian is derived for weights that sum to 1, and
-        published clipping clips each term of a weighted sum.
-        """
+        """Refuse settings that contradict each other."""
         softmax = isinstance(self.method, AangConfig) and self.method.jacobian == "softmax"
         if softmax and self.objectives.allocation == "published":
             raise ValueError("method.jacobian: softmax does not go with objectives.allocation: published; use identity")
@@ -142,9 +140,7 @@ PAPER_ROWS = {
 
 
 def _row_name(config: RunConfig) -> str:
-    """Return a name such as `aang-td n=6`, `aang-td (published) n=6` if all of the method's switches are published, or
-    `aang-td (published: labels, legality) n=6` if some are.
-    """
+    """Return for example `aang-td n=6`, `aang-td (published) n=6`, or `aang-td (published: labels, legality) n=6`."""
     method = config.method
     name: str = method.name
     if method.auxiliary:

@@ -2,13 +2,9 @@
 
 The examples of a step are divided into *segments*: the dev batch (segment 0), the end task's batch, and one batch for
 each sampled objective. Segment s has the unweighted mean loss L_s and the gradient g_s = dL_s / d theta with respect to
-the body; v = g_0 is the dev gradient. For given coefficients c an engine adds
-
-    update = sum_s c_s g_s
-
-to the `.grad` of the body (heads get the same weighted sum of their own gradients), and returns the statistics that
-were requested (docs/semantics.md, sections 2 and 3). `single_pass.SegmentEngine` makes one pass for all segments,
-`loop.LoopEngine`, the reference, one for each.
+the body; v = g_0. For given coefficients c an engine adds sum_s c_s g_s to the `.grad` of body and heads, and returns
+the statistics that were requested: `single_pass.SegmentEngine` in one pass, `loop.LoopEngine`, the reference, in one
+for each segment.
 
 Shape suffixes: S segments, P entries of the body's parameters (flattened in `named_parameters` order), V entries of an
 embedding table, U wanted rows of a table, H width of a table.

@@ -1,18 +1,13 @@
 """Adds up segment gradients into the update, and into inner products and norms.
 
-Inner products and squared norms of body-sized vectors are sums over *blocks*, runs of entries of one parameter. So a
-segment's gradient of a block is needed only for three additions, and is then dropped:
+These are sums over *blocks*, runs of entries of one parameter. So a segment's gradient of a block is needed only for
+three additions, and is then dropped:
 
     update += c_s g_s,      dots_s += <g_0, g_s>,      norms2_s += <g_s, g_s>
 
-If the step has several pieces, a segment's gradient is a sum over its pieces, and the norm of a sum is not the sum of
-norms. So some segments are *buffered*: summed in body-sized vectors until their last piece. This stores
-
-- for v = g_0 and each segment that continues in a later piece: one vector while it is needed,
-- for each segment of `Request.keep`, and for the joint gradient: one vector,
-- for the Gram matrix (and for `Request.separate` with any number of pieces): all S vectors.
-
-Statistics are in fp32, or in fp64 for fp64 parameters.
+If the step has several pieces, the norm of a sum over pieces is needed. So v = g_0 and segments that continue in a
+later piece are *buffered*, summed in a body-sized vector until their last piece. Segments of `Request.keep` and the
+joint gradient also take one vector each, and the Gram matrix and `Request.separate` all S of them.
 
 Shape suffixes: S segments, P entries of the body (flattened in `named_parameters` order), B entries of a block, N rows
 (tokens or lookups), U requested rows of a table, V entries of a table, H its width.
@@ -123,7 +118,6 @@ class Ledger:
         self._joint_rows_UH = None if rows is None else self.zeros(rows.rows + 1, rows.table.shape[1])
 
     def zeros(self, *shape: int) -> Tensor:
-        """Return zeros in the statistics' type."""
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def members(self, rows: SegmentRows, like: Tensor) -> Tensor:

@@ -96,8 +96,8 @@ class LoopEngine:
 
     @contextmanager
     def _separate_decoders(self, body: Sequence[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
-        """Replace the tables of tied decoders by leaves, which get the gradients of the tables as decoders; yield the
-        leaves.
+        """Replace tables of tied decoders by leaves, which get their gradients as decoders, inside the block; yield
+        these.
         """
         decoders = [m for m in self._heads.modules() if isinstance(m, TiedDecoder)]
         leaves = {p: p.detach().requires_grad_() for p in body if any(m.table.weight is p for m in decoders)}

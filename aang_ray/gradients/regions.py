@@ -1,16 +1,11 @@
 """Taps on the outputs of modules, and regions, which are the parts of the autograd graph between taps.
 
-A *tap* is an identity operation on a module's output. In the backward pass it receives the gradient G of the losses
-with respect to that output, with one row for each row of the batch.
-
-Some parameters have no rule (`rules.py`): they are broadcast over the batch, used without a module call, or belong to
-an unknown module. Such a parameter p lies in one or more regions. Rows of different segments do not mix, so by
-linearity
+A *tap* is an identity on a module's output. In the backward pass it receives the gradient G with respect to that
+output. A parameter p without a rule (`rules.py`) lies in one or more regions. Rows of different segments do not mix, so
 
     dL_s/dp = sum over taps ( d output_tap / dp )^T [ G_tap, with the rows outside segment s set to 0 ]
 
-over the taps that p reaches without passing another tap. This is exact whatever the region computes. It costs one
-backward pass through those regions (not through the model) for every segment.
+over the taps that p reaches without passing another tap, whatever the region computes (docs/single-pass.md).
 
 Shape suffixes: N rows, S segments.
 """
@@ -34,7 +29,7 @@ class Call:
     """One call of a module in a forward pass, on whose output there is a tap."""
 
     rows: SegmentRows
-    arrive: Callable[[Call, Tensor, Tensor], None] | None
+    on_gradient: Callable[[Call, Tensor, Tensor], None] | None
     """Called in the backward pass with the call, G, and the kept part of the module's input; None for no call."""
     below: GradientEdge | None
     """The module's output in the graph, before the tap; None if it requires no gradient."""
@@ -70,9 +65,9 @@ class Tap(torch.autograd.Function):
             return (None, None, None, *of_kept)
         if call.remember:
             call.gradient = grad
-        if call.arrive is not None:
+        if call.on_gradient is not None:
             (kept,) = ctx.saved_tensors
-            call.arrive(call, grad, kept)
+            call.on_gradient(call, grad, kept)
         return (None, None, grad, *of_kept)
 
 

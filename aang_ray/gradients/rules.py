@@ -1,22 +1,18 @@
 """Rules that compute each segment's gradient of a module's parameters; there is one rule for each module type.
 
-In the forward pass a rule keeps the module's inputs X. In the backward pass it receives the gradient G of the losses
-with respect to the module's output. Rows of segment s influence only L_s, so the segment's gradient is a sum over its
-own rows X_s and G_s:
+A rule keeps the module's inputs X in the forward pass and receives the gradient G with respect to the module's output
+in the backward pass. A segment's gradient is a sum over its own rows of X and G (docs/single-pass.md):
 
 | module | gradient of segment s |
 |---|---|
-| Linear, y = x Wᵀ + b | weight G_sᵀ X_s; bias sum of G_s |
+| Linear, y = x Wᵀ + b; decoder tied to a table | weight G_sᵀ X_s; bias sum of G_s |
 | Conv1D of GPT-2, y = x W + b | weight X_sᵀ G_s; bias sum of G_s |
 | Embedding, y = W[id] | row v: sum of G over the segment's rows with id v |
 | LayerNorm, RMSNorm, y = w * n(x) + b | weight sum of G * n(X); bias sum of G |
 | Conv1d, Conv2d | correlation of X and G over the segment's examples |
-| decoder tied to a table, y = x Wᵀ + b | table G_sᵀ X_s; bias sum of G_s |
 
-Autograd handles modules of any other type (`regions.py`).
-
-Shape suffixes: N rows, S segments, I inputs, O outputs, H width of a table, P entries of a parameter. Rows of a
-segment are contiguous, so its part of a tensor is a slice and never a copy.
+Shape suffixes: N rows, S segments, I inputs, O outputs, H width of a table, P entries of a parameter. Rows of a segment
+are contiguous, so its part of a tensor is a slice and never a copy.
 """
 
 from __future__ import annotations
@@ -60,7 +56,7 @@ Contributions = list[tuple[nn.Parameter, Contribution]]
 
 @dataclass
 class OuterProducts(Contribution):
-    """Contribution to a matrix that maps rows: G_sᵀ X_s, [O, I]. Plain training does the same multiplications."""
+    """Contribution to a matrix that maps rows: G_sᵀ X_s, [O, I]."""
 
     grads_NO: Tensor
     inputs_NI: Tensor

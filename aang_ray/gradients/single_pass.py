@@ -1,25 +1,19 @@
-"""The gradients of all segments from one forward and one backward pass.
+"""The gradients of all segments from one forward and one backward pass (docs/single-pass.md has the derivation).
 
-A row (token) i of segment s influences only the segment's loss L_s. So one backward pass of the *unweighted* sum of the
-losses gives, at the output of a linear layer y_i = W x_i + b,
+A row (token) i of segment s influences only the segment's loss L_s. So one backward pass of the *unweighted* sum L of
+the losses gives at the output of a linear layer y_i = W x_i + b
 
     G_i = dL/dy_i = dL_s/dy_i,      dL_s/dW = sum over rows i of segment s of G_i x_iᵀ = G_sᵀ X_s
 
-which takes as many multiplications as the usual sum over all rows, GᵀX. Losses are not weighted before the backward
-pass, so that norms are exact even if a weight underflows. docs/single-pass.md has the derivation for other layers.
-
 1. `Recorder.hooked` puts hooks on every module that owns parameters.
-2. Forward pass. Before a module with a rule is called, `_before` sets `requires_grad` of its parameters to False, so
-   autograd computes gradients of activations only. After the call, `_after` puts a *tap* (`regions.py`) on the output.
-3. Backward pass. At each tap, `_add_call` receives G and the module's input X, and the module's rule (`rules.py`) turns
-   them into contributions, stored as factors until the parameter's last one: the norm of their sum is needed.
-4. `settle` multiplies the factors for one segment after the other and adds the products to the `Ledger`.
-5. Parameters without a rule follow: one backward pass through small regions of the graph for each segment.
+2. Forward pass: `_before` sets `requires_grad` of the parameters of a module with a rule to False, so autograd computes
+   gradients of activations only. `_after` puts a *tap* (`regions.py`) on the module's output.
+3. Backward pass: at each tap, `_add_call` receives G and the module's input X. The rule (`rules.py`) turns them into
+   contributions, which are collected until the parameter's last one, because the norm of their sum is needed.
+4. `settle` computes each segment's gradient from the contributions and adds it to the `Ledger`.
+5. Parameters without a rule follow, with a backward pass through small regions of the graph for each segment.
 
-Heads get only sum_s c_s g_s, from one product with weighted rows. Their rows are texts or labelled positions, whose
-segments `segment_rows` sets.
-
-Shape suffixes: S segments, B entries of a block, P entries of a parameter.
+Heads get only sum_s c_s g_s. Shape suffixes: S segments, B entries of a block, P entries of a parameter.
 """
 
 from __future__ import annotations
@@ -130,7 +124,7 @@ class Recorder:
         """The tapped calls of the forward pass."""
         self._expected: dict[nn.Parameter, int] = {}
         """Number of contributions to each parameter's scored gradient in the backward pass."""
-        self._arrived: dict[nn.Parameter, list[Contribution]] = {}
+        self._contributions: dict[nn.Parameter, list[Contribution]] = {}
         self._deferred: frozenset[nn.Parameter] = frozenset()
         """Parameters in regions, whose gradients are added to the ledger after the backward pass."""
         self._given: dict[int, Tensor] = {}
@@ -165,7 +159,7 @@ class Recorder:
 
     def _forget(self) -> None:
         """Drop references to the graph. Its nodes refer to this object, and Python cannot collect such a cycle."""
-        for collected in (self._calls, self._expected, self._given, self._arrived):
+        for collected in (self._calls, self._expected, self._given, self._contributions):
             collected.clear()
         self._cast = None
 
@@ -200,7 +194,7 @@ class Recorder:
             return None
         call = Call(
             rows=rows,
-            arrive=partial(self._arrive, site) if taken else None,
+            on_gradient=partial(self._add_call, site) if taken else None,
             below=get_gradient_edge(output) if output.requires_grad else None,
             cut=lambda: self._cutting,
         )
@@ -260,8 +254,8 @@ class Recorder:
         retain_graph = bool(regions.parameters)
         torch.autograd.grad(losses_S.sum(), [self._anchor], retain_graph=retain_graph, allow_unused=True)
         # If not all uses of a parameter influence the losses, its contributions are complete only now.
-        for parameter in [p for p in self._arrived if p not in self._deferred]:
-            settle(self._ledger, parameter, self._arrived.pop(parameter))
+        for parameter in [p for p in self._contributions if p not in self._deferred]:
+            settle(self._ledger, parameter, self._contributions.pop(parameter))
         if regions.parameters:
             self._cutting = True
             try:
@@ -269,17 +263,17 @@ class Recorder:
             finally:
                 self._cutting = False
 
-    def _arrive(self, site: Site, call: Call, grads: Tensor, kept: Tensor) -> None:
+    def _add_call(self, site: Site, call: Call, grads: Tensor, kept: Tensor) -> None:
         """Handle the backward pass at a tap: `grads` is G at the module's output, `kept` its input."""
         assert site.rule is not None
         for parameter, contribution in site.rule.contributions(kept, grads, call.rows):
             if parameter not in self._trained:
                 continue
             if self._scored(site, parameter):
-                arrived = self._arrived.setdefault(parameter, [])
-                arrived.append(contribution)
-                if len(arrived) == self._expected[parameter] and parameter not in self._deferred:
-                    settle(self._ledger, parameter, self._arrived.pop(parameter))
+                found = self._contributions.setdefault(parameter, [])
+                found.append(contribution)
+                if len(found) == self._expected[parameter] and parameter not in self._deferred:
+                    settle(self._ledger, parameter, self._contributions.pop(parameter))
             else:
                 contribution.add_total(self._ledger.coefficients_S, self._ledger.update(parameter))
 
@@ -301,8 +295,8 @@ class Recorder:
                     for p, g in zip(of_body, found, strict=True)
                 ]
 
-            arrived, self._arrived = self._arrived, {}
-            settle_dense(ledger, of_body, gradients_of, arrived)
+            contributions, self._contributions = self._contributions, {}
+            settle_dense(ledger, of_body, gradients_of, contributions)
         if of_heads:
             for parameter, gradient in zip(of_heads, regions.weighted(of_heads, ledger.coefficients_S), strict=True):
                 if gradient is not None:

@@ -22,9 +22,7 @@ A = TypeVar("A")
 
 
 def cosine(dots_S: Tensor, norms2_S: Tensor) -> Tensor:
-    """Return cos(v, g_s) = <v, g_s> / (||v|| ||g_s||), [S], of `dots_S` = <v, g_s> and `norms2_S` = ||g_s||^2, whose
-    entry 0 is ||v||^2; 0 where a norm is 0 (docs/semantics.md, section 3).
-    """
+    """Return cos(v, g_s) from `dots_S` = <v, g_s> and `norms2_S` = ||g_s||^2; g_0 is v. It is 0 where a norm is 0."""
     # The product of the square roots, because the root of the product could underflow or overflow.
     norms_S = norms2_S.clamp_min(0).sqrt()
     product_S = norms_S[0] * norms_S
@@ -181,9 +179,7 @@ def reweighted(g_P: Tensor, V_PK: Tensor, p_K: Tensor, perp: float, plus: float,
         g_P: The auxiliary gradient g.
         V_PK: Orthonormal directions; some columns may be 0.
         p_K: V^T times the end task's mean gradient.
-        perp: Eta_perp.
-        plus: Eta_plus.
-        minus: Eta_minus.
+        perp, plus, minus: The weights eta.
 
     Returns:
         The reweighted gradient, [P], and the shares of ||g||^2 in g_perp, g_plus and g_minus, [3] (zeros if g is 0).

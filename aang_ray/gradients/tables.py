@@ -1,8 +1,7 @@
 """Segment gradients of embedding tables, computed without dense tables where possible.
 
-A pass gives N rows of G, each with an id and a segment. Row v of g_s is the sum of the rows with id v and segment s.
-Norms and inner products are computed from sums over rows with equal keys. Equal keys are found by sorting, so all sizes
-are known in advance and nothing waits for the device.
+Row v of g_s is the sum of the N rows of G with id v and segment s. Equal keys are found by sorting, so all sizes are
+known in advance and nothing waits for the device.
 
 Shape suffixes: N rows, S segments, V entries of the table, H width.
 """

@@ -54,7 +54,6 @@ class FactorIndex:
 
     @property
     def size(self) -> int:
-        """Number of factors."""
         return sum(len(entries) for entries in self.names.values())
 
 

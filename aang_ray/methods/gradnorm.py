@@ -18,15 +18,13 @@ SMALLEST = 1e-6
 class GradNorm(Static):
     """Coefficients c_i = w_i / sum w over the end task and the sampled objectives, w learned from gradient norms.
 
-    Let v_i be w_i divided by the mean of the step's w (the paper's weights, whose sum is the number of tasks), G_i =
-    v_i ||g_i||, r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)), and t_i = mean(G) r_i^alpha the target, which is treated
-    as constant. A step of gradient descent on sum_i |G_i - t_i|, divided by mean(G), is
+    Let v_i be w_i divided by the mean of the step's w, G_i = v_i ||g_i||, r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)),
+    and t_i = mean(G) r_i^alpha the target. A step of gradient descent on sum_i |G_i - t_i|, divided by mean(G), is
 
         v_i <- v_i - lr sign(G_i - t_i) ||g_i|| / mean(G),
 
-    and keeps the sum of the step's w. Instead of dividing by mean(G) the paper uses Adam, whose moments would change
-    weights of objectives that are not sampled. g_i is the gradient of the whole body, which the single pass computes
-    anyway, and not of its last layer. L_i(0) is the first observed loss. Losses without labels keep their w.
+    and keeps the sum of the step's w. g_i is the gradient of the whole body. L_i(0) is the first observed loss. Losses
+    without labels keep their w. docs/methods/loss-weights.md tells the differences from the paper.
     """
 
     config: GradnormConfig

@@ -246,10 +246,9 @@ class Alphavil(RoundMethod):
 class Diw(RoundMethod):
     """w_i <- max(w_i + rate (score of task i alone - score of all together), 1e-6), with scores on dev.
 
-    A round trains every task alone with weight 1. Then it makes a try: it trains all tasks together, from the same
-    parameters, with the weights w. The try is repeated with the new weights until its score exceeds that of the last
-    round, or until `tries` tries are made; the last one is kept. A try has as many steps as the end task alone, and the
-    same batches every time. A round, and a repetition, begins only if the run has enough steps for it.
+    A round trains every task alone with weight 1. Then it trains all tasks together, from the same parameters, with the
+    weights w. This try is repeated with the new weights until its score exceeds that of the last round, or `tries`
+    times. A try has as many steps as the end task alone, and the same batches every time.
     """
 
     has_tries = True

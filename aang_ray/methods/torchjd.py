@@ -1,9 +1,8 @@
 """Aggregations of the separate gradients that TorchJD computes. (docs/methods/aggregations.md)
 
-Most methods are entries of two tables: `GRAM_WEIGHTS` (weights of the gradients from their Gram matrix) and
-`COORDINATEWISE` (updates from the gradients' coordinates). Four more have a state. TorchJD's state belongs to a fixed
-list of losses; here the objectives change from step to step, so the state has entries for the end task and the whole
-space, [1 + K]. Entries of losses that are not sampled or have no labels do not change.
+Most are entries of `GRAM_WEIGHTS` (weights of the gradients from their Gram matrix) or `COORDINATEWISE`. Four have a
+state, with entries for the end task and the whole space, [1 + K], because objectives change from step to step. Entries
+of losses that are not sampled or have no labels do not change.
 
 TorchJD's solvers take seconds to import, so this file is imported only when a run uses it.
 """

@@ -15,10 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 import pyarrow as pa
 
 SCHEMA_VERSION = 2
-"""Version 2 added `stage` to `history`, made dev nullable there, and added the views before a last stage to `results`.
-
-A nullable column that an older file lacks is null.
-"""
+"""Version 2 added `stage` to `history`, a null dev there, and the views before a last stage to `results`."""
 VERSION_KEY = b"aang_ray.schema"
 
 TableName = Literal["results", "history", "weights"]

@@ -70,7 +70,6 @@ class Store:
         return self._location.uri
 
     def exists(self) -> bool:
-        """Return whether the root exists."""
         return self._location.exists()
 
     def check_writable(self) -> None:

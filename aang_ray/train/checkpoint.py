@@ -40,7 +40,12 @@ logger = logging.getLogger(__name__)
 class Checkpointer:
     """Writes a run's checkpoint when it is due and stops the run when its `RunControl` asks for it.
 
-    With several workers the first one writes the files, after they have agreed on it with one small message a step.
+    Args:
+        files: The cell's checkpoint files, which the first worker writes.
+        compute: Device and precision, which are stored in the checkpoint.
+        minutes: Time between two checkpoints; 0 writes one after every step.
+        workers: The workers of the run; None for this process alone.
+        control: Reasons to save or to stop; None for signals only.
     """
 
     def __init__(
@@ -51,15 +56,6 @@ class Checkpointer:
         workers: Workers | None = None,
         control: RunControl | None = None,
     ) -> None:
-        """Create the checkpointer of one run.
-
-        Args:
-            files: The cell's checkpoint files.
-            compute: Device and precision, which are stored in the checkpoint.
-            minutes: Time between two checkpoints; 0 writes one after every step.
-            workers: The workers of the run; None for this process alone.
-            control: Reasons to save or to stop; None for signals only.
-        """
         self._files = files
         self._compute = f"{compute.device_name}, {compute.precision}"
         self._save_seconds = 60 * minutes
@@ -178,7 +174,6 @@ class CheckpointFiles:
         return self._location.path(last)
 
     def load(self) -> Checkpoint | None:
-        """Return the newest checkpoint; None if there is none."""
         name = self.newest()
         return self.read(name) if name else None
 

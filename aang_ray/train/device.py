@@ -66,14 +66,13 @@ def _has_native_bf16(kind: str) -> bool:
 
 
 class MicroBatch:
-    """The largest number of examples in one forward pass. Accumulation over pieces does not change the result.
+    """The largest number of examples in one forward pass: `wanted`, at most the number of a whole step, `texts`.
 
-    With `auto` (`wanted` is None) it is estimated once from the activation memory of one example, and halved whenever a
-    step runs out of memory nevertheless.
+    With `auto` (None) it is estimated once from the activation memory of one example, and halved whenever a step runs
+    out of memory. Accumulation over pieces does not change the result.
     """
 
     def __init__(self, wanted: int | None, texts: int) -> None:
-        """Set the initial number: `wanted`, at most the number of a whole step, `texts`."""
         self.fixed = wanted is not None
         self.texts = min(wanted, texts) if wanted is not None else texts
 

@@ -38,7 +38,6 @@ class Predictions:
 
     @property
     def classes_E(self) -> Int64:
-        """The predicted classes."""
         chosen: Int64 = self.logits_EC.argmax(dim=1).numpy()
         return chosen
 
@@ -125,10 +124,9 @@ def predicting(encoder: nn.Module, head: nn.Module, compute: Compute) -> Iterato
 
 
 class SplitReader:
-    """The texts of a split, sorted by length and collated once, for repeated evaluation."""
+    """The texts of a split with the indices `examples`, sorted by length and collated once, for repeated evaluation."""
 
     def __init__(self, split: Labelled, examples: Int64, pad_id: int) -> None:
-        """Collate the examples with these indices into the split."""
         order = np.argsort(-split.tokens.lengths[examples], kind="stable")
         self._labels = split.labels[examples]
         self._inverse = np.argsort(order)
@@ -140,7 +138,6 @@ class SplitReader:
             self._pieces.append(collate([plain("split", "split", texts, split.labels[chosen])], pad_id))
 
     def predict(self, encoder: Encoder, head: nn.Module, compute: Compute) -> Predictions:
-        """Return the logits of every example in the split's order, computed in eval mode."""
         parts = []
         with predicting(encoder, head, compute):
             for piece in self._pieces:

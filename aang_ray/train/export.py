@@ -1,10 +1,8 @@
 """Write the classifier of a finished run to a folder, and load it again.
 
-The folder holds
-
-encoder/              the body with its tokenizer, in the layout of Hugging Face (safetensors)
-head.safetensors      Linear, Tanh, Dropout, Linear on the pooled text
-model_card.json       labels, pooling and text length, scores, configuration, versions
+- encoder/: the body with its tokenizer, in the layout of Hugging Face (safetensors)
+- head.safetensors: Linear, Tanh, Dropout, Linear on the pooled text
+- model_card.json: labels, pooling and text length, scores, configuration, versions
 """
 
 from __future__ import annotations

@@ -105,7 +105,6 @@ class ImageReader:
         self._pixels_N1HW = torch.from_numpy(np.ascontiguousarray(split.pixels_NHW)).unsqueeze(1)
 
     def predict(self, encoder: nn.Module, head: nn.Module, compute: Compute) -> Predictions:
-        """Return the logits of every image in the split's order, computed in eval mode."""
         with predicting(encoder, head, compute):
             parts = [
                 head(encoder(part.to(compute.device))).float()

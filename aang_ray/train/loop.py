@@ -281,12 +281,10 @@ class LossLog:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all losses so far as plain numbers."""
         self.read()
         return {"last": dict(self._last), "sums": {name: list(sums) for name, sums in self._sums.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         self._last = dict(state["last"])
         self._sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
 

@@ -61,7 +61,6 @@ class ExampleLosses:
         return F.cross_entropy(logits_EC.to(wide), labels_E, weight=weights_C, reduction="none")
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Return a context in which dropout is off."""
         return evaluating(self._setup.encoder, *self._setup.head_of.values())
 
 

@@ -156,12 +156,12 @@ class RoundPrepared(Prepared):
 class RoundStepper(Stepper):
     """Makes the steps of rounds, and implements the `Round` interface that the method uses.
 
-    A run has as many whole rounds as fit into `schedule.steps`; if not even one fits, the round is shortened. During a
-    round every task's learning rate runs through the round's whole part of the schedule, so a task's update does not
-    depend on the order of tasks.
+    A run has as many whole rounds as fit into `schedule.steps`; if not even one fits, the round is shortened. Every
+    task's learning rate runs through the round's whole part of the schedule, so a task's update does not depend on
+    their order.
 
-    Only the losses of a worker's steps are sent. Optimiser states of single tasks are not saved, so a resumed run
-    repeats the current group of tasks, or the current try, from its first step.
+    Optimiser states of single tasks are not saved: a resumed run repeats the current group of tasks, or the current
+    try.
     """
 
     def __init__(self, setup: Setup, method: RoundMethod) -> None:
@@ -239,7 +239,6 @@ class RoundStepper(Stepper):
             check_same(self.setup.workers, steps, {"what the round began with": self._start_Q})
 
     def round_state(self) -> dict[str, Any]:
-        """Return the state of the round for a resumed run: its first parameters, its position, the method's state."""
         place = {"round": self.round, "began": self.began, "place": self.place, "over": self.over}
         start_Q = None if self._start_Q is None else self._start_Q.cpu()
         return {"start": start_Q, **place, **self.method.round_state()}

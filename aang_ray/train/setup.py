@@ -1,14 +1,10 @@
-"""The parts of a run, and its stages.
-
-Most runs have one stage, `train`:
+"""The parts of a run, and its stages (docs/semantics.md, section 4).
 
 | stage | trains on | resulting model |
 |---|---|---|
 | `dapt`, `tapt` | masked LM on in-domain or task text | the last model, because no labels are used |
 | `train` | the method's objectives | the best model on dev |
 | `finetune` | the end task alone, from the result of `train` | the best model on dev in this stage |
-
-Every stage has its own optimiser and schedule. See docs/semantics.md, section 4; Dery et al. 2023, section 6.
 """
 
 from __future__ import annotations

@@ -1,20 +1,14 @@
 """Sums up the gradients and statistics of a step whose examples are divided among the workers.
 
-Worker r computes the part g_s^r of each segment's gradient, g_s = sum_r g_s^r. Because sums are linear, the workers
-send the following (docs/objective-parallel.md):
+Worker r computes the part g_s^r of each segment's gradient, g_s = sum_r g_s^r. Sums are linear, so the workers send
 
-| requested | each worker computes | sent |
-|---|---|---|
-| the update sum_s c_s g_s | sum_s c_s g_s^r | the body once, the used heads once |
-| <v, g_s> | <v, g_s^r>, with its own v | a scalar |
-| norm of g_s | nothing, except the worker that computes all of s | a scalar |
-| norm of a shared g_s | g_s^r | the body, among the workers that share s; a scalar |
-| norm of sum_{s > 1} c_s g_s | nothing, except a worker that computes the end task | a scalar |
-| separate gradients, Gram matrix | all g_s^r | the body for each segment |
+- for the update: the body once, the used heads once;
+- for <v, g_s> and the norm of g_s: scalars; if workers share s, also the body among them;
+- for the norm of the joint gradient d - c_1 g_1: a scalar of the worker that computes the end task;
+- for separate gradients and the Gram matrix: the body for each segment.
 
-The norm in the last but one row is that of the summed update minus c_1 g_1. With dropout every worker has its own dev
-gradient v^r. Then <v, g_s> is defined as sum_r <v^r, g_s^r> / ||v^r||, multiplied by the square root of mean_r
-||v^r||^2, so that cosines remain sums of cosines.
+With dropout every worker has its own dev gradient v^r, and <v, g_s> is sum_r <v^r, g_s^r> / ||v^r|| times the square
+root of mean_r ||v^r||^2 (docs/objective-parallel.md).
 
 Shape suffixes: S segments (0 dev, 1 end task, 2 ... the objectives), P entries of the body's gradient as one vector, V
 rows of the tied table, U of them that this worker looks up, H hidden size, W workers.
@@ -54,9 +48,8 @@ Answer = TypeVar("Answer")
 class RowPlan:
     """The rows of a tied table that this worker looks up in a step. They make the joint gradient's norm exact.
 
-    The table's gradient in the update also contains that from its use as decoder, which does not count in scores. So
-    the joint gradient from lookups is summed up separately, and only rows that several workers look up are sent. Shared
-    rows come first, in the same order on all workers, then the rows that only this worker looks up.
+    The table's gradient in the update has a decoder's part, which does not count. So its rows from lookups are summed
+    up separately: first those that several workers look up, in the same order on all of them, then this worker's own.
     """
 
     place_V: Entries
@@ -150,13 +143,7 @@ class Exchange:
         self._table = None if tied_in_scores else _tied_table(self._body, heads)
         """The tied table, if only a part of its gradient counts in scores; else None."""
         self.traffic: Counter[str] = Counter()
-        """Bytes of the tensors that this worker summed up with the others, or sent to them, in the last step.
-
-        `body` and `heads`: their updates; `scalars`: losses, inner products and norms; `rows`: shared rows of a tied
-        table; `parts`: gradients of shared segments; `separate`: gradients that the method requests; `parameters`:
-        updated ones with a sharded optimiser; `control`: messages between hosts. A ring all-reduce sends and receives
-        2 (W - 1) / W times these bytes.
-        """
+        """Bytes that this worker summed up with the others in the last step, by kind (docs/objective-parallel.md)."""
 
     def share(self, domain: Domain, batch: Any, whole: bool) -> Share:
         """Return the placement of a step's examples; `whole`: norms are requested, so segments should stay whole."""
@@ -194,8 +181,8 @@ class Exchange:
         return StepGradients(losses_S, kept=local.kept)
 
     def _matrix(self, compute: Compute, request: Request) -> StepGradients:
-        """Sum up separate gradients or a Gram matrix. This sends S body-sized vectors, whose weighted sum is the
-        update; so the body's update is sent only if the vectors lack the gradient of a tied decoder.
+        """Sum up separate gradients or a Gram matrix. This sends S body-sized vectors, and the body only with a tied
+        decoder.
         """
         all_rows = replace(request, separate=True, gram=False, scores=False, joint_from=None)
         local, body = self._computed(compute, all_rows, send_body=self._table is not None)

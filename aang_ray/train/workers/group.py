@@ -142,7 +142,6 @@ class Workers:
         return bytes(encoded.tolist()).rstrip(b"\0").decode(errors="ignore")
 
     def wait_for_all(self) -> None:
-        """Return when every worker has made this call."""
         self.max_host([0])
 
 

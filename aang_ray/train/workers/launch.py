@@ -1,14 +1,9 @@
 """Starts the processes that train a run, and restarts them after some were lost.
 
-A run with one worker trains in the calling process. A run with several workers is a Ray `TorchTrainer` with three kinds
-of processes:
-
-- the caller (`aang train`, or a trial of a sweep) waits in `launch` and calls `on_evaluation`;
-- Ray Train's controller, an actor, starts the workers and collects their reports (`SendEvaluations`);
-- the workers, also actors, train (`_train_loop`) and call `ray.train.report` after every evaluation.
-
-A `Channel` connects the caller with the controller and the workers. A run that lost workers continues from the cell's
-own checkpoint. Nothing is read from Ray's storage, which is a temporary folder.
+A run with one worker trains in the calling process. A run with several workers is a Ray `TorchTrainer`: the caller
+waits in `launch`; Ray Train's controller, an actor, starts the workers and collects their reports; the workers train. A
+`Channel` connects all. A run that lost workers continues from the cell's own checkpoint; nothing is read from Ray's
+storage, which is a temporary folder.
 """
 
 from __future__ import annotations
@@ -82,9 +77,7 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerError(Exception):
-    """An exception of one of several workers as text (not every exception can be pickled), with its traceback as a
-    note.
-    """
+    """An exception of one of several workers as text, which can always be pickled, with its traceback as a note."""
 
 
 class Channel:

@@ -1,12 +1,10 @@
-"""Decides which worker computes which examples of a step.
+"""Decides which worker computes which examples of a step (docs/objective-parallel.md).
 
 The placement is a function of the batch alone, so nothing is sent. The cost of an example is its number of tokens.
 Every worker computes the whole dev batch, segment 0. The other segments are placed in one of two ways:
 
 - `whole`, for steps that request norms: the longest segments first, each on the worker with the smallest load (LPT;
-  Graham 1969: the largest load is at most 4/3 of the optimum). The norm of a segment that several workers share needs
-  one more body-sized sum among them. So a segment is divided only if there are more workers than segments, or if its
-  load alone exceeds `FAIR` times the mean load.
+  Graham 1969). Segments are divided only if they must be, because the norm then needs one more body-sized sum.
 - otherwise all examples form one row, which is divided into parts of near-equal cost.
 
 Shape suffixes: W workers, S segments, E examples of a segment.
@@ -113,10 +111,8 @@ def _longest_first(costs: Sequence[Costs], workers: int) -> list[list[Range]]:
 
 
 def _cuts(costs: Sequence[Costs], workers: int) -> Iterator[dict[int, int]]:
-    """Yield candidates for the number of parts of each segment.
-
-    The first candidate has the fewest parts with which all workers are busy. Each further one divides the segment with
-    the longest parts once more, until no part exceeds `FAIR` times the mean load.
+    """Yield candidates for the number of parts of each segment: first the fewest with which all workers are busy, then
+    one part more of the segment with the longest parts, until no part exceeds `FAIR` times the mean load.
     """
     parts = {segment: 1 for segment in range(1, len(costs)) if len(costs[segment])}
     tokens = {segment: int(costs[segment].sum()) for segment in parts}
