@@ -25,10 +25,7 @@ from aang_ray.model.segments import SegmentRows
 
 
 class Piece(Protocol):
-    """A part of a step's batch that goes through the model in one forward pass.
-
-    Segments are numbered over the whole step, dev first. A piece may hold only some segments, or a part of one.
-    """
+    """A part of a step's batch for one forward pass. Segments are numbered over the whole step, dev first."""
 
     @property
     def tokens(self) -> SegmentRows:

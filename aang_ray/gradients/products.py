@@ -27,8 +27,7 @@ def products(rows_mP: Tensor, others_kP: Tensor) -> Tensor:
     """Return all inner products <a_i, b_j> of long vectors, [m, k], in the vectors' type.
 
     Runs of `RUN` entries are summed in the vectors' type, and the runs in fp64. A single fp32 product over 2e7 entries
-    had an error of 0.6 % on a CPU, too much for the rank or the inverse of a Gram matrix. With runs it is 2e-8, as
-    fast.
+    had an error of 0.6 % on a CPU, too much for the inverse of a Gram matrix. With runs it is 2e-8, as fast.
     """
     runs = rows_mP.shape[1] // RUN
     whole = runs * RUN

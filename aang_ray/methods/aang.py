@@ -63,9 +63,8 @@ def logits(flat_F: Tensor, entries_n5: Tensor) -> Tensor:
 
 
 def scatter(gradient_n: Tensor, entries_n5: Tensor, size: int) -> Tensor:
-    """Return the gradient of all factors, [size], from that of the sampled logits, [n].
-
-    A_k receives dz_k; D, T, R and O the sum over the sampled objectives that use them; all others 0.
+    """Return the gradient of all factors, [size], from that of the sampled logits, [n]: sums over those that use a
+    factor.
     """
     flat_F = torch.zeros(size, dtype=gradient_n.dtype, device=gradient_n.device)
     return flat_F.index_add(0, entries_n5.flatten(), gradient_n[:, None].expand(-1, entries_n5.shape[1]).flatten())

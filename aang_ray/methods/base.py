@@ -146,10 +146,7 @@ def labelled(sampled: Sampled, like: Tensor) -> Tensor:
 
 @contextmanager
 def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's random numbers with (seed, step) inside the block, and restore their state afterwards.
-
-    So resumed runs and all workers draw the same numbers as an uninterrupted run.
-    """
+    """Seed torch's random numbers with (seed, step) inside the block: resumed runs and all workers draw the same."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(randomness.keys(seed, step, randomness.METHOD)[0] >> 1))
         yield

@@ -125,7 +125,6 @@ class CosineGating(SeparateGradients):
     """d = lambda g_E + (1 - lambda) / n sum_k a(cos(g_E, g_k)) g_k, lambda = 1/2. (Du et al. 2018)
 
     `gate`: a(c) = 1 if c >= 0, else 0, the paper's unweighted version; `weigh`: a(c) = max(0, c), the weighted one.
-    Nothing waits for the device.
     """
 
     config: CosineGatingConfig

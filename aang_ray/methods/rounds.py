@@ -103,9 +103,8 @@ class RoundMethod(Method):
         """Use the results after all tasks are trained; return whether the round is finished."""
 
     def try_trained(self, round_: Round, again: bool) -> bool:
-        """Evaluate a try, whose result is in body and heads; return whether the round is finished.
-
-        `again` tells whether the run has enough steps left for another try.
+        """Evaluate a try, in body and heads; return whether the round is finished. `again`: there are steps for
+        another.
         """
         raise NotImplementedError("this method trains no tries")
 

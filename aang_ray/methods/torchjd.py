@@ -154,9 +154,8 @@ def named_solvers(method: str) -> Iterator[None]:
 class GramAggregation(Aggregation):
     """Weights from the Gram matrix, by `GRAM_WEIGHTS`. TorchJD computes on the host, so each step waits for the device.
 
-    TorchJD has absolute thresholds (1e-4 on the squared Frobenius norm, 1e-12 on sums), so it gets the Gram matrix
-    divided by its trace; in fp64, because fp32 eigenvalues would not resolve gradients 1e-4 times as long as the
-    others.
+    TorchJD has absolute thresholds, so it gets the Gram matrix divided by its trace; in fp64, because fp32 eigenvalues
+    would not resolve gradients 1e-4 times as long as the others.
     """
 
     def weights(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor, rows: list[int]) -> Tensor:

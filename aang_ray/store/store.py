@@ -54,7 +54,7 @@ class CellFile:
 
 
 class Store:
-    """The rows of finished runs below one root: a local folder, which need not exist yet, or any URI of pyarrow or
+    """The rows of finished runs below one root: a local folder, which may not exist yet, or any URI of pyarrow or
     fsspec.
 
     Raises:

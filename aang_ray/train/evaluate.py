@@ -46,10 +46,9 @@ class Predictions:
         return Predictions(self.logits_EC[torch.from_numpy(indices)], self.labels_E[indices])
 
     def scores(self, label_names: Sequence[str]) -> Scores:
-        """Return accuracy, macro-F1 over all stated labels, mean cross-entropy, and examples per class; NaN without
-        examples.
+        """Return accuracy, macro-F1 over all stated labels, mean cross-entropy, and examples per class.
 
-        A label that neither occurs nor is predicted counts with F1 = 0.
+        Scores without examples are NaN. A label that neither occurs nor is predicted counts with F1 = 0.
         """
         stated = np.arange(len(label_names))
         counts = np.bincount(self.labels_E, minlength=len(label_names))
@@ -70,10 +69,7 @@ def score_of(scores: Scores, metric: Metric) -> float:
 
 
 def bootstrap_interval(predictions: Predictions, metric: Metric, classes: int) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of the metric over resampled examples; None below two examples.
-
-    It shows the uncertainty from the size of the test set, not the spread over seeds.
-    """
+    """Return the 95 % percentile interval of the metric over resampled examples; None below two examples."""
     if len(predictions.labels_E) < 2:
         return None
     stated = np.arange(classes)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from aang_ray.config.sections import OptimConfig, ScheduleConfig
 from aang_ray.gradients.engine import split
@@ -41,11 +40,6 @@ def rate_factor(schedule: ScheduleConfig) -> Callable[[int], float]:
         return max(0.0, (total - step) / max(1, total - warmup))
 
     return factor
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, schedule: ScheduleConfig) -> LambdaLR:
-    """Return a scheduler that multiplies the learning rates by `rate_factor`."""
-    return LambdaLR(optimizer, rate_factor(schedule))
 
 
 def clip(body: nn.Module, heads: Mapping[str, nn.Module], config: OptimConfig) -> None:

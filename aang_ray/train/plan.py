@@ -58,8 +58,7 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def with_steps(config: RunConfig, method: PretrainSection) -> PretrainSection:
-    """Return the method with a number of steps for every masked-LM stage: those of `epochs` epochs unless they are
-    given.
+    """Return the method with a number of steps for every masked-LM stage, by default those of `epochs` epochs.
 
     Raises:
         UserError: For a stage on in-domain text if there is none.

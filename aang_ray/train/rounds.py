@@ -353,8 +353,7 @@ class RoundStepper(Stepper):
     def _fresh_optimizer(self, steps: int, weight: float) -> None:
         """Make an optimiser for a task or a try whose schedule runs through the round's part in `steps` steps.
 
-        `weight` multiplies the learning rates; weight decay of SGD is divided by it, because SGD multiplies the decay
-        by the rate.
+        `weight` multiplies the learning rates, and divides the weight decay of SGD, which is multiplied by the rate.
         """
         optim = self.setup.config.optim
         self.optimizer = make_optimizer(self.setup.encoder, self.setup.heads, optim)

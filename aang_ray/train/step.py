@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from aang_ray.config.methods import AangConfig
 from aang_ray.gradients import make_engine
@@ -21,11 +22,11 @@ from aang_ray.objectives import randomness
 from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD
 from aang_ray.train.device import MicroBatch, activation_bytes, is_out_of_memory
 from aang_ray.train.domain import DomainBatch, DomainPiece
-from aang_ray.train.optim import clip, clip_objectives, get_gradient, make_optimizer, make_schedule, set_gradient
+from aang_ray.train.optim import clip, clip_objectives, get_gradient, make_optimizer, rate_factor, set_gradient
 from aang_ray.train.primary import NO_PIECES, PrimaryPieces, PrimaryView
 from aang_ray.train.setup import Setup
 from aang_ray.train.workers.exchange import Exchange, Share, failing_for_all, no_gradients
-from aang_ray.train.workers.group import Sharded, check_same, replicated
+from aang_ray.train.workers.group import Sharded, check_same
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Stepper:
         plain = make_optimizer(setup.encoder, setup.heads, config.optim)
         sharded = config.resources.optimizer_state == "sharded" and setup.workers.size > 1
         self.optimizer = Sharded(plain, setup.workers) if sharded else plain
-        self.schedule = make_schedule(self.optimizer, config.schedule)
+        self.schedule = LambdaLR(self.optimizer, rate_factor(config.schedule))
         tied_in_scores = config.gradients.tied_in_scores or method.whole_gradients
         self.engine = make_engine(config.gradients.engine, setup.encoder, setup.heads, tied_in_scores=tied_in_scores)
         self.exchange = Exchange(setup.workers, setup.encoder, setup.heads, tied_in_scores)
@@ -208,8 +209,13 @@ class Stepper:
     def check_same(self, steps: int) -> None:
         """Check that all workers have the same parameters and method state after `steps` steps."""
         setup = self.setup
-        if setup.workers.size > 1:
-            check_same(setup.workers, steps, replicated(setup.encoder, setup.heads, setup.method.state_dict()))
+        if setup.workers.size == 1:
+            return
+        method = setup.method.state_dict()
+        parameters = {f"encoder.{name}": value for name, value in setup.encoder.named_parameters()}
+        parameters |= {f"heads.{name}": value for name, value in setup.heads.named_parameters()}
+        state = {f"method.{name}": value for name, value in method.items() if isinstance(value, Tensor)}
+        check_same(setup.workers, steps, {**parameters, **state})
 
     def _gradients_that_fit(self, prepared: Prepared) -> StepGradients:
         """Compute the gradients, in smaller pieces whenever memory runs out."""

@@ -90,10 +90,7 @@ class Share:
 
 
 def failing_for_all(compute: Callable[Given, Answer]) -> Callable[Given, Answer]:
-    """Return a function like `compute` that raises `RunFailure` if memory runs out.
-
-    One worker alone cannot repeat a step in smaller pieces.
-    """
+    """Return `compute` with `RunFailure` if memory runs out, because one worker alone cannot repeat a step."""
 
     def checked(*given: Given.args, **named: Given.kwargs) -> Answer:
         try:
@@ -140,8 +137,9 @@ class Exchange:
         self._workers = workers
         self._body = [p for p in body.parameters() if p.requires_grad]
         self._heads = [p for p in heads.parameters() if p.requires_grad]
-        self._table = None if tied_in_scores else _tied_table(self._body, heads)
-        """The tied table, if only a part of its gradient counts in scores; else None."""
+        tied = {m.table.weight for m in heads.modules() if isinstance(m, TiedDecoder) and not tied_in_scores}
+        self._table = next((parameter for parameter in self._body if parameter in tied), None)
+        """The body's table that heads use as decoder, if only the part from lookups counts in scores; else None."""
         self.traffic: Counter[str] = Counter()
         """Bytes that this worker summed up with the others in the last step, by kind (docs/objective-parallel.md)."""
 
@@ -278,8 +276,7 @@ class Exchange:
         )
 
     def _computed(self, compute: Compute, request: Request, send_body: bool = True) -> tuple[StepGradients, Pending]:
-        """Compute this worker's part, sum up the heads' gradients, and return with the pending sum of the body's
-        gradients.
+        """Compute this worker's part, sum up the heads' gradients, and begin to sum up those of the body.
 
         Afterwards a parameter has a gradient on all workers if it had one on any worker, and else on none.
         """
@@ -323,9 +320,3 @@ class Exchange:
     def _sum(self, tensor: Tensor, kind: str) -> None:
         self._workers.sum_(tensor)
         self.traffic[kind] += tensor.nbytes
-
-
-def _tied_table(body: Sequence[nn.Parameter], heads: nn.Module) -> nn.Parameter | None:
-    """Return the body's table that heads also use as decoder; None if there is none."""
-    tied = [module.table.weight for module in heads.modules() if isinstance(module, TiedDecoder)]
-    return next((parameter for parameter in body if any(parameter is table for table in tied)), None)

@@ -14,7 +14,7 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
@@ -211,15 +211,6 @@ def check_same(workers: Workers, steps: int, named: Mapping[str, Tensor]) -> Non
         )
 
 
-def replicated(body: nn.Module, heads: nn.Module, method: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors that must be the same on all workers, by name."""
-    return {
-        **{f"encoder.{name}": parameter for name, parameter in body.named_parameters()},
-        **{f"heads.{name}": parameter for name, parameter in heads.named_parameters()},
-        **{f"method.{name}": value for name, value in method.items() if isinstance(value, Tensor)},
-    }
-
-
 def _checksum(tensor: Tensor) -> Tensor:
     """Return the sum of the entries' bits, read as integers. Changing any single entry changes the sum."""
     words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
@@ -267,10 +258,7 @@ class Sharded(ZeroRedundancyOptimizer):
 
 
 def gathered(workers: Workers, own: Predictions, classes: int) -> Predictions:
-    """Return a whole split's predictions in the split's order, bit-identical on all workers.
-
-    Worker r predicts the examples r, r + W, r + 2 W, ...; `own` are this worker's.
-    """
+    """Return a whole split's predictions in its order on all workers; worker r predicts the examples r, r + W, ..."""
     if workers.size == 1:
         return own
     examples = round(workers.sum_host([len(own.labels_E)])[0])

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray import train
@@ -36,14 +36,6 @@ from aang_ray.train.control import Interrupted, RunControl
 from aang_ray.train.device import choose_compute
 from aang_ray.train.run import run_cell
 from aang_ray.train.workers.group import TIMEOUT, WorkerLost, Workers
-
-if TYPE_CHECKING:
-
-    class UserCallback:
-        """Typed placeholder for Ray's base class, which has no type hints."""
-
-else:
-    from ray.train import UserCallback
 
 ATTEMPTS = 3
 """Number of consecutive losses of workers, without a newer checkpoint in between, after which a run has failed."""
@@ -81,10 +73,9 @@ class WorkerError(Exception):
 
 
 class Channel:
-    """A channel from workers to the process that waits for them: they send evaluations, and a closed channel tells them
-    to stop.
+    """A queue in an actor, over which workers send evaluations to the process that waits for them.
 
-    It is a queue in an actor. Closing it kills the actor, which every process that has the channel can detect.
+    A closed channel tells them to stop: the actor is killed, which every process that has the channel can detect.
     """
 
     def __init__(self, queue: Queue) -> None:
@@ -126,7 +117,7 @@ class Channel:
         ray.kill(self._queue.actor)
 
 
-class SendEvaluations(UserCallback):
+class SendEvaluations(train.UserCallback):  # type: ignore[misc]
     """Ray Train callback, run by the controller, that sends the first worker's evaluations over a channel."""
 
     def __init__(self, channel: Channel) -> None:
@@ -287,7 +278,7 @@ def _train_group(job: Job, on_evaluation: OnEvaluation) -> CellRecord:
     return result
 
 
-def _trainer(job: Job, callback: UserCallback, folder: str) -> TorchTrainer:
+def _trainer(job: Job, callback: SendEvaluations, folder: str) -> TorchTrainer:
     resources = job.config.resources
     share = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:

@@ -131,8 +131,7 @@ def _cuts(costs: Sequence[Costs], workers: int) -> Iterator[dict[int, int]]:
 def _placed(costs: Sequence[Costs], parts: Mapping[int, int], workers: int) -> tuple[list[list[Range]], int]:
     """Place the segments' parts, the longest segments first; return the ranges [W][S] and the largest load.
 
-    Divided segments come before all others, so that mostly the same workers share a segment: making a group is
-    expensive.
+    Divided segments come before all others, so that mostly the same workers share them: making a group is expensive.
     """
     ranges = [[EMPTY] * len(costs) for _ in range(workers)]
     loads = [0] * workers
