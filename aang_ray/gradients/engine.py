@@ -157,7 +157,7 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def split(vector_P: Tensor, parameters: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
+def split_vector(vector_P: Tensor, parameters: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
     """Return each parameter with a view of its part of a vector, in the parameter's shape."""
     known = list(parameters)
     parts = torch.split(vector_P, [p.numel() for p in known])

@@ -115,7 +115,7 @@ class Ledger:
         first_joint = self.segments if request.joint_from is None else request.joint_from
         self._joint_S = self.coefficients_S.masked_fill(numbers_S < first_joint, 0.0)
         # There is one extra row, to which all rows are added that are not requested.
-        self._joint_rows_UH = None if rows is None else self.zeros(rows.rows + 1, rows.table.shape[1])
+        self._joint_rows_UH = self.zeros(0, 0) if rows is None else self.zeros(rows.rows + 1, rows.table.shape[1])
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -246,14 +246,12 @@ class Ledger:
             ids_N: The ids that were looked up.
             rows_of: Returns the weighted gradients of the lookups, [N, H], for given coefficients, [S].
         """
-        wanted = self._request.joint_rows
-        if wanted is not None and self._joint_rows_UH is not None and parameter is wanted.table:
+        if (wanted := self._request.joint_rows) is not None and parameter is wanted.table:
             self._joint_rows_UH.index_add_(0, wanted.place_V[ids_N], rows_of(self._joint_S))
 
     def add_joint_table(self, parameter: nn.Parameter, segment: int, gradient_VH: Tensor) -> None:
         """Add one segment's dense gradient of a table to the requested rows of the table's joint gradient."""
-        wanted = self._request.joint_rows
-        if wanted is not None and self._joint_rows_UH is not None and parameter is wanted.table:
+        if (wanted := self._request.joint_rows) is not None and parameter is wanted.table:
             self._joint_rows_UH.index_add_(0, wanted.place_V, self._joint_S[segment] * gradient_VH)
 
     def end_piece(self) -> None:
@@ -285,7 +283,7 @@ class Ledger:
             norms2_S=self._summed(self._norms),
             joint_norm2=joint_norm2,
             kept={s: self._kept[s] if s in self._kept else self.zeros(self._size) for s in request.keep},
-            joint_rows_UH=None if self._joint_rows_UH is None else self._joint_rows_UH[:-1],
+            joint_rows_UH=None if request.joint_rows is None else self._joint_rows_UH[:-1],
         )
 
     def _finish_joint(self) -> Tensor | None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from aang_ray.gradients.engine import JointRows, P, Request, StepGradients, check_memory, split, weighted_pass
+from aang_ray.gradients.engine import JointRows, P, Request, StepGradients, check_memory, split_vector, weighted_pass
 from aang_ray.gradients.products import inner, products
 from aang_ray.model.heads import TiedDecoder
 
@@ -81,7 +81,7 @@ class LoopEngine:
             decoder = list(decoders.values())
             found = torch.autograd.grad(loss, [*body, *heads, *decoder], allow_unused=True)
         parts = dict(zip(map(id, [*body, *heads, *decoder]), found, strict=True))
-        for parameter, out in split(g_P, body):
+        for parameter, out in split_vector(g_P, body):
             gradient = parts[id(parameter)]
             of_decoder = parts[id(decoders[parameter])] if parameter in decoders else None
             if gradient is not None:
@@ -135,6 +135,6 @@ def _accumulate(parameter: nn.Parameter, gradient: Tensor | None, weight: Tensor
 
 def _wanted_rows(wanted: JointRows, body: Sequence[nn.Parameter], joint_P: Tensor) -> Tensor:
     """Return the requested rows of a table's part of the joint gradient, [U, H]."""
-    table_VH = next(part for parameter, part in split(joint_P, body) if parameter is wanted.table)
+    table_VH = next(part for parameter, part in split_vector(joint_P, body) if parameter is wanted.table)
     rows_UH = table_VH.new_zeros(wanted.rows + 1, table_VH.shape[1])
     return rows_UH.index_add_(0, wanted.place_V, table_VH)[: wanted.rows]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from aang_ray.gradients.engine import Request, StepGradients, split
+from aang_ray.gradients.engine import Request, StepGradients, split_vector
 from aang_ray.gradients.products import inner
 
 A = TypeVar("A")
@@ -113,7 +113,7 @@ class ExampleJacobian:
         # Fused attention kernels have no forward-mode derivative, but the MATH backend has one.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
             for direction_P in directions_PK.unbind(1):
-                tangents = split(direction_P, self.parameters)
+                tangents = split_vector(direction_P, self.parameters)
                 duals = {n: _dual(p.detach(), t.to(p.dtype)) for n, (p, t) in zip(self._names, tangents, strict=True)}
                 losses = [called_at(duals, self._body, self._losses, piece) for piece in self._pieces]
                 columns.append(torch.cat([_tangent(losses_E) for losses_E in losses]).to(self._dtype))

@@ -16,7 +16,7 @@ from aang_ray.config.methods import AttittudConfig
 from aang_ray.gradients.engine import Request, StepGradients, check_memory
 from aang_ray.gradients.statistics import ExampleJacobian, reweighted, span
 from aang_ray.methods.aang import Weighting
-from aang_ray.methods.base import PrimaryExamples, PrimaryMethod, Sampled, like_device
+from aang_ray.methods.base import PrimaryMethod, Sampled, like_device
 from aang_ray.methods.plain import Static
 from aang_ray.objectives import randomness
 from aang_ray.objectives.source import END_TASK
@@ -42,9 +42,9 @@ class Attittud(Static, PrimaryMethod):
         self._shares: list[Tensor] = []
         """Fractions at every step since the last call of `describe`, on the device."""
 
-    def primary_examples(self, step: int) -> PrimaryExamples:
+    def primary_examples(self, step: int) -> tuple[int, int]:
         refresh = step % self.config.refresh_every == 0
-        return PrimaryExamples(self.config.subspace_examples if refresh else 0, self.config.primary_examples)
+        return self.config.subspace_examples if refresh else 0, self.config.primary_examples
 
     def measure(self, step: int, subspace: ExampleJacobian | None, primary: ExampleJacobian) -> tuple[Tensor, ...]:
         """Estimate a new V if `subspace` is given (this waits for the device), and compute p = V^T (mean gradient)."""

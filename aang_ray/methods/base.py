@@ -95,22 +95,12 @@ class Method(ABC):
             value.copy_(state[name])
 
 
-@dataclass(frozen=True)
-class PrimaryExamples:
-    """Numbers of end-task train examples that a method uses before a step."""
-
-    subspace: int
-    """Examples for estimating a subspace; 0 if the step does not estimate one."""
-    mean: int
-    """Other examples, for the mean gradient."""
-
-
 class PrimaryMethod(Method):
     """A method that needs additional end-task gradients before a step, computed with dropout off."""
 
     @abstractmethod
-    def primary_examples(self, step: int) -> PrimaryExamples:
-        """Return the numbers of examples that the method needs before a step, a function of the step alone."""
+    def primary_examples(self, step: int) -> tuple[int, int]:
+        """Return how many train examples a step needs to estimate a subspace (0: it does not), and how many others."""
 
     @abstractmethod
     def measure(self, step: int, subspace: ExampleJacobian | None, primary: ExampleJacobian) -> Sequence[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.config.sections import OptimConfig, ScheduleConfig
-from aang_ray.gradients.engine import split
+from aang_ray.gradients.engine import split_vector
 from aang_ray.methods.aang import PUBLISHED_CLIP
 from aang_ray.objectives.source import FIRST_OBJECTIVE
 
@@ -62,7 +62,7 @@ def clip_objectives(body: nn.Module, separate_SP: Tensor, coefficients_S: Tensor
     scale_S = torch.clamp(PUBLISHED_CLIP / norms_S.clamp_min(1e-30), max=1.0)
     scale_S[:FIRST_OBJECTIVE] = 1.0
     correction_P = (coefficients_S.to(separate_SP.dtype) * (scale_S - 1)) @ separate_SP
-    for parameter, part in split(correction_P, _trained(body)):
+    for parameter, part in split_vector(correction_P, _trained(body)):
         part = part.to(parameter.dtype)
         parameter.grad = part if parameter.grad is None else parameter.grad + part
 
@@ -75,7 +75,7 @@ def get_gradient(body: nn.Module) -> Tensor:
 
 def set_gradient(body: nn.Module, direction_P: Tensor) -> None:
     """Replace the body's gradients by an update direction, [P]."""
-    for parameter, part in split(direction_P, _trained(body)):
+    for parameter, part in split_vector(direction_P, _trained(body)):
         parameter.grad = part.to(parameter.dtype)
 
 

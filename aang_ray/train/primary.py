@@ -72,10 +72,10 @@ class PrimaryView:
 
     def prepare(self, step: int, micro: int) -> PrimaryPieces:
         """Return the examples of a step, a function of (seed, step): two disjoint sets if train is large enough."""
-        wanted = self._method.primary_examples(step)
+        first, last = self._method.primary_examples(step)
         size = len(self._setup.task.train)
         order = randomness.generator(self._setup.config.seed, step, randomness.METHOD).permutation(size)
-        subspace, mean = order[: wanted.subspace], order[-min(wanted.mean, size) :]
+        subspace, mean = order[:first], order[-min(last, size) :]
         counts = (len(subspace), len(mean))
         return PrimaryPieces(self._pieces(subspace, micro), self._pieces(mean, micro), counts)
 

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from aang_ray.config.methods import RoundsSection
 from aang_ray.errors import UserError
-from aang_ray.gradients.engine import StepGradients, check_memory, split
+from aang_ray.gradients.engine import StepGradients, check_memory, split_vector
 from aang_ray.gradients.statistics import called_at
 from aang_ray.methods.base import Sampled
 from aang_ray.methods.rounds import RoundMethod
@@ -63,7 +63,7 @@ class ParameterVector:
 
     def split(self, vector_Q: Tensor) -> dict[str, Tensor]:
         """Return views of a vector [Q], one per parameter: by name in `modules`, in the parameter's shape."""
-        return dict(zip(self._named, (part for _, part in split(vector_Q, self._named.values())), strict=True))
+        return dict(zip(self._named, (part for _, part in split_vector(vector_Q, self._named.values())), strict=True))
 
 
 @dataclass(frozen=True)
@@ -238,12 +238,14 @@ class RoundStepper(Stepper):
         else:
             check_same(self.setup.workers, steps, {"what the round began with": self._start_Q})
 
-    def round_state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         place = {"round": self.round, "began": self.began, "place": self.place, "over": self.over}
         start_Q = None if self._start_Q is None else self._start_Q.cpu()
-        return {"start": start_Q, **place, **self.method.round_state()}
+        return {**super().state_dict(), "round": {"start": start_Q, **place, **self.method.round_state()}}
 
-    def restore_round(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        state = state["round"]
         self.method.restore_round(self, state)
         self._start_Q = None if state["start"] is None else state["start"].to(self.setup.compute.device)
         self.round, self.began, self.over = int(state["round"]), int(state["began"]), bool(state["over"])

@@ -100,13 +100,6 @@ class Stepper:
         """Return whether the stage ends after `step` steps."""
         return step >= (self.setup.config.schedule.steps or 0)
 
-    def round_state(self) -> dict[str, Any]:
-        """Return the state within a round, for methods that train in rounds; empty for other methods."""
-        return {}
-
-    def restore_round(self, state: Mapping[str, Any]) -> None:
-        """Restore what `round_state` returned. It is called after everything else is restored."""
-
     def prepare(self, step: int) -> Prepared:
         """Return the batch of a step. Another thread may call this if `prepares_ahead` is true."""
         method, domain = self.setup.method, self.setup.domain
@@ -190,7 +183,7 @@ class Stepper:
             "method": setup.method.state_dict(),
             "dev_head": None if self.dev_head is None else dict(self.dev_head.state_dict()),
             "micro": self.micro.texts,
-            "round": self.round_state(),
+            "round": {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -204,7 +197,6 @@ class Stepper:
         self.dev_head = None if state["dev_head"] is None else _dev_head(state["dev_head"], setup.compute.device)
         if not self.micro.fixed:
             self.micro.texts = int(state["micro"])
-        self.restore_round(state["round"])
 
     def check_same(self, steps: int) -> None:
         """Check that all workers have the same parameters and method state after `steps` steps."""

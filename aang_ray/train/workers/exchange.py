@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.errors import RunFailure
-from aang_ray.gradients.engine import JointRows, Request, StepGradients, split
+from aang_ray.gradients.engine import JointRows, Request, StepGradients, split_vector
 from aang_ray.gradients.products import inner, products
 from aang_ray.gradients.statistics import from_gram
 from aang_ray.model.heads import TiedDecoder
@@ -191,7 +191,7 @@ class Exchange:
         losses_S = self._losses(local)
         body.wait()
         if self._table is None:
-            for parameter, part in split(request.coefficients_S.to(rows_SP.dtype) @ rows_SP, self._body):
+            for parameter, part in split_vector(request.coefficients_S.to(rows_SP.dtype) @ rows_SP, self._body):
                 if parameter.grad is not None:
                     parameter.grad = part.to(parameter.dtype)
         return from_gram(losses_S, products(rows_SP, rows_SP), request, rows_SP)
@@ -251,9 +251,9 @@ class Exchange:
         # ||d - c_1 g_1||^2 for the update d, without the tied table, whose rows are counted above.
         g_P = local.kept[END_TASK]
         weight = request.coefficients_S[END_TASK].to(g_P.dtype)
-        for parameter, part in split(g_P, self._body):
+        for parameter, part in split_vector(g_P, self._body):
             if parameter.grad is not None and parameter is not self._table:
-                rest = torch.addcmul(parameter.grad.to(g_P.dtype), part, weight, value=-1).view(-1)
+                rest = torch.addcmul(parameter.grad.to(g_P.dtype), part, weight, value=-1).reshape(-1)
                 total = total + inner(rest, rest)
         return total
 
@@ -301,7 +301,7 @@ class Exchange:
         if not used:
             return Pending(None)
         flat = torch.cat([p.grad.reshape(-1) for p in used if p.grad is not None])
-        for parameter, part in split(flat, used):
+        for parameter, part in split_vector(flat, used):
             parameter.grad = part
         self.traffic[kind] += flat.nbytes
         return self._workers.sum_later(flat)
