@@ -131,13 +131,8 @@ class UnsupportedModule(UserError):
 def check_memory(body: Sequence[nn.Parameter], vectors: int, lower: str = "n or encoder.layers") -> None:
     """Refuse a step before it begins if the gradient vectors that it must store do not fit into free memory.
 
-    Args:
-        body: The parameters whose gradients are stored, P entries in total.
-        vectors: Number of vectors of P entries.
-        lower: The settings that the message advises to lower.
-
     Raises:
-        UserError: They do not fit; the message has both numbers of bytes.
+        UserError: They do not fit; the message has both numbers of bytes, and `lower`, the settings to lower.
     """
     dtype = torch.promote_types(body[0].dtype, torch.float32)
     entries = sum(parameter.numel() for parameter in body)

@@ -239,13 +239,7 @@ class Ledger:
             self._joint_norms.append(norm2_of(self._joint_S))
 
     def add_joint_lookups(self, parameter: nn.Parameter, ids_N: Tensor, rows_of: Callable[[Tensor], Tensor]) -> None:
-        """Add lookups to the requested rows of a table's joint gradient.
-
-        Args:
-            parameter: The table.
-            ids_N: The ids that were looked up.
-            rows_of: Returns the weighted gradients of the lookups, [N, H], for given coefficients, [S].
-        """
+        """Add lookups to the requested rows of a table's joint gradient; `rows_of` weights them by coefficients [S]."""
         if (wanted := self._request.joint_rows) is not None and parameter is wanted.table:
             self._joint_rows_UH.index_add_(0, wanted.place_V[ids_N], rows_of(self._joint_S))
 

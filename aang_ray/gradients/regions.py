@@ -91,13 +91,7 @@ def nodes_until_taps(start: Node | None) -> Iterable[Node]:
 
 
 class Regions:
-    """The regions of one forward pass that contain parameters.
-
-    Args:
-        calls: The tapped calls of the pass.
-        losses_S: The segments' losses; the region between the last taps and the losses is included.
-        wanted: The parameters to look for.
-    """
+    """The regions of one forward pass, up to the losses, that contain `wanted` parameters."""
 
     def __init__(self, calls: Iterable[Call], losses_S: Tensor, wanted: frozenset[nn.Parameter]) -> None:
         self.parameters: dict[nn.Parameter, None] = {}

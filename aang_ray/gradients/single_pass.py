@@ -379,11 +379,7 @@ def settle_dense(
 ) -> None:
     """Add parameters' gradients to the ledger as dense tensors, one segment after the other.
 
-    Args:
-        ledger: Adds up the gradients.
-        parameters: The parameters.
-        gradients_of: Returns a segment's gradient of each parameter, without the contributions, in new tensors.
-        contributions: Contributions to add to these gradients, for some of the parameters.
+    `gradients_of` returns a segment's gradients in new tensors, to which the contributions are added.
     """
     stacked = [ledger.zeros(ledger.segments, p.numel()) for p in parameters] if ledger.takes_stacked else []
     blocks = [] if ledger.takes_stacked else [ledger.block(p, 0, p.numel()) for p in parameters]

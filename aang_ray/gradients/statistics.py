@@ -50,14 +50,7 @@ def from_gram(losses_S: Tensor, gram_SS: Tensor, request: Request, separate_SP: 
 def called_at(
     parameters: Mapping[str, Tensor], modules: nn.Module, function: Callable[[A], Tensor], argument: A
 ) -> Any:
-    """Return `function(argument)`, computed with other values of the modules' parameters.
-
-    Args:
-        parameters: The values by name, with respect to which the result is differentiable.
-        modules: The modules whose parameters are replaced during the call.
-        function: Any function that uses the modules.
-        argument: Its argument.
-    """
+    """Return `function(argument)`, differentiable by `parameters`, which replace those of `modules` during the call."""
     named = {f"modules_.{name}": value for name, value in parameters.items()}
     return functional_call(_Closure(modules, function), named, (argument,))
 

@@ -69,15 +69,9 @@ class GradNorm(Static):
 def relative_gradient(
     relative_m: Tensor, norms_m: Tensor, losses_m: Tensor, first_m: Tensor, counted_m: Tensor, alpha: float
 ) -> Tensor:
-    """Return sign(G_i - t_i) ||g_i|| / mean(G) at weights v, [m]; 0 for losses that do not count.
+    """Return sign(G_i - t_i) ||g_i|| / mean(G) at weights v of mean 1, [m]; 0 for losses that do not count.
 
-    Args:
-        relative_m: The weights v, with mean 1 over the losses that count.
-        norms_m: ||g_i||.
-        losses_m: L_i at this step.
-        first_m: L_i(0).
-        counted_m: Whether the loss has labels at this step.
-        alpha: Exponent of the relative training rates r_i.
+    `first_m` are the L_i(0); `counted_m` tells which losses have labels at this step.
     """
     count = counted_m.sum()
     ratios_m = torch.where(counted_m & (first_m > 0), losses_m / torch.where(first_m > 0, first_m, 1.0), 0.0)

@@ -280,12 +280,9 @@ class Diw(RoundMethod):
         return True
 
     def judge(self, objectives: Sequence[int], alone: Sequence[float], together: float) -> bool:
-        """Update the weights after a try; return whether the round is finished.
+        """Update the weights after a try from the dev scores of the tasks alone, the end task first, and of the try.
 
-        Args:
-            objectives: The objectives of the run.
-            alone: Dev score of every task trained alone, the end task first.
-            together: Dev score of the try.
+        Return whether the round is finished.
         """
         self.move(objectives, [self.config.weight_lr * (score - together) for score in alone])
         self.tries += 1

@@ -64,7 +64,11 @@ def open_location(uri: str | Path) -> Location:
     Raises:
         UserError: The URI is unknown or may not be read, its bucket does not exist, or the root is a file.
     """
-    location = _remote(uri) if isinstance(uri, str) and "://" in uri else _local(uri)
+    if not str(uri):
+        raise UserError("the store's location is empty; give a folder or a URI such as s3://bucket/folder")
+    root = os.path.abspath(os.path.expanduser(uri))
+    remote = isinstance(uri, str) and "://" in uri
+    location = _remote(str(uri)) if remote else Location(root, fs.LocalFileSystem(), root, "local")
     try:
         kind = location.filesystem.get_file_info(location.root).type
         bucket = location.root.strip("/").partition("/")[0]
@@ -76,13 +80,6 @@ def open_location(uri: str | Path) -> Location:
     if kind == fs.FileType.File:
         raise UserError(f"store {location.uri} is a file; a store is a folder")
     return location
-
-
-def _local(path: str | Path) -> Location:
-    if not str(path):
-        raise UserError("the store's location is empty; give a folder or a URI such as s3://bucket/folder")
-    root = os.path.abspath(os.path.expanduser(path))
-    return Location(root, fs.LocalFileSystem(), root, "local")
 
 
 def _remote(uri: str) -> Location:

@@ -175,11 +175,13 @@ def with_partitions(name: TableName) -> pa.Schema:
 
 def to_tables(record: CellRecord) -> dict[TableName, pa.Table]:
     """Return the three tables of one run. `results` has one row; the others have a row for each time of logging."""
-    cell = record.result.cell
+    result, cell = record.result, {"cell": record.result.cell}
+    scores = {view: getattr(result, view) for view in VIEWS}
+    chosen = {f"{view}_score": found and getattr(found, result.metric) for view, found in scores.items()}
     rows: dict[TableName, list[dict[str, Any]]] = {
-        "history": [{"cell": cell, **_columns(row)} for row in record.history],
-        "weights": [{"cell": cell, **_columns(row)} for row in record.weights],
-        "results": [_result_columns(record.result)],
+        "history": [cell | _columns(row) for row in record.history],
+        "weights": [cell | _columns(row) for row in record.weights],
+        "results": [_columns(result) | chosen | {"config": json.dumps(result.config, allow_nan=False)}],
     }
     return {name: pa.Table.from_pylist(values, schema=SCHEMAS[name]) for name, values in rows.items()}
 
@@ -193,12 +195,6 @@ def from_tables(tables: Mapping[TableName, pa.Table]) -> CellRecord:
         history=tuple(_row(HistoryRow, row) for row in rows["history"]),
         weights=tuple(_row(WeightRow, row) for row in rows["weights"]),
     )
-
-
-def _result_columns(row: ResultRow) -> dict[str, Any]:
-    views = {view: getattr(row, view) for view in VIEWS}
-    chosen = {f"{view}_score": scores and getattr(scores, row.metric) for view, scores in views.items()}
-    return {**_columns(row), **chosen, "config": json.dumps(row.config, allow_nan=False)}
 
 
 def _columns(row: ResultRow | HistoryRow | WeightRow | Scores, prefix: str = "") -> dict[str, Any]:

@@ -70,9 +70,6 @@ class Checkpointer:
     def resume(self, restore: Callable[[Mapping[str, Any], dict[str, Tensor]], None]) -> bool:
         """Restore the newest checkpoint, which the first worker chooses; return False if there is none.
 
-        Args:
-            restore: Called with the state and the best model's parameters.
-
         Raises:
             UserError: For a checkpoint that cannot be read, or that belongs to another run.
         """
@@ -153,15 +150,7 @@ class CheckpointFiles:
         return self._location.root
 
     def save(self, step: int, state: Mapping[str, Any], best_step: int, best_model: Mapping[str, Tensor]) -> str:
-        """Write the state after a step, and the best model if it is new; delete older files; return the path of the
-        state.
-
-        Args:
-            step: Number of completed steps.
-            state: Tensors, numbers, strings, lists and dicts.
-            best_step: Step after which the best model was saved.
-            best_model: Parameters of the best model; empty before the first evaluation.
-        """
+        """Write the state after a step, and the best model (empty at first) if it is new; then delete older files."""
         if best_model and (best_step != self._best_step or self._best_name not in self._names()):
             data = safetensors.torch.save({name: value.contiguous() for name, value in best_model.items()})
             self._best_step, self._best_name = best_step, self._publish(_BEST, best_step, ".safetensors", data)

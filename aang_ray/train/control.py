@@ -106,12 +106,8 @@ class RunControl:
         return self.until is not None and step >= self.until
 
     def after_step(self, step: int, unsaved_seconds: float, save_seconds: float) -> AfterStep:
-        """Return what to do after a step.
-
-        Args:
-            step: Number of completed steps.
-            unsaved_seconds: Time since the last checkpoint.
-            save_seconds: Intended time between two checkpoints; 0 saves after every step.
+        """Return what to do after a step. `save_seconds`: intended time between two checkpoints; 0 saves after every
+        step.
         """
         received = self.signals.received
         if received is not None:

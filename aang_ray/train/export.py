@@ -60,15 +60,10 @@ def check_export(folder: Path, data: DataConfig) -> None:
 
 
 def export_model(folder: Path, setup: Setup, result: ResultRow) -> None:
-    """Write encoder, tokenizer, end-task head and model card of a finished run. The folder is created atomically.
-
-    Args:
-        folder: Target folder; an earlier export is replaced.
-        setup: The parts of the run, with the parameters of the best model.
-        result: The run's result row, which is stored in the card.
+    """Write encoder, tokenizer, end-task head and model card of a finished run with its best model, all or nothing.
 
     Raises:
-        UserError: The folder holds something that is not an exported model.
+        UserError: The folder holds something that is not an exported model, which is replaced.
     """
     check_export(folder, setup.config.data)
     task, encoder = setup.task, setup.encoder

@@ -86,9 +86,8 @@ class Slot:
 class TaskPlan:
     """The order of the steps of a round in which each task is trained alone.
 
-    Worker i mod W trains task i, and W consecutive tasks form a group. The steps that the workers of a group make at
-    the same time are consecutive slots, all executed at the first of them. So a round has the same number of slots for
-    any W.
+    Worker i mod W trains task i, and W consecutive tasks form a group. The steps that its workers make at the same time
+    are consecutive slots, all executed at the first, so a round has the same number of slots for any W.
     """
 
     def __init__(self, steps_N: Sequence[int], workers: int) -> None:

@@ -124,14 +124,7 @@ def no_gradients(request: Request, body: nn.Module) -> StepGradients:
 
 
 class Exchange:
-    """Computes this worker's part of a step and adds the parts of the others. All workers must make the same calls.
-
-    Args:
-        workers: The workers of the run.
-        body: The encoder, for whose gradients statistics are computed.
-        heads: All heads; only their update is sent.
-        tied_in_scores: Whether the gradient of a tied table from its use as decoder counts in scores.
-    """
+    """Computes this worker's part of a step and adds the parts of the others. All workers must make the same calls."""
 
     def __init__(self, workers: Workers, body: nn.Module, heads: nn.Module, tied_in_scores: bool) -> None:
         self._workers = workers
@@ -157,11 +150,6 @@ class Exchange:
     def gradients(self, compute: Compute, request: Request, share: Share) -> StepGradients:
         """Return the statistics of the whole step and set `.grad` to its update. Both are the same on all workers.
 
-        Args:
-            compute: Computes this worker's part of the gradients.
-            request: The statistics to return.
-            share: This worker's part of the step.
-
         Raises:
             RunFailure, UserError: `compute` raises them on any worker.
             WorkerLost: Another worker fails or cannot be reached.
@@ -179,9 +167,7 @@ class Exchange:
         return StepGradients(losses_S, kept=local.kept)
 
     def _matrix(self, compute: Compute, request: Request) -> StepGradients:
-        """Sum up separate gradients or a Gram matrix. This sends S body-sized vectors, and the body only with a tied
-        decoder.
-        """
+        """Sum up separate gradients or a Gram matrix: S body-sized vectors, and the body only with a tied decoder."""
         all_rows = replace(request, separate=True, gram=False, scores=False, joint_from=None)
         local, body = self._computed(compute, all_rows, send_body=self._table is not None)
         rows_SP = local.separate_SP

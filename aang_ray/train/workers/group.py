@@ -61,14 +61,7 @@ class Workers:
 
     @classmethod
     def connect(cls, rank: int, size: int, device: torch.device, timeout: timedelta = TIMEOUT) -> Workers:
-        """Return the group of all processes of `torch.distributed`, whose default group must exist already.
-
-        Args:
-            rank: Rank of this process.
-            size: Number of processes.
-            device: Device of this process's tensors.
-            timeout: Time after which another process counts as lost.
-        """
+        """Return the group of all processes of `torch.distributed`, whose default group must exist already."""
         if size == 1:
             return cls()
         with raising_worker_lost():
@@ -200,7 +193,10 @@ def check_same(workers: Workers, steps: int, named: Mapping[str, Tensor]) -> Non
     Raises:
         RunFailure: They differ; the message names the first difference.
     """
-    sums = [steps, *(int(_checksum(tensor)) for tensor in named.values())]
+    # Sums of the entries' bits, read as integers: changing any single entry changes the sum.
+    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = (tensor.detach().contiguous().view(words[tensor.element_size()]) for tensor in named.values())
+    sums = [steps, *(int(word.sum(dtype=torch.int64)) for word in bits)]
     largest, least = workers.max_host(sums), workers.max_host([-value for value in sums])
     names = ("the number of steps", *named)
     different = [name for name, most, negative in zip(names, largest, least, strict=True) if most != -negative]
@@ -209,12 +205,6 @@ def check_same(workers: Workers, steps: int, named: Mapping[str, Tensor]) -> Non
             f"after step {steps} the workers of this run differ in {different[0]} and {len(different) - 1} more: they "
             "need the same version, the same kind of device and checkpoints that all of them can read"
         )
-
-
-def _checksum(tensor: Tensor) -> Tensor:
-    """Return the sum of the entries' bits, read as integers. Changing any single entry changes the sum."""
-    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return tensor.detach().contiguous().view(words).sum(dtype=torch.int64)
 
 
 class Sharded(ZeroRedundancyOptimizer):

@@ -55,12 +55,8 @@ class Placement:
 
 
 def place(costs: Sequence[Costs], workers: int, whole: bool) -> Placement:
-    """Return the placement of the examples of all segments.
-
-    Args:
-        costs: Tokens of every example, [S][E].
-        workers: Number of workers.
-        whole: Whether segments should not be divided, because norms of their gradients are needed.
+    """Return the placement of examples of given costs, [S][E]; `whole`: norms are needed, so segments should stay
+    whole.
     """
     ranges = _longest_first(costs, workers) if whole else _one_row(costs, workers)
     for of_rank in ranges:
