@@ -131,15 +131,10 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
         case "missing":
             line = f"{key} is missing"
         case "union_tag_invalid" | "union_tag_not_found":
-            context = first.get("ctx", {})
-            allowed = [
-                tag.strip().strip("'") for tag in str(context.get("expected_tags", "")).split(",") if tag.strip()
-            ]
-            allowed = allowed or sorted(method_sections())
-            tag = str(context.get("tag", ""))
-            close = nearest(tag, allowed)
+            tag = str(first.get("ctx", {}).get("tag", ""))
+            close = nearest(tag, method_sections())
             hint = f"; did you mean {close}?" if close else ""
-            line = f"{key}.name: {tag!r} is not one of {', '.join(allowed)}{hint}"
+            line = f"{key}.name: {tag!r} is not one of {', '.join(method_sections())}{hint}"
         case "literal_error":
             allowed_text = str(first["ctx"]["expected"])
             choices = [c.strip().strip("'") for c in allowed_text.replace(" or ", ",").split(",")]

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aang_ray.data.tasks import Metric
 from aang_ray.errors import RunFailure
@@ -90,7 +90,6 @@ class Trainer:
             while self.progress.stage + 1 < len(self._stages):
                 self._next_stage()
                 self._train_stage()
-        self._load_best_model()
         scores, clean = self._score_best_model()
         if self.setup.compute.device.type == "cuda":
             torch.cuda.synchronize(self.setup.compute.device)
@@ -117,7 +116,6 @@ class Trainer:
     def _next_stage(self) -> None:
         """Start the next stage from the best model on dev, or from the last model if the stage did not score dev."""
         if self.stage.decides:
-            self._load_best_model()
             self.progress.before, _ = self._score_best_model()
             self._best_model = {}
         self.progress.next_stage()
@@ -195,13 +193,12 @@ class Trainer:
         progress.since_best += 1
         if score > progress.best_score:
             progress.best_score, progress.best_step, progress.since_best = score, progress.steps, 0
-            head = setup.head_of[END_TASK_HEAD]
-            self._best_model = {
-                f"{part}.{name}": value.detach().to("cpu", copy=True)
-                for part, module in (("encoder", setup.encoder), ("head", head))
-                for name, value in module.state_dict().items()
-            }
+            now = self._scored_model().state_dict()
+            self._best_model = {name: value.detach().to("cpu", copy=True) for name, value in now.items()}
         return scores
+
+    def _scored_model(self) -> nn.Module:
+        return nn.ModuleDict({"encoder": self.setup.encoder, "head": self.setup.head_of[END_TASK_HEAD]})
 
     def _predict(self, reader: Reader) -> Predictions:
         """Return the end-task logits of a whole split; each worker computes its share."""
@@ -217,15 +214,10 @@ class Trainer:
         baseline = share if self._metric == "accuracy" else 2 * share / (share + 1) / len(task.label_names)
         return len(np.unique(predictions.classes_E)) < 2 or score_of(scores, self._metric) <= baseline
 
-    def _load_best_model(self) -> None:
-        for part, module in (("encoder", self.setup.encoder), ("head", self.setup.head_of[END_TASK_HEAD])):
-            start = f"{part}."
-            values = {name.removeprefix(start): v for name, v in self._best_model.items() if name.startswith(start)}
-            module.load_state_dict(values)
-
     def _score_best_model(self) -> tuple[SplitScores, Predictions]:
-        """Score the loaded best model on test; return also its predictions on the de-duplicated test view."""
+        """Load the best model and score it on test; return also its predictions on the de-duplicated test view."""
         setup = self.setup
+        self._scored_model().load_state_dict(self._best_model)
         test = self._predict(self._whole.domain.reader("test", setup.workers.rank, setup.workers.size))
         clean = test.take(setup.task.test_clean)
         dev = self.progress.best_dev
