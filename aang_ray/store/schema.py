@@ -220,5 +220,6 @@ def _row(kind: type[RowT], columns: Mapping[str, Any]) -> RowT:
         missing = columns[f"{view}_examples"] is None
         return None if missing else Scores(**{one.name: columns[f"{view}_{one.name}"] for one in fields(Scores)})
 
-    names = [one.name for one in fields(kind)]
-    return kind(**{name: scores(name) if name in VIEWS else columns[name] for name in names})
+    names = (one.name for one in fields(kind))
+    values: dict[str, Any] = {name: scores(name) if name in VIEWS else columns[name] for name in names}
+    return kind(**values)
