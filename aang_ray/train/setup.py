@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aang_ray.config.methods import STEPS, DaptConfig, FinetuneConfig, PretrainSection, TaptConfig
+from aang_ray.config.methods import DaptConfig, FinetuneConfig, PretrainSection, TaptConfig
 from aang_ray.config.run import RunConfig
 from aang_ray.config.sections import ObjectivesConfig
 from aang_ray.errors import UserError
@@ -65,7 +66,7 @@ def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -
     method = make_method(config, parts.space, compute.device)
     if method.uses_dev and (size := len(parts.task.dev)) < 2:
         raise UserError(f"{parts.task.name}: dev has {size} example; dev head and dev gradient need one each")
-    made = {"config": config, "compute": compute, "heads": heads, "method": method}
+    made: dict[str, Any] = {"config": config, "compute": compute, "heads": heads, "method": method}
     return Setup(**vars(parts), **made, workers=workers or Workers())
 
 
@@ -117,7 +118,9 @@ def _pretraining_stages(config: RunConfig, method: PretrainSection) -> Iterator[
     shared = {name: getattr(method, name) for name in PretrainSection.model_fields}
     for text in method.texts:
         steps = method.steps_of(text)
-        single: PretrainSection = (DaptConfig if text == "in-domain" else TaptConfig)(**shared, **{STEPS[text]: steps})
+        single = (
+            DaptConfig(**shared, dapt_steps=steps) if text == "in-domain" else TaptConfig(**shared, tapt_steps=steps)
+        )
         stage = config.changed(
             method=single,
             batch=config.batch.changed(auxiliary=method.batch),
