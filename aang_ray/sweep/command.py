@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,10 @@ from aang_ray.errors import UserError
 from aang_ray.store import CellRecord, HistoryRow, Scores, Store
 from aang_ray.sweep.cluster import check_fits, own_cluster, ray_cluster, set_environment
 from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, preview, preview_search, to_run
-from aang_ray.sweep.progress import SweepProgress
+from aang_ray.sweep.progress import PLAIN_INTERVAL, SweepProgress
 from aang_ray.sweep.spec import Asha, SweepOverrides, SweepSpec, check_space, expand, load_sweep
 from aang_ray.sweep.status import others_at_work
+from aang_ray.train.record import Heartbeat, take_rows, write_row
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,6 @@ def sweep_file(
     runs = expand(spec, overrides, str(path))
     from aang_ray.train.check import check_runs  # imports much: a mistake in the file was reported before
     from aang_ray.train.plan import check_n, resolve
-    from aang_ray.train.record import take_rows
 
     if not dry_run:
         take_rows(store)
@@ -236,7 +237,6 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
     from aang_ray.train.checkpoint import checkpoint_folder, discard
     from aang_ray.train.export import check_export
     from aang_ray.train.plan import resolve
-    from aang_ray.train.record import take_rows, write_row
 
     config = resolve(config)
     take_rows(store)
@@ -253,7 +253,8 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
         store.check_writable()
         console.print(f"cell {config.cell}: {config.row_name}, seed {config.seed}, at most {config.total_steps} steps")
         progress = SweepProgress(store.uri, "train", config.cell, Console(quiet=True, force_terminal=False))
-        progress.add([PlannedCell(config, config.cell, "waiting")])
+        planned = PlannedCell(config, config.cell, "waiting")
+        progress.add([planned])
         progress.update(config.cell, state="running", host=socket.gethostname())
         with progress:
 
@@ -267,7 +268,19 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
                 line = f"step {row.step}/{config.total_steps} · {text} · {duration(row.seconds)}"
                 console.print(line, markup=False, highlight=False)
 
-            record = _run(config, checkpoints, evaluated, export, partial(write_row, store))
+            beats: list[Heartbeat] = []
+            printed = time.monotonic()
+
+            def beat(sign: Heartbeat) -> None:
+                nonlocal printed
+                beats.append(sign)
+                progress.update(config.cell, step=sign.step, seconds=sign.seconds)
+                if console.is_terminal or time.monotonic() - printed >= PLAIN_INTERVAL:
+                    printed = time.monotonic()
+                    console.print(describe_beat(planned, beats[0], sign), markup=False, highlight=False)
+
+            own = {"on_evaluation": evaluated, "on_beat": beat, "on_done": partial(write_row, store)}
+            record = _run(config, checkpoints=checkpoints, export=export, **own)
             write_row(store, record)
             progress.update(config.cell, state="ended")
         if record.result.status == "done":
@@ -276,25 +289,29 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
     return record
 
 
-def _run(
-    config: RunConfig,
-    checkpoints: str,
-    evaluated: Callable[[HistoryRow], None],
-    export: Path | None,
-    on_done: Callable[[CellRecord], object],
-) -> CellRecord:
+def describe_beat(cell: PlannedCell, first: Heartbeat, last: Heartbeat) -> str:
+    """Step, loss, and since the first sign of life the speed and the time left at most."""
+    parts = [f"step {last.step}/{cell.steps}", *([] if last.loss is None else [f"loss {last.loss:.3f}"])]
+    seconds, steps = last.seconds - first.seconds, last.step - first.step
+    if seconds > 0 and steps:
+        parts.append(f"{cell.work / max(cell.steps, 1) * steps / seconds:,.0f} texts a second")
+        parts.append(f"at most about {duration((cell.steps - last.step) * seconds / steps)} left")
+    return " · ".join(parts)
+
+
+def _run(config: RunConfig, **arguments: Any) -> CellRecord:
     """One worker needs no Ray; several are actors of the cluster of RAY_ADDRESS, or of one on this machine."""
     if config.resources.workers == 1:
         from aang_ray.train.run import run_cell
 
-        return run_cell(config, on_evaluation=evaluated, checkpoints=checkpoints, export=export, on_done=on_done)
+        return run_cell(config, **arguments)
     with ray_cluster():
         from aang_ray.train.workers.launch import launch
 
         check_fits([Need.of(config)])
         threads = config.resources.threads or max(1, int(config.resources.cpus_per_worker))
         config = config.model_copy(update={"resources": config.resources.model_copy(update={"threads": threads})})
-        return launch(config, on_evaluation=evaluated, checkpoints=checkpoints, export=export, on_done=on_done)
+        return launch(config, **arguments)
 
 
 def show_scores(record: CellRecord, console: Console) -> None:

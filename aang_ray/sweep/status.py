@@ -128,6 +128,7 @@ def show_status(status: SweepStatus, console: Console, now: datetime | None = No
         console.print(table)
     for cell in status.having("failed"):
         line(f"failed: {cell.progress.title}: {cell.row['error'] if cell.row is not None else None}")
+        line(f"  with its traceback, on the same store: aang show {cell.progress.cell}")
 
 
 def others_at_work(store: Store, cells: Collection[str]) -> list[str]:

@@ -13,7 +13,7 @@ from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store import CellRecord, HistoryRow, Store, is_disk_failure
 from aang_ray.train.control import Interrupted
-from aang_ray.train.record import failed_record, take_rows, write_row
+from aang_ray.train.record import Heartbeat, failed_record, take_rows, write_row
 
 if TYPE_CHECKING:
     from aang_ray.train.workers.launch import Channel
@@ -78,9 +78,9 @@ def run_and_store(
     gives a function that it ends no time to write anything. A rung that an earlier attempt has passed is reported from
     its row.
 
-    Each evaluation reports `step`, `seconds` and `score`; a run that continues from a checkpoint first reports
-    `resumed` and the `step`. The end reports `status`, with scores or the error: `done`, `failed`, or `elsewhere` for a
-    cell that another process has done in the meantime.
+    Each evaluation reports `step`, `seconds` and `score`, a sign of life `step` and `seconds`; a run that continues from
+    a checkpoint first reports `resumed` and the `step`. The end reports `status`, with scores or the error: `done`,
+    `failed`, or `elsewhere` for a cell that another process has done in the meantime.
 
     Raises:
         Interrupted: It was `abandoned`; its checkpoint is written.
@@ -106,6 +106,9 @@ def run_and_store(
         score = None if row.dev is None else getattr(row.dev, metric)
         report({"step": row.step, "seconds": row.seconds, "score": score})
 
+    def beat(sign: Heartbeat) -> None:
+        report({"step": sign.step, "seconds": sign.seconds})
+
     scored = max((row.step for row in history), default=0)
     for share, until in [*rungs, (1.0, None)]:
         # A rung that the run has passed is judged by its row, if the row reaches so far. If the run stands at the rung
@@ -115,7 +118,7 @@ def run_and_store(
             if scores and until <= scored:
                 report({"rung": share, "dev": max(scores), "step": until})
             continue
-        record = _run(config, checkpoints, evaluated, until, abandoned)
+        record = _run(config, abandoned, on_evaluation=evaluated, on_beat=beat, checkpoints=checkpoints, until=until)
         # The process stays for the next trial, and others may share the GPU.
         gc.collect()  # a model and its optimiser refer to each other
         torch.cuda.empty_cache()  # does nothing where no GPU was used
@@ -131,18 +134,12 @@ def run_and_store(
     report(end)
 
 
-def _run(
-    config: RunConfig,
-    checkpoints: str,
-    evaluated: Callable[[HistoryRow], None],
-    until: int | None,
-    abandoned: Callable[[], bool],
-) -> CellRecord:
-    """Run a cell up to a step or to its end; an exception becomes a failed record, unless it is the disk's."""
+def _run(config: RunConfig, abandoned: Callable[[], bool], **arguments: Any) -> CellRecord:
+    """Run a cell by `launch`, up to a step or to its end; an exception is a failed record, unless it is the disk's."""
     from aang_ray.train.workers.launch import WorkerError, launch
 
     try:
-        return launch(config, on_evaluation=evaluated, checkpoints=checkpoints, until=until, abandoned=abandoned)
+        return launch(config, abandoned=abandoned, **arguments)
     except Exception as error:
         if is_disk_failure(error):
             raise

@@ -22,7 +22,7 @@ from aang_ray.store.schema import HistoryRow, Scores
 from aang_ray.train.checkpoint import Checkpointer
 from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
-from aang_ray.train.record import Progress, SplitScores
+from aang_ray.train.record import BEAT_SECONDS, Heartbeat, Progress, SplitScores
 from aang_ray.train.rounds import make_stepper
 from aang_ray.train.setup import Setup, majority_class, setup_of_stage, stages_of
 from aang_ray.train.step import Prepared
@@ -48,6 +48,7 @@ class Trainer:
     Args:
         setup: The parts of the run; training changes them in place.
         on_evaluation: Called after each evaluation, in every worker.
+        on_beat: Called after a step, every `BEAT_SECONDS`, in every worker.
         checkpointer: Reads and writes the checkpoint; None for a run without checkpoints.
     """
 
@@ -56,13 +57,15 @@ class Trainer:
         setup: Setup,
         on_evaluation: Callable[[HistoryRow], None] | None = None,
         checkpointer: Checkpointer | None = None,
+        on_beat: Callable[[Heartbeat], None] | None = None,
     ) -> None:
         self.config = setup.config
         self.progress = Progress()
         self._whole = setup
         self._stages = stages_of(setup.config)
         self._enter_stage()
-        self._on_evaluation = on_evaluation
+        self._on_evaluation, self._on_beat = on_evaluation, on_beat
+        self._beat_at = time.monotonic()
         self._checkpointer = checkpointer
         self._metric: Metric = setup.task.metric
         self._dev = setup.domain.reader("dev", setup.workers.rank, setup.workers.size)
@@ -136,6 +139,9 @@ class Trainer:
             self._losses.add(progress.steps, prepared.names, gradients.losses_S)
             if self.stepper.evaluates_after(progress.stage_steps):
                 self._evaluate(prepared)
+            if self._on_beat is not None and time.monotonic() - self._beat_at >= BEAT_SECONDS:
+                self._beat_at = time.monotonic()
+                self._on_beat(Heartbeat(progress.steps, self.seconds, self._losses.latest))
             if self._checkpointer is not None:
                 self._checkpointer.after_step(progress.steps, self._state, progress.best_step, self._best_model)
             if self._stage_is_over:
@@ -272,6 +278,11 @@ class LossLog:
         self._unread.append((step, names, losses_S.detach()))
         if len(self._unread) >= self.check_every:
             self.read()
+
+    @property
+    def latest(self) -> float | None:
+        """The last loss that was read of the first segment; None before one was read."""
+        return next(iter(self._last.values()), None)
 
     def means(self) -> dict[str, float]:
         """Return the mean loss since the last call, by segment name, and start new means."""

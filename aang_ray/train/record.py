@@ -17,10 +17,21 @@ from aang_ray.data.cache import cache_folder, content_key
 from aang_ray.store import CellIsDone, NotWritten, Store
 from aang_ray.store.schema import CellRecord, HistoryRow, ResultRow, Scores, Status, WeightRow
 
+BEAT_SECONDS = 10.0
 LOG_LINES = 30
 """Number of log lines in a failed row."""
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "ray", "torchjd")
 """Packages whose versions a result may depend on."""
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """A sign of life between two evaluations, every `BEAT_SECONDS`."""
+
+    step: int
+    seconds: float
+    loss: float | None
+    """The last loss of the end task, or of the objective that is trained alone, that was read from the device."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from aang_ray.train.control import RunControl, StepLimitReached
 from aang_ray.train.device import choose_compute, is_out_of_memory
 from aang_ray.train.export import check_export, export_model
 from aang_ray.train.loop import Trainer
-from aang_ray.train.record import cell_record
+from aang_ray.train.record import Heartbeat, cell_record
 from aang_ray.train.setup import build
 from aang_ray.train.workers.group import Workers
 
@@ -27,6 +27,7 @@ def run_cell(
     config: RunConfig,
     *,
     on_evaluation: Callable[[HistoryRow], None] | None = None,
+    on_beat: Callable[[Heartbeat], None] | None = None,
     checkpoints: Path | str | None = None,
     export: Path | None = None,
     on_done: Callable[[CellRecord], object] | None = None,
@@ -41,6 +42,7 @@ def run_cell(
     Args:
         config: The resolved configuration (see `plan.resolve`).
         on_evaluation: Called after each evaluation on dev, in every worker.
+        on_beat: Called with the step between evaluations, every ten seconds, in every worker.
         checkpoints: Folder or URI of `<cell>`, in which the state is written every `resources.checkpoint_minutes`, on
         SIGTERM and on Ctrl-C, and from which the run continues, with exactly the results of an uninterrupted one on the
         same device and number of threads. The caller deletes it with `checkpoint.discard`. None: no checkpoints.
@@ -63,7 +65,7 @@ def run_cell(
     if checkpoints is not None:
         minutes = config.resources.checkpoint_minutes
         checkpointer = Checkpointer(CheckpointFiles(checkpoints, config.cell), compute, minutes, workers, control)
-    trainer = Trainer(build(config, compute, workers), on_evaluation, checkpointer)
+    trainer = Trainer(build(config, compute, workers), on_evaluation, checkpointer, on_beat)
     record_of = partial(cell_record, config, device=compute.device_name, precision=compute.precision)
     try:
         finished = trainer.run()

@@ -34,6 +34,7 @@ from aang_ray.store import CellRecord, HistoryRow, NotWritten
 from aang_ray.train.checkpoint import CheckpointFiles
 from aang_ray.train.control import Interrupted, RunControl
 from aang_ray.train.device import choose_compute
+from aang_ray.train.record import Heartbeat
 from aang_ray.train.run import run_cell
 from aang_ray.train.workers.group import TIMEOUT, WorkerLost, Workers
 
@@ -64,6 +65,7 @@ SETTINGS = {
 
 Check = Callable[[], bool]
 OnEvaluation = Callable[[HistoryRow], None]
+OnBeat = Callable[[Heartbeat], None]
 
 logger = logging.getLogger(__name__)
 
@@ -87,14 +89,14 @@ class Channel:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         return cls(Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}))
 
-    def send(self, row: HistoryRow) -> None:
-        """Send an evaluation to the waiting process; nothing happens if the channel is closed."""
+    def send(self, row: HistoryRow | Heartbeat) -> None:
+        """Send an evaluation or a sign of life to the waiting process; nothing happens if the channel is closed."""
         # If the actor is only unreachable for the moment, one line of progress is lost.
         with suppress(RayActorError):
             self._queue.put(row)
 
-    def receive(self, finished: Check, pause: float = 0.2) -> Iterator[HistoryRow]:
-        """Yield evaluations as they arrive. Stop when `finished` returns true and the queue is empty."""
+    def receive(self, finished: Check, pause: float = 0.2) -> Iterator[HistoryRow | Heartbeat]:
+        """Yield what arrives. Stop when `finished` returns true and the queue is empty."""
         while True:
             last = finished()  # called before the queue is read, so that no evaluation is missed
             yield from self._queue.get_nowait_batch(self._queue.size())
@@ -172,6 +174,7 @@ class Job:
     on_done: Callable[[CellRecord], object] | None
     until: int | None
     abandoned: Check
+    on_beat: OnBeat | None = None
 
 
 def launch(
@@ -179,6 +182,7 @@ def launch(
     *,
     checkpoints: str,
     on_evaluation: OnEvaluation,
+    on_beat: OnBeat | None = None,
     export: Path | None = None,
     on_done: Callable[[CellRecord], object] | None = None,
     until: int | None = None,
@@ -192,6 +196,7 @@ def launch(
         config: The resolved configuration.
         checkpoints: Folder or URI of the checkpoints of all cells.
         on_evaluation: Called in this process after every evaluation.
+        on_beat: Called in this process with the step between evaluations, every ten seconds.
         export: Folder to which the classifier is written; None for no export.
         on_done: Called in the first worker with the record of a finished run, before the export.
         until: Write the checkpoint and stop after this step; the record's status is then `cut`.
@@ -210,7 +215,7 @@ def launch(
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    job = Job(config, checkpoints, export, on_done, until, abandoned)
+    job = Job(config, checkpoints, export, on_done, until, abandoned, on_beat)
     if config.resources.workers == 1:
         return _train(job, on_evaluation, Workers())
     files, losses = CheckpointFiles(checkpoints, config.cell), 0
@@ -267,14 +272,17 @@ def _train_group(job: Job, on_evaluation: OnEvaluation) -> CellRecord:
     channel = Channel.open()
     outcome: Future[CellRecord | str] = Future()
     with tempfile.TemporaryDirectory(prefix="aang-train-", ignore_cleanup_errors=True) as folder:
-        stops = replace(job, abandoned=lambda: channel.closed() or job.abandoned())
+        stops = replace(job, abandoned=lambda: channel.closed() or job.abandoned(), on_beat=channel.send)
         trainer = _trainer(stops, SendEvaluations(channel), folder)
         # `fit` runs in another thread, because in the main thread it would handle Ctrl-C itself and kill the workers.
         fit = threading.Thread(target=_fit, args=(trainer, outcome), name="fit", daemon=True)
         fit.start()
         try:
             for row in channel.receive(finished=outcome.done):
-                on_evaluation(row)
+                if isinstance(row, HistoryRow):
+                    on_evaluation(row)
+                elif job.on_beat is not None:
+                    job.on_beat(row)
         finally:
             channel.close()
             fit.join(STOP_SECONDS)
@@ -344,6 +352,7 @@ def _train(job: Job, on_evaluation: OnEvaluation, workers: Workers) -> CellRecor
         return run_cell(
             job.config,
             on_evaluation=on_evaluation,
+            on_beat=job.on_beat if workers.first else None,
             checkpoints=job.checkpoints,
             export=job.export,
             on_done=job.on_done,
