@@ -1,4 +1,5 @@
 # A machine needs Python and make; each target sets up .venv if it is not there.
+#   make try TASK=folder [METRIC=macro_f1] [SEEDS=0,1,2] [STORE=results]: the answer for your own data
 #   make sweep [SWEEP=jobs/demo.yaml] [TASK=folder] [METRIC=macro_f1] [SEEDS=0,1,2] [STORE=results]
 #   make check: format, lint, types, import contract, and the fast tests
 #   make test: the same with all tests
@@ -15,7 +16,10 @@ PARALLEL := -n logical --dist worksteal
 # Empty variables leave the sweep file's own values.
 ARGUMENTS = $(if $(TASK),--task "$(TASK)") $(if $(METRIC),--metric "$(METRIC)") $(if $(SEEDS),--seeds "$(SEEDS)")
 
-.PHONY: sweep check lint test test-gpu
+.PHONY: try sweep check lint test test-gpu
+
+try: .venv/.demo
+	@.venv/bin/aang try "$(TASK)" --store "$(STORE)" $(if $(METRIC),--metric "$(METRIC)") $(if $(SEEDS),--seeds "$(SEEDS)")
 
 sweep: .venv/.demo
 	@.venv/bin/aang sweep "$(SWEEP)" --store "$(STORE)" $(ARGUMENTS)

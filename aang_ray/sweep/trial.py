@@ -78,8 +78,8 @@ def run_and_store(
     gives a function that it ends no time to write anything. A rung that an earlier attempt has passed is reported from
     its row.
 
-    Each evaluation reports `step`, `seconds` and `score`, a sign of life `step` and `seconds`; a run that continues from
-    a checkpoint first reports `resumed` and the `step`. The end reports `status`, with scores or the error: `done`,
+    Each evaluation reports `step`, `seconds` and `score`, a sign of life `step` and `seconds`; a run that continues
+    from a checkpoint first reports `resumed` and the `step`. The end reports `status`, with scores or the error: `done`,
     `failed`, or `elsewhere` for a cell that another process has done in the meantime.
 
     Raises:
