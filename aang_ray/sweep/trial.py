@@ -79,8 +79,8 @@ def run_and_store(
     its row.
 
     Each evaluation reports `step`, `seconds` and `score`, a sign of life `step` and `seconds`; a run that continues
-    from a checkpoint first reports `resumed` and the `step`. The end reports `status`, with scores or the error: `done`,
-    `failed`, or `elsewhere` for a cell that another process has done in the meantime.
+    from a checkpoint first reports `resumed` and the `step`. The end reports `status`, with scores or the error:
+    `done`, `failed`, or `elsewhere` for a cell that another process has done in the meantime.
 
     Raises:
         Interrupted: It was `abandoned`; its checkpoint is written.
