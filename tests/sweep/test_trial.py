@@ -269,7 +269,7 @@ def test_a_row_that_the_store_does_not_take_is_kept_and_moved_later(
     store = Store(tmp_path / "store")
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write", lambda store, record: write(store, record, tmp_path / "store"))
-        with pytest.raises(NotWritten, match=r"No space left on device; the finished run is kept in .*/cache/unwritten"):
+        with pytest.raises(NotWritten, match=r"No space left .* is kept in .*/cache/unwritten"):
             run(store)
     install(full)
     (end,) = run(store)
