@@ -17,11 +17,7 @@ _PERCENTILES = (5, 25, 50, 75, 95)
 
 
 def describe(task: EndTask) -> dict[str, Any]:
-    """Return an end task in numbers, as JSON values.
-
-    Lengths are in tokens, special tokens included. Duplicates are counted in normalised texts of the splits as given,
-    before `data.train_size` cuts train.
-    """
+    """Return an end task in numbers, as JSON values; duplicates are those before `data.train_size` cuts train."""
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
     manifest = task.manifest
     return {
@@ -72,13 +68,20 @@ def _lengths(tokens: Ragged) -> dict[str, float]:
 def print_text_task(task: EndTask, console: Console) -> None:
     """Print the description of an end task: two tables, and a line for each corpus."""
     from rich.markup import escape
+    from rich.table import Table
 
     d = describe(task)
     console.print(f"[bold]{escape(d['name'])}[/bold] from {escape(d['source'])}, decided by {d['metric']}")
     console.print(f"Splits: {d['split']['method']}")
     counts = d["label_counts"] | {"test, clean": d["test_clean"]["label_counts"]}
     console.print(count_table("Examples", counts))
-    console.print(_length_table(d))
+    lengths = Table("texts", title=f"Tokens a text (at most {d['max_tokens']})")
+    for heading in (*(f"{p} %" for p in _PERCENTILES), "longest", "cut"):
+        lengths.add_column(heading, justify="right")
+    for name, of_split in d["tokens"].items():
+        values = [of_split[f"p{p}"] for p in _PERCENTILES] + [of_split["max"], d["truncated"][name]]
+        lengths.add_row(name, *(f"{value:g}" for value in values))
+    console.print(lengths)
     dup = d["duplicates"]
     within = ", ".join(f"{name} {count}" for name, count in dup["within"].items())
     console.print(
@@ -106,12 +109,7 @@ def print_text_task(task: EndTask, console: Console) -> None:
 
 
 def count_table(title: str, counts: dict[str, dict[str, int]]) -> Table:
-    """Return a table of the number of examples by label (rows) and split (columns), with a row of sums.
-
-    Args:
-        title: Title of the table.
-        counts: For each split the number of examples of each label.
-    """
+    """Return a table of the number of examples by label (rows) and split (columns), with a row of sums."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -122,16 +120,4 @@ def count_table(title: str, counts: dict[str, dict[str, int]]) -> Table:
         table.add_row(escape(label), *(str(of_label[label]) for of_label in counts.values()))
     table.add_section()
     table.add_row("all", *(str(sum(of_label.values())) for of_label in counts.values()))
-    return table
-
-
-def _length_table(d: dict[str, Any]) -> Table:
-    from rich.table import Table
-
-    table = Table("texts", title=f"Tokens a text (at most {d['max_tokens']})")
-    for heading in (*(f"{p} %" for p in _PERCENTILES), "longest", "cut"):
-        table.add_column(heading, justify="right")
-    for name, lengths in d["tokens"].items():
-        values = [lengths[f"p{p}"] for p in _PERCENTILES] + [lengths["max"], d["truncated"][name]]
-        table.add_row(name, *(f"{value:g}" for value in values))
     return table

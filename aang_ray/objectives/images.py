@@ -16,6 +16,7 @@ Shape suffixes: E images, H height, W width, P = H * W pixels, K images that a h
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Self
@@ -27,9 +28,9 @@ from torch import Tensor, nn
 
 from aang_ray.config.sections import Semantics
 from aang_ray.data.digits import ImageTask, LabelledImages
-from aang_ray.model.segments import SegmentRows
+from aang_ray.model.segments import Movable, SegmentRows
 from aang_ray.objectives import randomness
-from aang_ray.objectives.batch import Chosen, Targets, head_targets, moved, pinned
+from aang_ray.objectives.batch import HeadLabels, Targets, head_targets
 from aang_ray.objectives.losses import shares
 from aang_ray.objectives.objective import Objective, Rule
 from aang_ray.objectives.sampling import ExampleSchedule, Share, SourceSettings
@@ -73,15 +74,12 @@ class ImageTaxonomy:
     """The names and rules above, as spaces ask for them (`space.Taxonomy`)."""
 
     def names(self, stage: str) -> tuple[str, ...]:
-        """The names that can be chosen at a stage."""
         return PRIMITIVES[stage]
 
     def rules(self, objective: Objective) -> Sequence[Rule]:
-        """All rules."""
         return RULES
 
     def conflicts(self, objectives: Collection[Objective], labels: Semantics) -> dict[Objective, str]:
-        """None: every objective stands by itself."""
         return {}
 
 
@@ -112,22 +110,21 @@ class ImageSegment:
     """Sum of `weights_E` over the whole segment at this step: the denominator of its mean loss."""
 
     @property
-    def texts(self) -> int:
-        """Number of images. The name is that of text segments, which all domains share."""
+    def examples(self) -> int:
         return len(self.pixels_EHW)
 
     @property
     def lengths_E(self) -> Int64:
-        """Rows of the body for each image: one."""
-        return np.ones(self.texts, dtype=np.int64)
+        """Return the rows of the body for each image."""
+        return np.ones(self.examples, dtype=np.int64)
 
     @property
     def labels(self) -> np.ndarray:
-        """Classes, [E], or pixels, [E, P]."""
+        """Return classes, [E], or pixels, [E, P]."""
         if self.classes_E is not None:
             return self.classes_E
         assert self.clean_EHW is not None
-        return self.clean_EHW.reshape(self.texts, -1)
+        return self.clean_EHW.reshape(self.examples, -1)
 
     def part(self, start: int, stop: int) -> Self:
         """Images `start` to `stop`, with the normaliser of the whole segment."""
@@ -149,14 +146,7 @@ def segment(
 
 
 def build(objective: Objective, head: str, images: LabelledImages, keys_E: randomness.U64) -> ImageSegment:
-    """Return the segment of an objective.
-
-    Args:
-        objective: the names of the primitives.
-        head: name of the head that predicts the labels.
-        images: the images before the transform.
-        keys_E: a random key for each image.
-    """
+    """Return the segment of an objective, given the images before the transform and a random key for each of them."""
     pixels_EHW, turns_E = images.pixels_NHW, np.zeros(len(images), dtype=np.int64)
     match objective.transform:
         case "rotate":
@@ -170,21 +160,18 @@ def build(objective: Objective, head: str, images: LabelledImages, keys_E: rando
 
 
 def rotate(pixels_EHW: Float32, keys_E: randomness.U64) -> tuple[Float32, Int64]:
-    """Turn each image counterclockwise by 0 to 3 quarters, as its key determines.
+    """Turn each image, which must be square, counterclockwise by 0 to 3 quarters, as its key determines.
 
     Returns:
         The turned images, [E, H, W], and the quarter turns of each, [E].
-
-    Raises:
-        ValueError: for images that are not square: they would not fit when turned.
     """
     if pixels_EHW.shape[1] != pixels_EHW.shape[2]:
         raise ValueError(f"images of {pixels_EHW.shape[1]} x {pixels_EHW.shape[2]} pixels cannot be turned")
     turns_E = (TURNS * randomness.uniform(keys_E.view(np.int64), randomness.OPERATION)).astype(np.int64)
     turned_EHW = np.empty_like(pixels_EHW)
     for turns in range(TURNS):
-        chosen = turns_E == turns
-        turned_EHW[chosen] = np.rot90(pixels_EHW[chosen], turns, axes=(1, 2))
+        here = turns_E == turns
+        turned_EHW[here] = np.rot90(pixels_EHW[here], turns, axes=(1, 2))
     return turned_EHW, turns_E
 
 
@@ -208,9 +195,9 @@ class ImageSource(StepSource[ImageSegment]):
 
     Args:
         task: the end task.
-        space: the auxiliary objectives; None: there are none.
+        space: the auxiliary objectives, if there are any.
         n: objectives in a step.
-        settings: settings that decide which examples are read.
+        settings: decide which examples are read.
     """
 
     def __init__(self, task: ImageTask, space: Space | None, n: int, settings: SourceSettings) -> None:
@@ -226,14 +213,11 @@ class ImageSource(StepSource[ImageSegment]):
         self.schedule = ExampleSchedule(len(task.train), len(task.dev), lambda _: len(task.train), space, n, settings)
 
     def labelled(self, name: str, head: str, split: Split, examples: Int64) -> ImageSegment:
-        """Examples of a split with their labels."""
         images = (self.train if split == "train" else self.dev).take(examples)
         return self._weighted(segment(name, head, images.pixels_NHW, images.labels))
 
     def objective(self, share: Share) -> ImageSegment:
-        """Examples of the train images, corrupted and labelled."""
-        if self.space is None:
-            raise ValueError("no space")
+        assert self.space is not None
         objective, examples = self.space.objectives[share.objective], share.examples
         head = head_name(objective, self.settings.per_objective_heads)
         keys_E = np.broadcast_to(share.keys, (len(examples),)).copy()
@@ -241,7 +225,7 @@ class ImageSource(StepSource[ImageSegment]):
         return self._weighted(made) if objective.output == "end-task" else made
 
     def _weighted(self, plain: ImageSegment) -> ImageSegment:
-        """The same segment with the weights of the end task's classes, if there are any."""
+        """Return the segment with the weights of the end task's classes, if there are any."""
         if self._weights_C is None or plain.classes_E is None:
             return plain
         weights_E = self._weights_C[plain.classes_E]
@@ -252,7 +236,7 @@ class ImageSource(StepSource[ImageSegment]):
 
 
 @dataclass(frozen=True)
-class ImagePiece:
+class ImagePiece(Movable):
     """What goes through the model in one forward pass."""
 
     pixels_E1HW: Tensor
@@ -263,41 +247,26 @@ class ImagePiece:
 
     @property
     def segments(self) -> int:
-        """Number of segments."""
         return self.tokens.count
 
     @property
     def real_tokens(self) -> int:
-        """Number of images; none is padding."""
         return self.tokens.rows
-
-    def to(self, device: torch.device) -> ImagePiece:
-        """The same piece on a device."""
-        return moved(self, device)
-
-    def pin(self) -> ImagePiece:
-        """The same piece in page-locked memory, from which copies to a GPU do not block."""
-        return pinned(self)
 
 
 def collate_images(segments: Sequence[ImageSegment]) -> ImagePiece:
-    """Turn one piece of a batch into tensors in host memory.
-
-    Args:
-        segments: all segments of the step, each with the images of this piece.
-    """
-    bounds = [0, *np.cumsum([one.texts for one in segments]).tolist()]
-    read: dict[str, list[Chosen]] = {}
-    for number, one in enumerate(segments):
-        if one.texts:
-            weights = one.weights_E / np.float32(one.normaliser)
-            chosen = (number, np.arange(bounds[number], bounds[number + 1]), one.labels, weights)
-            read.setdefault(one.head, []).append(chosen)
+    """Turn one piece of a batch, the segments with its images, into tensors in host memory."""
+    bounds = [0, *np.cumsum([one.examples for one in segments]).tolist()]
+    found = [
+        HeadLabels(one.head, number, np.arange(start, stop), one.labels, one.weights_E / np.float32(one.normaliser))
+        for number, (one, (start, stop)) in enumerate(zip(segments, itertools.pairwise(bounds), strict=True))
+        if one.examples
+    ]
     pixels_EHW = np.concatenate([one.pixels_EHW for one in segments])
     return ImagePiece(
         torch.from_numpy(np.ascontiguousarray(pixels_EHW)).unsqueeze(1),
         SegmentRows(tuple(bounds)),
-        tuple(head_targets(head, len(segments), parts) for head, parts in read.items()),
+        tuple(head_targets(found, len(segments))),
     )
 
 
@@ -310,8 +279,7 @@ def image_losses(body: nn.Module, heads: Mapping[str, nn.Module], piece: ImagePi
         piece: on the model's device.
 
     Returns:
-        The piece's share of every segment's unweighted mean loss, [S], differentiable: cross-entropy for classes; for
-        pixels the squared error, averaged over them.
+        The piece's share of every segment's unweighted mean loss, [S], differentiable.
     """
     features_EF = body(piece.pixels_E1HW)
     dtype = torch.promote_types(features_EF.dtype, torch.float32)

@@ -1,8 +1,7 @@
 """The unweighted mean loss of every segment of a piece. (docs/semantics.md, section 2.6)
 
 L_s = (sum over the segment's labels of weight * loss) / (sum of its label weights at this step): shares of pieces add
-up to the step's mean however the batch is cut. The loss is cross-entropy for tokens and classes, and squared error for
-numbers. A segment without labels has L = 0.
+up to the step's mean however the batch is cut. A segment without labels has L = 0.
 
 Shape suffixes: R rows, L columns, T = R * L flattened positions, E texts, H hidden size, S segments, K targets of a
 head, C outputs of a head, G generated tokens, V vocabulary.
@@ -24,7 +23,7 @@ from aang_ray.objectives.outputs import DENOISE_HEAD
 
 
 def segment_losses(encoder: Encoder, heads: Mapping[str, nn.Module], piece: BatchPiece) -> Tensor:
-    """Run the model on a piece. Vocabulary logits are computed at labelled tokens only.
+    """Run the model on a piece; vocabulary logits are computed at labelled tokens only.
 
     Args:
         encoder: the body.
@@ -48,17 +47,7 @@ def segment_losses(encoder: Encoder, heads: Mapping[str, nn.Module], piece: Batc
 
 
 def shares(head: nn.Module, source: Tensor, targets: Targets, segments: int) -> Tensor:
-    """Compute one head's share of every segment's loss.
-
-    Args:
-        head: the module.
-        source: what it reads, [T, H] or [E, H].
-        targets: rows of `source` with labels and weights.
-        segments: S.
-
-    Returns:
-        [S]: weighted sums of cross-entropies for classes, of mean squared errors for numbers.
-    """
+    """Return the share of every segment's loss, [S], of a head that reads rows of `source`, [T, H] or [E, H]."""
     with segment_rows(targets.rows):
         outputs_KC = head(source.index_select(0, targets.index_K))
     outputs_KC = outputs_KC.to(_wide(outputs_KC.dtype))
@@ -98,13 +87,10 @@ def with_replacements(encoder: Encoder, heads: Mapping[str, nn.Module], piece: B
 
 @torch.no_grad()
 def draw(encoder: Encoder, denoise: nn.Module, wanted: Replacements) -> Tensor:
-    """Sample tokens from the denoise head's predictions, without gradient and with dropout off.
+    """Sample token ids, [G], from the denoise head's predictions, without gradient and with dropout off.
 
     A sample is the inverse of the predicted distribution at a number that is a function of (seed, step, objective,
     example). So it does not depend on how the batch is cut, unless rounding moves a boundary across that number.
-
-    Returns:
-        Token ids, [G].
     """
     training = encoder.training
     encoder.eval()

@@ -36,7 +36,7 @@ Int64 = npt.NDArray[np.int64]
 DomainBatch = SegmentBatch[Any]
 """The segments of a step: dev (empty unless asked for), end task, sampled objectives.
 
-Every segment has a `name` (the key of its loss in the log), `texts` (its number of examples), `lengths_E` (number of
+Every segment has a `name` (the key of its loss in the log), `examples` (its size), `lengths_E` (number of
 rows in the body of each example), `normaliser` (number of labels, or sum of their weights, by which the loss is
 divided) and `part(start, stop)` (the segment with these examples only).
 """
@@ -126,8 +126,8 @@ class Domain(ABC):
         """
         return self.source.step(step, with_dev, factors)
 
-    def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> DomainBatch:
-        """Return batch `number` of objectives that are read in turn (see `ExampleSchedule.chosen`).
+    def batch_of(self, number: int, end_task: bool, objectives: Sequence[int]) -> DomainBatch:
+        """Return batch `number` of objectives that are read in turn (see `ExampleSchedule.shares_of`).
 
         Args:
             number: Index of the batch.
@@ -135,7 +135,7 @@ class Domain(ABC):
                 empty.
             objectives: Indices into the space.
         """
-        return self.source.chosen(number, end_task, objectives)
+        return self.source.batch_of(number, end_task, objectives)
 
     def size(self, objective: int) -> int:
         """Return the number of examples in the data set of an objective of the space."""

@@ -170,11 +170,11 @@ class Tasks:
     def batch(self, task: int, number: int) -> DomainBatch:
         """Return batch `number` of one task."""
         objectives = (self.objectives[task - 1],) if task else ()
-        return self._setup.domain.chosen(number, task == 0, objectives)
+        return self._setup.domain.batch_of(number, task == 0, objectives)
 
     def all_of(self, number: int) -> DomainBatch:
         """Return batch `number` of all tasks together."""
-        return self._setup.domain.chosen(number, True, self.objectives)
+        return self._setup.domain.batch_of(number, True, self.objectives)
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def test_every_segment_has_the_mean_loss_of_its_own_images() -> None:
     expected = []
     for one in segments:
         features = body(torch.tensor(one.pixels_EHW)[:, None])
-        if not one.texts:
+        if not one.examples:
             expected.append(torch.tensor(0.0))
         elif one.classes_E is not None:
             expected.append(F.cross_entropy(heads[one.head](features), torch.tensor(one.classes_E)))
