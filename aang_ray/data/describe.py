@@ -20,12 +20,12 @@ def describe(task: EndTask) -> dict[str, Any]:
     """Return an end task in numbers, as JSON values; duplicates are those before `data.train_size` cuts train."""
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
     manifest = task.manifest
+    copied = ("source", "split", "max_tokens", "truncated", "duplicates", "corpora", "neural_lm")
     return {
         "name": task.name,
-        "source": manifest["source"],
         "metric": task.metric,
         "labels": list(task.label_names),
-        "split": manifest["split"],
+        **{name: manifest.get(name) for name in copied},
         "sizes": {name: len(split) for name, split in splits.items()},
         "label_counts": {name: _label_counts(task, split.labels) for name, split in splits.items()},
         "test_clean": {
@@ -36,17 +36,11 @@ def describe(task: EndTask) -> dict[str, Any]:
             **{name: _lengths(split.tokens) for name, split in splits.items()},
             **{str(kind): _lengths(tokens) for kind, tokens in task.corpora.items()},
         },
-        "max_tokens": manifest["max_tokens"],
-        "truncated": manifest["truncated"],
-        "duplicates": manifest["duplicates"],
-        "corpora": manifest["corpora"],
-        "neural_lm": manifest.get("neural_lm"),
         "external": {
             name: {
                 "train": len(other.train),
                 "labels": list(other.label_names),
-                "columns": manifest["external"][name]["columns"],
-                "left_out": manifest["external"][name]["left_out"],
+                **{key: manifest["external"][name][key] for key in ("columns", "left_out")},
             }
             for name, other in task.external.items()
         },
@@ -54,14 +48,13 @@ def describe(task: EndTask) -> dict[str, Any]:
 
 
 def _label_counts(task: EndTask, labels: npt.NDArray[np.int64]) -> dict[str, int]:
-    counts = np.bincount(labels, minlength=len(task.label_names))
-    return {name: int(count) for name, count in zip(task.label_names, counts, strict=True)}
+    return dict(zip(task.label_names, np.bincount(labels, minlength=len(task.label_names)).tolist(), strict=True))
 
 
 def _lengths(tokens: Ragged) -> dict[str, float]:
     lengths = tokens.lengths if len(tokens) else np.zeros(1)
-    values = np.percentile(lengths, _PERCENTILES)
-    percentiles = {f"p{p}": float(value) for p, value in zip(_PERCENTILES, values, strict=True)}
+    values = np.percentile(lengths, _PERCENTILES).tolist()
+    percentiles: dict[str, float] = dict(zip((f"p{p}" for p in _PERCENTILES), values, strict=True))
     return percentiles | {"max": int(lengths.max()), "total": int(lengths.sum())}
 
 

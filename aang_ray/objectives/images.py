@@ -19,9 +19,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.special import ndtri
 from torch import Tensor, nn
@@ -91,22 +92,18 @@ TAXONOMY: Final = ImageTaxonomy()
 
 @dataclass(frozen=True)
 class ImageSegment:
-    """The images of one segment of a step, corrupted and labelled: host arrays.
-
-    Exactly one of `classes_E` (one class for each image) and `clean_EHW` (its pixels) holds the labels.
-    """
+    """The images of one segment of a step, corrupted and labelled: host arrays."""
 
     name: str
     head: str
     """The head that predicts the labels."""
     pixels_EHW: Float32
     """What the body sees."""
-    classes_E: Int64 | None
+    labels: npt.NDArray[Any]
+    """A class of each image, [E], or its pixels before they were corrupted, [E, P]."""
     weights_E: Float32
     """Weight of each image in the mean loss of the segment."""
-    clean_EHW: Float32 | None = None
-    """The pixels before they were corrupted."""
-    normaliser: float = 0.0
+    normaliser: float
     """Sum of `weights_E` over the whole segment at this step: the denominator of its mean loss."""
 
     @property
@@ -118,31 +115,20 @@ class ImageSegment:
         """Return the rows of the body for each image."""
         return np.ones(self.examples, dtype=np.int64)
 
-    @property
-    def labels(self) -> np.ndarray:
-        """Return classes, [E], or pixels, [E, P]."""
-        if self.classes_E is not None:
-            return self.classes_E
-        assert self.clean_EHW is not None
-        return self.clean_EHW.reshape(self.examples, -1)
-
     def part(self, start: int, stop: int) -> Self:
         """Images `start` to `stop`, with the normaliser of the whole segment."""
         return replace(
             self,
             pixels_EHW=self.pixels_EHW[start:stop],
-            classes_E=None if self.classes_E is None else self.classes_E[start:stop],
+            labels=self.labels[start:stop],
             weights_E=self.weights_E[start:stop],
-            clean_EHW=None if self.clean_EHW is None else self.clean_EHW[start:stop],
         )
 
 
-def segment(
-    name: str, head: str, pixels_EHW: Float32, classes_E: Int64 | None, clean_EHW: Float32 | None = None
-) -> ImageSegment:
+def segment(name: str, head: str, pixels_EHW: Float32, labels: npt.NDArray[Any]) -> ImageSegment:
     """Return a whole segment in which every image weighs 1."""
     ones_E = np.ones(len(pixels_EHW), dtype=np.float32)
-    return ImageSegment(name, head, pixels_EHW, classes_E, ones_E, clean_EHW, float(len(pixels_EHW)))
+    return ImageSegment(name, head, pixels_EHW, labels, ones_E, float(len(pixels_EHW)))
 
 
 def build(objective: Objective, head: str, images: LabelledImages, keys_E: randomness.U64) -> ImageSegment:
@@ -153,10 +139,9 @@ def build(objective: Objective, head: str, images: LabelledImages, keys_E: rando
             pixels_EHW, turns_E = rotate(pixels_EHW, keys_E)
         case "noise":
             pixels_EHW = add_noise(pixels_EHW, keys_E)
-    if objective.output == "denoise":
-        return segment(objective.key, head, pixels_EHW, None, clean_EHW=images.pixels_NHW)
-    classes = {"other-digit": images.others, "rotation": turns_E, "end-task": images.labels}
-    return segment(objective.key, head, pixels_EHW, classes[objective.output])
+    clean_EP = images.pixels_NHW.reshape(len(images), -1)
+    labels = {"other-digit": images.others, "rotation": turns_E, "denoise": clean_EP, "end-task": images.labels}
+    return segment(objective.key, head, pixels_EHW, labels[objective.output])
 
 
 def rotate(pixels_EHW: Float32, keys_E: randomness.U64) -> tuple[Float32, Int64]:
@@ -226,9 +211,9 @@ class ImageSource(StepSource[ImageSegment]):
 
     def _weighted(self, plain: ImageSegment) -> ImageSegment:
         """Return the segment with the weights of the end task's classes, if there are any."""
-        if self._weights_C is None or plain.classes_E is None:
+        if self._weights_C is None:
             return plain
-        weights_E = self._weights_C[plain.classes_E]
+        weights_E = self._weights_C[plain.labels]
         return replace(plain, weights_E=weights_E, normaliser=float(weights_E.sum()))
 
 
