@@ -39,12 +39,10 @@ _TASKS: Mapping[str, tuple[str, dict[Split, int]]] = {
 
 @dataclass(frozen=True)
 class Snippet:
-    """A rated text."""
+    """A rated text: its line in the file, from 1, and the mean of people's ratings, from -4 to 4."""
 
     row: int
-    """Its line in the file, from 1."""
     rating: float
-    """Mean of 20 or more people's ratings, from -4 to 4."""
     text: str
 
 

@@ -22,12 +22,10 @@ _SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Located:
-    """Where a pretrained model is: the arguments of `from_pretrained`."""
+    """Where a pretrained model is: a local folder with `config.json`, or a name and revision on the Hub."""
 
     source: str
-    """A folder with `config.json`, or a name on the Hugging Face Hub."""
     revision: str | None
-    """Revision on the Hub; None for a folder."""
     local: bool
 
 

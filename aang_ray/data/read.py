@@ -73,12 +73,11 @@ class Texts:
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """A split as read, before tokenisation."""
+    """A split as read, before tokenisation; `where` and `rows` as in `Table`."""
 
     texts: Texts
     labels: Sequence[str]
     where: str
-    """The file, as error messages name it."""
     rows: Sequence[int]
 
     def __len__(self) -> int:

@@ -43,16 +43,13 @@ _DEFAULT_TOKENS = 512
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """Ids and limits of a tokenizer and its encoder."""
+    """Ids and limits of a tokenizer and its encoder; `first` and `last` are CLS and SEP, or BOS and EOS."""
 
     vocab_size: int
-    """Ids run from 0 to `vocab_size` - 1."""
     pad: int
     mask: int
     first: int
-    """CLS or BOS."""
     last: int
-    """SEP or EOS."""
     special_ids: tuple[int, ...]
     """All special ids, ascending."""
     max_tokens: int

@@ -44,13 +44,11 @@ class TokenInputs(Movable):
     first_E: Tensor
     """Index of each text's first token in the flattened [R * L] axis, int64."""
     lengths_E: Tensor
-    """Number of tokens of each text, int64."""
     visible_RLL: Tensor | None = None
     """Visibility matrix that replaces the ranks (published visibility), bool; None to use the ranks."""
     noised_N: Tensor | None = None
     """Positions whose input embeddings get noise, in the flattened [R * L] axis, int64; None without noise."""
     noise_NW: Tensor | None = None
-    """The noise that is added to these embeddings, float."""
 
     def visibility_RLL(self) -> Tensor:
         """Return the visibility matrix, bool, [R, L, L]: whether a query (second axis) sees a key (third axis)."""

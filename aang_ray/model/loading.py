@@ -218,14 +218,14 @@ def check_no_leak(encoder: Encoder) -> None:
     Raises:
         UserError: if an output depends on a hidden token, or on no other token than its own.
     """
-    table = encoder.word_embeddings
+    table, kind = encoder.word_embeddings, f"encoder of type {encoder.model_type!r}"
     inputs = _probe(encoder.vocab_size).to(table.weight.device)
     with _eval_mode(encoder), torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
         try:
             influence_RLL = _influence(encoder, table, inputs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise UserError(f"encoder of type {encoder.model_type!r} cannot be told who sees whom: {error}") from error
+            raise UserError(f"{kind} cannot be told who sees whom: {error}") from error
     visible_RLL = inputs.visibility_RLL()
     self_LL = torch.eye(_COLUMNS, dtype=torch.bool, device=visible_RLL.device)
     leaks_R = ((influence_RLL != 0) & ~visible_RLL).flatten(1).any(1).tolist()
@@ -233,16 +233,11 @@ def check_no_leak(encoder: Encoder) -> None:
     used_RL = ((influence_RLL != 0) & visible_RLL & ~self_LL).any(2)
     deaf_R = (context_RL & ~used_RL & (inputs.texts_RL >= 0)).any(1).tolist()
     for name, leaks, deaf in zip(_RANKS, leaks_R, deaf_R, strict=True):
+        under = f"under {name} visibility an output depends on"
         if leaks:
-            raise UserError(
-                f"encoder of type {encoder.model_type!r} does not obey its attention mask: under {name} visibility "
-                "an output depends on a token that it must not see"
-            )
+            raise UserError(f"{kind} does not obey its attention mask: {under} a token that it must not see")
         if deaf:
-            raise UserError(
-                f"encoder of type {encoder.model_type!r} ignores its context: under {name} visibility "
-                "an output depends on no token but its own"
-            )
+            raise UserError(f"{kind} ignores its context: {under} no token but its own")
 
 
 def _probe(vocab_size: int) -> TokenInputs:

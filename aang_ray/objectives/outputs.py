@@ -85,7 +85,6 @@ class Output:
     head: Head
     label: Callable[[View], Labels]
     rules: tuple[Rule, ...] = ()
-    """Which objectives with this output are illegal."""
     fit: Callable[[Ragged, Vocabulary], Any] | None = None
     """(train texts of the end task, vocabulary) -> what `View.fitted` holds, computed once."""
     needs: frozenset[str] = frozenset()
@@ -280,4 +279,3 @@ TF = Output("tf", Head("token", 1), _frequency, fit=partial(Frequencies.fit, use
 TF_IDF = Output("tf-idf", Head("token", 1), _frequency, fit=partial(Frequencies.fit, use_idf=True))
 
 OUTPUTS = (DENOISE, NEXT_TOKEN, TF_IDF, TF, CAPITALISATION, REAL_SYNTHETIC, END_TASK, SUPERVISED)
-"""All built-in outputs."""

@@ -216,13 +216,7 @@ class ExampleSchedule:
     """Dev examples that decide which checkpoint is kept."""
 
     def __init__(
-        self,
-        train: int,
-        dev: int,
-        sizes: Callable[[str], int],
-        space: Space | None,
-        n: int,
-        settings: SourceSettings,
+        self, train: int, dev: int, sizes: Callable[[str], int], space: Space | None, n: int, settings: SourceSettings
     ) -> None:
         self._train, self._sizes, self._space, self._settings = train, sizes, space, settings
         self._cursors = Cursors(len(space), n, settings.auxiliary, settings.seed) if space is not None else None

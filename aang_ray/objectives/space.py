@@ -187,12 +187,10 @@ class Capabilities:
     """What an end task, an encoder and the settings allow objectives to do."""
 
     positions_given: bool = True
-    """The encoder accepts position ids."""
     data: frozenset[str] = frozenset({"end-task", "in-domain", "out-of-domain"})
     sound_visibility: bool = True
     """`objectives.visibility` is `sound`. Appended queries need it: they see by rank."""
     shared_heads: bool = True
-    """Objectives with the same output share a head."""
 
 
 def enumerate_space(

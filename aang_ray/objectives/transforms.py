@@ -101,7 +101,6 @@ class Transform:
     select: Callable[[Texts, Bool, float], Bool] = select
     """(texts, real_T, rate) -> which tokens are selected, [T]."""
     rules: tuple[Rule, ...] = ()
-    """Which objectives with this transform are illegal."""
 
 
 def _mask(texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Corrupted:
@@ -133,7 +132,6 @@ TRANSFORMS = (
     Transform("deletion", lambda texts, selected_T, _: Corrupted(texts.ids_T, kept_T=~selected_T)),
     Transform("span-mask", _mask, select=select_spans),
 )
-"""All built-in transforms."""
 
 
 def remaining(texts: Texts, corrupted: Corrupted) -> Texts:
@@ -146,12 +144,10 @@ def remaining(texts: Texts, corrupted: Corrupted) -> Texts:
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise for input embeddings, drawn on the host so that it is the same on every device."""
+    """Gaussian noise for input embeddings of a width, drawn on the host so that it is the same on every device."""
 
     width: int
-    """Width of the embeddings."""
     deviation: float
-    """Standard deviation of every component."""
 
     def draw(self, texts: Texts, noised_T: Bool) -> Float32:
         """Draw independent normal numbers, [noised tokens, W], from the random key of each text."""

@@ -38,7 +38,6 @@ class Representation:
     order: Callable[[Texts], Int32] | None
     """texts -> the rank of every token in its text, from 1, [T]; None: every token sees all of its text."""
     rules: tuple[Rule, ...] = ()
-    """Which objectives with this representation are illegal."""
 
 
 def _right_to_left(texts: Texts) -> Int32:
@@ -57,7 +56,6 @@ REPRESENTATIONS = (
     Representation("right-to-left", _right_to_left),
     Representation("random-factorized", _random_order),
 )
-"""All built-in representations."""
 
 
 def published_matrix(representation: str, width: int, seed: int, step: int) -> Bool:
