@@ -73,12 +73,12 @@ class Problem:
 
     @property
     def examples(self) -> float:
-        """N' = N_e + N_a."""
+        """Return N' = N_e + N_a."""
         return self.examples_end + self.examples_auxiliary
 
     @property
     def gamma(self) -> float:
-        """lambda_e N' / N_e."""
+        """Return lambda_e N' / N_e."""
         return self.end_task_weight * self.examples / self.examples_end
 
 
@@ -179,7 +179,6 @@ def plot_bound(problem: Problem, dissimilarities: Sequence[float], sizes: Sequen
 
 
 def _curves(axes: Axes, values: Sequence[float], problems: Sequence[Problem], label: str) -> None:
-    branches: tuple[tuple[Branch, str], ...] = (("dissimilarity", "with Δ"), ("smoothness", "without Δ"))
-    for branch, name in branches:
-        axes.plot(values, [bound_of(problem, branch).value for problem in problems], label=name)
+    axes.plot(values, [bound_of(problem, "dissimilarity").value for problem in problems], label="with Δ")
+    axes.plot(values, [bound_of(problem, "smoothness").value for problem in problems], label="without Δ")
     axes.set_xlabel(label)

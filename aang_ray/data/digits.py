@@ -160,10 +160,7 @@ def split_digits(dev_fraction: float, test_fraction: float, seed: int) -> dict[S
 def superimpose(left_NHW: Pixels, right_NHW: Pixels, shifts_N4: npt.NDArray[np.int64]) -> Pixels:
     """Draw pairs of digits on one canvas each, [N, `CANVAS`, `CANVAS`]; where they overlap, the brighter pixel counts.
 
-    Args:
-        left_NHW: Digits for the upper left corner.
-        right_NHW: Digits for the lower right corner.
-        shifts_N4: How many pixels the left digit is moved down and right, and the right digit up and left.
+    Shifts tell by how many pixels the left digit is moved down and right, and the right digit up and left.
     """
     count, size = len(left_NHW), left_NHW.shape[1]
     canvas_NHW = np.zeros((count, CANVAS, CANVAS), dtype=np.float32)

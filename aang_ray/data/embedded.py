@@ -78,12 +78,8 @@ def make_task(snippets: list[Snippet], where: str, sizes: dict[Split, int]) -> R
 
     A snippet with |rating| >= 0.5 is labelled by the sign of its rating. Texts are compared in normalised form: each
     is used once, and one that has both labels is in no split. Sorted by SHA-256 of the text, the first snippets are
-    test, the next dev, the next train. All other texts, weakly rated ones too, are in-domain text.
-
-    Args:
-        snippets: The snippets of a file.
-        where: Name of the task: for error messages, and the seed of the order.
-        sizes: Number of examples of each split.
+    test, the next dev, the next train. All other texts, weakly rated ones too, are in-domain text. The task's name,
+    `where`, is the seed of the order.
     """
     labels: dict[str, set[str]] = {}
     firsts: dict[str, Snippet] = {}

@@ -29,10 +29,6 @@ FORMAT = 2
 def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
     """Load everything that a run reads of its end task, as views of files that are made once for each content.
 
-    Args:
-        data: Names the end task and its texts.
-        encoder: Names the encoder, whose tokenizer makes the tokens.
-
     Raises:
         UserError: for anything wrong with the data or the encoder's tokenizer.
     """
@@ -112,13 +108,7 @@ def data_fingerprint(data: DataConfig) -> str:
 
 
 def prepare(folder: Path, source: Source, data: DataConfig, located: Located) -> None:
-    """Read, check, split and tokenise an end task: write token files and a manifest.
-
-    Args:
-        folder: An empty folder for the files.
-        source: Where the end task is.
-        data: Its configuration.
-        located: The encoder, whose tokenizer makes the tokens.
+    """Read, check, split and tokenise an end task: write token files and a manifest into an empty folder.
 
     Raises:
         UserError: for anything wrong with the data or the tokenizer.

@@ -100,9 +100,7 @@ def neural_fingerprint(data: DataConfig) -> list[object]:
 def neural_text(data: DataConfig, domain: Sequence[str]) -> NeuralText:
     """Return generated passages, from the cache or generated now.
 
-    Args:
-        data: Names the model and the number of passages.
-        domain: Passages of the task's domain: to learn from or to prompt with, and to measure the perplexity on.
+    Passages of the task's domain serve to learn from or to prompt with, and to measure the perplexity on.
 
     Raises:
         UserError: if the model cannot be loaded, or there is too little domain text.
@@ -174,13 +172,9 @@ def _sees_ahead(model: Any) -> bool:
 
 
 def train_small(passages: Sequence[str], held_out: Sequence[str], seed: int, on_step: OnStep) -> CausalModel:
-    """Train a small GPT-2 and its byte-level BPE tokenizer from scratch.
+    """Train a small GPT-2 and its byte-level BPE tokenizer from scratch; held-out text chooses the epoch.
 
-    Args:
-        passages: The text to learn from.
-        held_out: The text whose perplexity chooses the epoch; its final perplexity is not that of unseen text.
-        seed: Decides the initial parameters, dropout and the order of passages.
-        on_step: Called after each step with the steps done and the most there will be.
+    `on_step` is called after each step with the steps done and the most there will be.
     """
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -263,14 +257,9 @@ def _batches(causal: CausalModel, sequences: Sequence[list[int]], size: int) -> 
 
 
 def generate(causal: CausalModel, count: int, domain: Sequence[str], length: int, seed: int) -> Iterator[str]:
-    """Generate passages by nucleus sampling with p = 0.95 (Holtzman et al. 2020).
+    """Generate passages of at most `length` new tokens by nucleus sampling with p = 0.95 (Holtzman et al. 2020).
 
-    Args:
-        causal: The model.
-        count: Number of passages.
-        domain: Passages whose first tokens are the prompts of a model without a start token.
-        length: Most new tokens of a passage.
-        seed: Decides prompts and samples.
+    The first tokens of domain passages are the prompts of a model without a start token.
     """
     order = np.random.default_rng(seed)
     causal.model.eval()

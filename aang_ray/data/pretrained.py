@@ -44,12 +44,7 @@ def locate(encoder: EncoderConfig) -> Located:
 
 
 def locate_model(name: str, setting: str, kind: str) -> Located:
-    """Find the model that a setting names.
-
-    Args:
-        name: `package:NAME`, a folder or a Hub name.
-        setting: For error messages.
-        kind: What the model should be, for error messages.
+    """Find the model that a setting names: `package:NAME`, a folder or a Hub name. `kind` says what it should be.
 
     Raises:
         UserError: if a package is not installed, a folder has no `config.json`, or a path does not exist.
@@ -104,13 +99,7 @@ def tokenizer_fingerprint(located: Located, suffixes: frozenset[str] = _TOKENIZE
 def require_on_hub(kind: Literal["model", "dataset"], name: str, revision: str | None, instead: str) -> None:
     """Check that the Hub has a model or a dataset, except in the Hub library's offline mode.
 
-    The loaders themselves would retry for most of a minute.
-
-    Args:
-        kind: What to look for.
-        name: `name` or `owner/name`.
-        revision: Branch, tag or commit.
-        instead: What the user can give instead, for the error message.
+    The loaders themselves would retry for most of a minute. The error says what the user can give `instead`.
 
     Raises:
         UserError: if the Hub does not have it or cannot be reached.

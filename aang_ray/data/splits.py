@@ -78,19 +78,11 @@ def text_rank(key: str, seed: int | str) -> bytes:
 
 
 def nested_subset(labels: npt.NDArray[np.int64], size: int, seed: int) -> Indices:
-    """Choose a stratified subset of train. The subset of a smaller size is part of that of a larger size.
+    """Choose ascending indices, [size], of a stratified subset of train, given the class of each example.
 
-    Each class is shuffled. Its j-th example (from 0) of N_c gets the position (j + 1/2) / N_c, and the first example
-    of every class comes before all others. The subset is the first `size` examples in that order, so that it holds
-    every class, each in proportion to within about one example.
-
-    Args:
-        labels: Class of each train example.
-        size: Number of examples to keep.
-        seed: Decides the subset.
-
-    Returns:
-        Ascending indices of the subset, [size].
+    The subset of a smaller size is part of that of a larger size. Each class is shuffled. Its j-th example (from 0) of
+    N_c gets the position (j + 1/2) / N_c, and the first example of every class comes before all others. The subset is
+    the first `size` examples in that order, so that it holds every class in proportion to within about one example.
 
     Raises:
         UserError: if `size` exceeds the train split or is below the number of classes.

@@ -134,16 +134,9 @@ def token_limit(data: DataConfig, facts: TokenizerFacts) -> int:
 
 
 def tokenise(texts: Texts, tokenizer: Any, max_tokens: int, what: str) -> tuple[Ragged, int]:
-    """Turn texts or pairs into tokens, special tokens included. Of a pair that is too long the longer text is cut.
+    """Return texts or pairs as tokens, special tokens included, and how many were cut; `what` is for the progress bar.
 
-    Args:
-        texts: The texts or pairs.
-        tokenizer: A fast Hugging Face tokenizer.
-        max_tokens: Longest result.
-        what: Name of the texts for the progress bar, which appears on a terminal when there are many texts.
-
-    Returns:
-        The tokens, and how many of the texts were cut.
+    Of a pair that is too long the longer text is cut.
     """
     from rich.console import Console
     from rich.progress import track

@@ -43,7 +43,7 @@ class Encoder(nn.Module):
 
     Args:
         body: a Hugging Face model that returns `last_hidden_state` and uses every parameter in its forward.
-        pooling: a text's vector is the hidden state of its `first` token, or the `mean` over its tokens.
+        pooling: how texts become vectors, see `pool`.
 
     Raises:
         UserError: if the visibility of this family cannot be set.

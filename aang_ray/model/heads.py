@@ -176,15 +176,10 @@ _NAMES: Mapping[str, tuple[HeadNames, ...]] = {
 
 
 def masked_lm_head(model: nn.Module, missing: Collection[str]) -> MaskedLMHead | None:
-    """Return the head of a masked-LM model, if the checkpoint contained all of it.
+    """Return the head of a masked-LM model.
 
-    Args:
-        model: a Hugging Face masked-LM model.
-        missing: names of parameters that the checkpoint lacks.
-
-    Returns:
-        The head's parts. None if parts are missing, if the family is unknown, or if the decoder is not the embedding
-        table, because then the head was trained for another matrix.
+    It is None if parameters of it are missing in the checkpoint, if the family is unknown, or if the decoder is not the
+    embedding table, because then the head was trained for another matrix.
     """
     wrapped: Any = model
     parameters = dict(model.named_parameters(remove_duplicate=False))

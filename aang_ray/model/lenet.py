@@ -18,10 +18,6 @@ class LeNet(nn.Module):
     It maps images [E, 1, H, W] to features [E, F]. Strides instead of pooling make a step on a CPU three times as fast.
     Weights have the variance for ReLU layers (He et al. 2015): with PyTorch's smaller default, plain SGD makes no
     progress for some hundred steps.
-
-    Args:
-        height: of the images, in pixels.
-        width: of the images, in pixels.
     """
 
     def __init__(self, height: int, width: int) -> None:

@@ -47,10 +47,6 @@ def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
 
     Weights are read from safetensors files only, and code in a checkpoint is not run.
 
-    Args:
-        config: depth (only the first `layers` layers are loaded), dropout and pooling.
-        located: location of the checkpoint.
-
     Raises:
         UserError: if the checkpoint cannot be read, lacks weights of the body, has fewer than the requested layers, or
             is of a family whose attention cannot be restricted.

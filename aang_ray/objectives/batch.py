@@ -96,12 +96,12 @@ class BatchPiece(Movable):
 
 @dataclass(frozen=True)
 class PublishedVisibility:
-    """Settings of the released code's visibility, which is one matrix for each representation and step."""
+    """Settings of the released code's visibility: one matrix for each representation and step, [width, width]."""
 
     seed: int
     step: int
     width: int
-    """Tokens of the longest text of the step: the width of every piece."""
+    """Tokens of the longest text of the step."""
 
 
 def cut(segments: Sequence[CuttableT], micro: int | None, per_segment: bool) -> Iterator[list[CuttableT]]:
@@ -144,8 +144,7 @@ def collate(
         segments: all segments of the step, each with the texts of this piece.
         pad_id: the token id of padding.
         class_weights: weights of the end task's classes, [C]; None: equal ones.
-        published: use the released code's visibility for the objectives (not for the end task and dev). Padding is
-            seen there, so each text has a row of its own.
+        published: use the released code's visibility for the objectives. Padding is seen there, so each text has a row.
     """
     lengths = [segment.lengths_E for segment in segments]
     layout = packed(lengths) if published is None else one_per_row(lengths, published.width)
@@ -208,16 +207,10 @@ def _text_labels(segments: Sequence[Segment], class_weights: Float32 | None) -> 
 
 
 def head_targets(found: Iterable[HeadLabels], segments: int, multiple: int = 1) -> Iterator[Targets]:
-    """Join what each head reads of the segments.
+    """Yield what each head reads of the S segments.
 
-    Args:
-        found: of each head in the order of its segments.
-        segments: S.
-        multiple: the number of a head's targets is rounded up to a multiple of this, with targets of weight 0 that
-            count as its last segment's.
-
-    Yields:
-        The targets of each head.
+    The number of a head's targets is rounded up to a multiple, with targets of weight 0 that count as its last
+    segment's.
     """
     by_head: dict[str, list[HeadLabels]] = {}
     for one in found:

@@ -176,14 +176,7 @@ ImageBatch = SegmentBatch[ImageSegment]
 
 
 class ImageSource(StepSource[ImageSegment]):
-    """Batches of images, with pixels standardised by their mean and deviation over all train images.
-
-    Args:
-        task: the end task.
-        space: the auxiliary objectives, if there are any.
-        n: objectives in a step.
-        settings: decide which examples are read.
-    """
+    """Batches of images, with pixels standardised by their mean and deviation over all train images."""
 
     def __init__(self, task: ImageTask, space: Space | None, n: int, settings: SourceSettings) -> None:
         self.space, self.settings = space, settings
@@ -256,16 +249,7 @@ def collate_images(segments: Sequence[ImageSegment]) -> ImagePiece:
 
 
 def image_losses(body: nn.Module, heads: Mapping[str, nn.Module], piece: ImagePiece) -> Tensor:
-    """Run the model on a piece.
-
-    Args:
-        body: maps images, [E, 1, H, W], to feature vectors.
-        heads: modules by the head names of the piece's targets.
-        piece: on the model's device.
-
-    Returns:
-        The piece's share of every segment's unweighted mean loss, [S], differentiable.
-    """
+    """Return a piece's share of every segment's unweighted mean loss, [S], differentiable."""
     features_EF = body(piece.pixels_E1HW)
     dtype = torch.promote_types(features_EF.dtype, torch.float32)
     losses_S = torch.zeros(piece.segments, device=features_EF.device, dtype=dtype)

@@ -23,15 +23,9 @@ from aang_ray.objectives.outputs import DENOISE_HEAD
 
 
 def segment_losses(encoder: Encoder, heads: Mapping[str, nn.Module], piece: BatchPiece) -> Tensor:
-    """Run the model on a piece; vocabulary logits are computed at labelled tokens only.
+    """Return a piece's share of every segment's loss, [S], differentiable, in fp32 or wider.
 
-    Args:
-        encoder: the body.
-        heads: modules by the head names of the piece's targets.
-        piece: on the model's device.
-
-    Returns:
-        The piece's share of every segment's loss, [S], differentiable, in fp32 or wider.
+    Vocabulary logits are computed at labelled tokens only.
     """
     piece = with_replacements(encoder, heads, piece)
     hidden_RLH = encoder(piece.inputs)

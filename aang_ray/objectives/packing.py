@@ -140,12 +140,7 @@ def packed(lengths: Sequence[Int64]) -> Layout:
 
 
 def pack(lengths: Sequence[Int64], width: int, multiple: int = 1) -> Layout:
-    """Pack the texts of each segment into rows of a given width.
-
-    Args:
-        lengths: for each segment those of its texts in tokens.
-        width: tokens in a row.
-        multiple: the number of rows is rounded up to a multiple of it.
+    """Pack the texts of each segment into rows of a given width; their number is rounded up to a multiple.
 
     Raises:
         ValueError: if a text is longer than a row.
@@ -199,16 +194,7 @@ def _place(lengths_E: Int64, width: int, first_row: int, used: int) -> tuple[Int
 
 
 def lay_out(segments: Sequence[Segment], layout: Layout, pad_id: int) -> tuple[TokenInputs, Int64]:
-    """Move all tokens to their places.
-
-    Args:
-        segments: the texts.
-        layout: their places.
-        pad_id: the token id of empty places.
-
-    Returns:
-        What the encoder reads, and the flattened position of each token, [T].
-    """
+    """Move all tokens to their places; return what the encoder reads, and each token's flattened position, [T]."""
     lengths_E = np.concatenate([segment.lengths_E for segment in segments])
     first_E = layout.row_E * layout.width + layout.column_E
     within_T = np.arange(int(lengths_E.sum())) - np.repeat(np.cumsum(lengths_E) - lengths_E, lengths_E)

@@ -185,16 +185,7 @@ def _one_line(error: Exception) -> str:
 
 
 def corrupt(transform: Transform, texts: Texts, vocabulary: Vocabulary, rate: float) -> tuple[Bool, Corrupted]:
-    """Apply a transform.
-
-    Args:
-        transform: the transform.
-        texts: the texts before it.
-        vocabulary: of the tokenizer.
-        rate: share of the real tokens to select.
-
-    Returns:
-        Which tokens were selected, [T], and the corrupted texts.
+    """Return which tokens a transform selects, [T], about `rate` of the real ones, and the corrupted texts.
 
     Raises:
         UserError: if a function of the transform returned something of another type, shape or range.

@@ -83,14 +83,9 @@ def _epoch_order(size: int, seed: int, code: int, epoch: int) -> npt.NDArray[np.
 
 
 def epoch_examples(size: int, start: int, count: int, seed: int, code: int) -> Int64:
-    """Return the next examples of an endless sequence of epochs. Each epoch has an order keyed by (seed, code, epoch).
+    """Return the `count` examples after the first `start` of an endless sequence of epochs over `size` examples.
 
-    Args:
-        size: examples in the data.
-        start: examples read before.
-        count: examples to read now.
-        seed: of the run.
-        code: number of the reader, `Objective.code` for an objective.
+    Each epoch has an order keyed by (seed, code, epoch), where `code` is the reader's number (`Objective.code`).
     """
     wanted = np.arange(start, start + count)
     result = np.empty(count, dtype=np.int64)
@@ -101,13 +96,9 @@ def epoch_examples(size: int, start: int, count: int, seed: int, code: int) -> I
 
 
 class Cursors:
-    """Counts how many examples each objective has read before a step; after a jump the missed steps are replayed.
+    """Counts how many examples each of `size` objectives has read before a step, of which n share a batch.
 
-    Args:
-        size: objectives in the space.
-        n: objectives in a step.
-        batch: examples in a step, of all sampled objectives together.
-        seed: of the run.
+    After a jump the missed steps are replayed.
     """
 
     def __init__(self, size: int, n: int, batch: int, seed: int) -> None:
@@ -154,7 +145,7 @@ def published_shares(
 
     Args:
         space: the objectives.
-        sampled: this step's objectives.
+        sampled: those of this step.
         factors: logits by factor letter, in the order of `Space.factors()`.
         sizes: examples of each kind of data.
         batch: B.

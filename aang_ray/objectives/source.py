@@ -66,7 +66,7 @@ def build(
     Args:
         objective: the names of the primitives.
         head: name of the head that predicts the labels.
-        texts: the texts before the transform.
+        texts: before the transform.
         classes_E: class of each text in its data set, if that has classes.
         vocabulary: of the tokenizer.
         settings: decide inputs and labels.
@@ -216,16 +216,7 @@ StepBatch = SegmentBatch[Segment]
 
 
 class BatchSource(StepSource[Segment]):
-    """Batches of texts.
-
-    Args:
-        task: the end task with its corpora.
-        space: the auxiliary objectives, if there are any.
-        n: objectives in a step.
-        vocabulary: of the tokenizer.
-        output: decides inputs and labels.
-        settings: decide which examples are read.
-    """
+    """Batches of texts: of an end task, and n objectives of a space. `output` decides inputs and labels."""
 
     def __init__(
         self,

@@ -202,14 +202,8 @@ def enumerate_space(
 ) -> Space:
     """List all objectives of a space: the union of its blocks' products, less what is illegal.
 
-    Sizes in `published` semantics: TD 24, TD+ED 40, X+Y+Z 3 (Dery et al. 2023, Table 2).
-
-    Args:
-        name: of the space, for messages.
-        file: the choices.
-        legality: `objectives.legality`.
-        labels: `objectives.labels`.
-        capabilities: leave out, too, what this end task and encoder cannot compute.
+    Sizes in `published` semantics: TD 24, TD+ED 40, X+Y+Z 3 (Dery et al. 2023, Table 2). With `capabilities`, what this
+    end task and encoder cannot compute is left out, too.
 
     Raises:
         UserError: if no objective is left.
@@ -268,13 +262,7 @@ def how_to_give(data: str) -> str:
 
 
 def render_space(name: str, legality: Semantics, console: Console) -> None:
-    """Print a space: for its kinds of data a grid, outputs and transforms down, representations across.
-
-    Args:
-        name: name or path of the space.
-        legality: decides what is ruled out.
-        console: where to print.
-    """
+    """Print a space: for its kinds of data a grid, outputs and transforms down, representations across."""
     space = enumerate_space(name, read_space(name), legality)
     everything = (*space.objectives, *space.ruled_out)
     console.print(f"{escape(name)}: {len(space)} objectives ({legality} semantics)", highlight=False)
