@@ -87,7 +87,6 @@ class BatchPiece(Movable):
     """Targets of each head that reads tokens."""
     pooled: tuple[Targets, ...]
     """Targets of each head that reads whole texts."""
-    segments: int
     real_tokens: int
     """Tokens that are not padding."""
     replacements: Replacements | None = None
@@ -158,7 +157,6 @@ def collate(
         tokens=SegmentRows(layout.bounds),
         vocabulary=tuple(replace(targets, of_replacements=targets.head in drawn) for targets in vocabulary),
         pooled=tuple(head_targets(_text_labels(segments, class_weights), len(segments), TEXTS_MULTIPLE)),
-        segments=len(segments),
         real_tokens=len(flat_T),
         replacements=_replacements(segments, flat_T, pad_id),
     )

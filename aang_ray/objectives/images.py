@@ -32,7 +32,7 @@ from aang_ray.data.digits import ImageTask, LabelledImages
 from aang_ray.model.segments import Movable, SegmentRows
 from aang_ray.objectives import randomness
 from aang_ray.objectives.batch import HeadLabels, Targets, head_targets
-from aang_ray.objectives.losses import shares
+from aang_ray.objectives.losses import head_losses
 from aang_ray.objectives.objective import Objective, Rule
 from aang_ray.objectives.sampling import ExampleSchedule, Share, SourceSettings
 from aang_ray.objectives.source import SegmentBatch, Split, StepSource, head_name
@@ -198,8 +198,7 @@ class ImageSource(StepSource[ImageSegment]):
         assert self.space is not None
         objective, examples = self.space.objectives[share.objective], share.examples
         head = head_name(objective, self.settings.per_objective_heads)
-        keys_E = np.broadcast_to(share.keys, (len(examples),)).copy()
-        made = build(objective, head, self.train.take(examples), keys_E)
+        made = build(objective, head, self.train.take(examples), share.keys)
         return self._weighted(made) if objective.output == "end-task" else made
 
     def _weighted(self, plain: ImageSegment) -> ImageSegment:
@@ -224,10 +223,6 @@ class ImagePiece(Movable):
     """Targets of each head. Labels that are pixels have shape [K, P]."""
 
     @property
-    def segments(self) -> int:
-        return self.tokens.count
-
-    @property
     def real_tokens(self) -> int:
         return self.tokens.rows
 
@@ -250,9 +245,4 @@ def collate_images(segments: Sequence[ImageSegment]) -> ImagePiece:
 
 def image_losses(body: nn.Module, heads: Mapping[str, nn.Module], piece: ImagePiece) -> Tensor:
     """Return a piece's share of every segment's unweighted mean loss, [S], differentiable."""
-    features_EF = body(piece.pixels_E1HW)
-    dtype = torch.promote_types(features_EF.dtype, torch.float32)
-    losses_S = torch.zeros(piece.segments, device=features_EF.device, dtype=dtype)
-    for targets in piece.targets:
-        losses_S = losses_S + shares(heads[targets.head], features_EF, targets, piece.segments)
-    return losses_S
+    return head_losses(heads, body(piece.pixels_E1HW), piece.targets, piece.tokens.count)

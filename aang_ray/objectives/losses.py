@@ -9,7 +9,7 @@ head, C outputs of a head, G generated tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -29,28 +29,28 @@ def segment_losses(encoder: Encoder, heads: Mapping[str, nn.Module], piece: Batc
     """
     piece = with_replacements(encoder, heads, piece)
     hidden_RLH = encoder(piece.inputs)
-    losses_S = torch.zeros(piece.segments, device=hidden_RLH.device, dtype=_wide(hidden_RLH.dtype))
-    flat_TH = hidden_RLH.flatten(0, 1)
-    for targets in piece.vocabulary:
-        losses_S = losses_S + shares(heads[targets.head], flat_TH, targets, piece.segments)
+    losses_S = head_losses(heads, hidden_RLH.flatten(0, 1), piece.vocabulary, piece.tokens.count)
     if piece.pooled:
         pooled_EH = encoder.pool(hidden_RLH, piece.inputs)
-        for targets in piece.pooled:
-            losses_S = losses_S + shares(heads[targets.head], pooled_EH, targets, piece.segments)
+        losses_S = losses_S + head_losses(heads, pooled_EH, piece.pooled, piece.tokens.count)
     return losses_S
 
 
-def shares(head: nn.Module, source: Tensor, targets: Targets, segments: int) -> Tensor:
-    """Return the share of every segment's loss, [S], of a head that reads rows of `source`, [T, H] or [E, H]."""
-    with segment_rows(targets.rows):
-        outputs_KC = head(source.index_select(0, targets.index_K))
-    outputs_KC = outputs_KC.to(_wide(outputs_KC.dtype))
-    if targets.label_K.is_floating_point():
-        loss_K = F.mse_loss(outputs_KC, targets.label_K.to(outputs_KC.dtype), reduction="none").mean(1)
-    else:
-        loss_K = F.cross_entropy(outputs_KC, targets.label_K, reduction="none")
-    shares_S = torch.zeros(segments, device=loss_K.device, dtype=loss_K.dtype)
-    return shares_S.index_add(0, targets.segment_K, loss_K * targets.weight_K.to(loss_K.dtype))
+def head_losses(heads: Mapping[str, nn.Module], source: Tensor, read: Sequence[Targets], segments: int) -> Tensor:
+    """Return the share of every segment's loss, [S], of the heads that read rows of `source`, [T, H] or [E, H]."""
+    losses_S = torch.zeros(segments, device=source.device, dtype=_wide(source.dtype))
+    for targets in read:
+        with segment_rows(targets.rows):
+            outputs_KC = heads[targets.head](source.index_select(0, targets.index_K))
+        outputs_KC = outputs_KC.to(_wide(outputs_KC.dtype))
+        if targets.label_K.is_floating_point():
+            loss_K = F.mse_loss(outputs_KC, targets.label_K.to(outputs_KC.dtype), reduction="none").mean(1)
+        else:
+            loss_K = F.cross_entropy(outputs_KC, targets.label_K, reduction="none")
+        shares_S = torch.zeros(segments, device=loss_K.device, dtype=loss_K.dtype)
+        weighted_K = loss_K * targets.weight_K.to(loss_K.dtype)
+        losses_S = losses_S + shares_S.index_add(0, targets.segment_K, weighted_K)
+    return losses_S
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

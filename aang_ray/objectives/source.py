@@ -241,7 +241,8 @@ class BatchSource(StepSource[Segment]):
         read = self.task.train if split == "train" else self.task.dev
         ids, lengths = read.tokens.take(examples)
         texts = Texts(ids, lengths, np.zeros(len(examples), dtype=np.uint64))
-        return self._weighted(plain(name, head, texts, read.labels[examples]))
+        segment = plain(name, head, texts, read.labels[examples])
+        return replace(segment, normaliser=label_weight(segment, self.task.class_weights))
 
     def _texts_of(self, data: str) -> tuple[Ragged, Int64 | None]:
         """Return the texts of a kind of data, and their classes if they have any."""
@@ -257,8 +258,7 @@ class BatchSource(StepSource[Segment]):
         objective, examples = self.space.objectives[share.objective], share.examples
         tokens, classes = self._texts_of(objective.data)
         ids, lengths = tokens.take(examples)
-        keys_E = np.broadcast_to(share.keys, (len(examples),)).copy()
-        texts = Texts(ids, lengths, keys_E, tokens.take_capitals(examples))
+        texts = Texts(ids, lengths, share.keys, tokens.take_capitals(examples))
         head = head_name(objective, self.settings.per_objective_heads)
         segment = build(
             objective,
@@ -272,14 +272,7 @@ class BatchSource(StepSource[Segment]):
         )
         targets = segment.targets_M if segment.classes_E is None else segment.classes_E
         check_targets(objective.output, targets, self._heads[head], self.vocabulary.size)
-        return self._weighted(segment)
-
-    def _weighted(self, segment: Segment) -> Segment:
-        """With class weights, the denominator of the mean loss is the sum of the weights."""
-        weights = self.task.class_weights
-        if weights is None or segment.classes_E is None or not segment.weighted:
-            return segment
-        return replace(segment, normaliser=label_weight(segment, weights))
+        return replace(segment, normaliser=label_weight(segment, self.task.class_weights))
 
 
 def head_name(objective: Objective, per_objective: bool) -> str:
