@@ -30,11 +30,9 @@ class Cuttable(Protocol):
     @property
     def examples(self) -> int:
         """Number of examples."""
-        ...
 
     def part(self, start: int, stop: int) -> Self:
         """Examples `start` to `stop`."""
-        ...
 
 
 CuttableT = TypeVar("CuttableT", bound=Cuttable)

@@ -38,15 +38,12 @@ class Taxonomy(Protocol):
 
     def names(self, stage: str) -> tuple[str, ...]:
         """Return the names that can be chosen at a stage."""
-        ...
 
     def rules(self, objective: Objective) -> Sequence[Rule]:
         """Return the rules that can forbid the objective."""
-        ...
 
     def conflicts(self, objectives: Collection[Objective], labels: Semantics) -> dict[Objective, str]:
         """Return the objectives that must go because of the others of the space, with the reasons."""
-        ...
 
 
 Choices = Annotated[tuple[str, ...], Field(min_length=1)]
