@@ -38,7 +38,6 @@ class Predictions:
 
     @property
     def classes_E(self) -> Int64:
-        """The predicted classes."""
         chosen: Int64 = self.logits_EC.argmax(dim=1).numpy()
         return chosen
 
@@ -49,7 +48,7 @@ class Predictions:
     def scores(self, label_names: Sequence[str]) -> Scores:
         """Return accuracy, macro-F1 over all stated labels, mean cross-entropy, and examples per class.
 
-        A label that neither occurs nor is predicted counts with F1 = 0. Without examples, scores are NaN.
+        Scores without examples are NaN. A label that neither occurs nor is predicted counts with F1 = 0.
         """
         stated = np.arange(len(label_names))
         counts = np.bincount(self.labels_E, minlength=len(label_names))
@@ -70,10 +69,7 @@ def score_of(scores: Scores, metric: Metric) -> float:
 
 
 def bootstrap_interval(predictions: Predictions, metric: Metric, classes: int) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of the metric over resampled examples; None below two examples.
-
-    The interval shows the uncertainty from the size of the test set. It does not include the spread over seeds.
-    """
+    """Return the 95 % percentile interval of the metric over resampled examples; None below two examples."""
     if len(predictions.labels_E) < 2:
         return None
     stated = np.arange(classes)
@@ -104,28 +100,29 @@ class Reader(Protocol):
 
 
 @contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside the block."""
+    training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in zip(modules, training, strict=True):
+            module.train(was_training)
+
+
+@contextmanager
 def predicting(encoder: nn.Module, head: nn.Module, compute: Compute) -> Iterator[None]:
     """Use eval mode, no gradients and the run's precision inside the block."""
-    training = encoder.training
-    encoder.eval()
-    head.eval()
-    with torch.no_grad(), compute.autocast():
+    with evaluating(encoder, head), torch.no_grad(), compute.autocast():
         yield
-    encoder.train(training)
-    head.train(training)
 
 
 class SplitReader:
-    """The texts of a split, sorted by length and collated once, for repeated evaluation."""
+    """The texts of a split with the indices `examples`, sorted by length and collated once, for repeated evaluation."""
 
     def __init__(self, split: Labelled, examples: Int64, pad_id: int) -> None:
-        """Collate some examples of a split.
-
-        Args:
-            split: Tokens and labels.
-            examples: Indices into the split, in the order of the predictions.
-            pad_id: Id of the padding token.
-        """
         order = np.argsort(-split.tokens.lengths[examples], kind="stable")
         self._labels = split.labels[examples]
         self._inverse = np.argsort(order)
@@ -137,7 +134,6 @@ class SplitReader:
             self._pieces.append(collate([plain("split", "split", texts, split.labels[chosen])], pad_id))
 
     def predict(self, encoder: Encoder, head: nn.Module, compute: Compute) -> Predictions:
-        """Return the logits of every example in the split's order, computed in eval mode."""
         parts = []
         with predicting(encoder, head, compute):
             for piece in self._pieces:

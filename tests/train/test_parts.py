@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
-from aang_ray.config import ScheduleConfig
+from aang_ray.config.sections import ScheduleConfig
 from aang_ray.data.tasks import Labelled, Ragged
 from aang_ray.errors import RunFailure
 from aang_ray.train.device import MicroBatch, activation_bytes
 from aang_ray.train.evaluate import Predictions, SplitReader, bootstrap_interval
 from aang_ray.train.loop import LossLog, prefetched
-from aang_ray.train.optim import make_optimizer, make_schedule, warmup_steps
+from aang_ray.train.optim import make_optimizer, rate_factor, warmup_steps
 from tests.train.running import stepper, tiny_config
 
 
@@ -28,7 +29,7 @@ def test_warm_up_and_decay() -> None:
     assert warmup_steps(ScheduleConfig(steps=50_000)) == 700
     layer = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    made = make_schedule(optimizer, schedule)
+    made = LambdaLR(optimizer, rate_factor(schedule))
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
