@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ Metric = Literal["accuracy", "macro_f1"]
 Corpus = Literal["in_domain", "out_of_domain", "neural_lm"]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
-SplitT = TypeVar("SplitT")
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,18 @@ class External:
 
     label_names: tuple[str, ...]
     train: Labelled
+
+
+class LabelledSplit(Protocol):
+    """Examples, each with a class label."""
+
+    @property
+    def labels(self) -> Int64: ...
+
+    def __len__(self) -> int: ...
+
+
+SplitT = TypeVar("SplitT", bound=LabelledSplit, covariant=True)
 
 
 @dataclass(frozen=True)
