@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from aang_ray.config.methods import DaptConfig, FinetuneConfig, PretrainSection, TaptConfig
 from aang_ray.config.run import RunConfig
 from aang_ray.config.sections import ObjectivesConfig
+from aang_ray.data.tasks import LabelledSplit, Task
 from aang_ray.errors import UserError
 from aang_ray.methods.base import Method
 from aang_ray.methods.registry import make_method
