@@ -53,7 +53,8 @@ class Ragged:
         lengths = self.offsets[indices + 1] - starts
         ends = np.cumsum(lengths)
         within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
-        return np.repeat(starts, lengths) + within
+        positions: Int64 = np.repeat(starts, lengths) + within
+        return positions
 
 
 @dataclass(frozen=True)

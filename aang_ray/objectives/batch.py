@@ -177,7 +177,7 @@ class HeadLabels(NamedTuple):
 
     head: str
     segment: int
-    index: Int64
+    positions: Int64
     labels: npt.NDArray[Any]
     weights: Float32
 
@@ -213,7 +213,7 @@ def head_targets(found: Iterable[HeadLabels], segments: int, multiple: int = 1) 
         by_head.setdefault(one.head, []).append(one)
     for head, parts in by_head.items():
         counts = np.zeros(segments, dtype=np.int64)
-        counts[[part.segment for part in parts]] = [len(part.index) for part in parts]
+        counts[[part.segment for part in parts]] = [len(part.positions) for part in parts]
         padding = -int(counts.sum()) % multiple
         counts[parts[-1].segment] += padding
 
@@ -225,7 +225,7 @@ def head_targets(found: Iterable[HeadLabels], segments: int, multiple: int = 1) 
         real = np.issubdtype(np.asarray(parts[0].labels).dtype, np.floating)
         yield Targets(
             head=head,
-            index_K=joined([part.index for part in parts], np.int64),
+            index_K=joined([part.positions for part in parts], np.int64),
             label_K=joined([part.labels for part in parts], np.float32 if real else np.int64),
             weight_K=joined([part.weights for part in parts], np.float32),
             segment_K=torch.from_numpy(np.repeat(np.arange(segments), counts)),

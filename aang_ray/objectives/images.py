@@ -139,8 +139,12 @@ def build(objective: Objective, head: str, images: LabelledImages, keys_E: rando
             pixels_EHW, turns_E = rotate(pixels_EHW, keys_E)
         case "noise":
             pixels_EHW = add_noise(pixels_EHW, keys_E)
-    clean_EP = images.pixels_NHW.reshape(len(images), -1)
-    labels = {"other-digit": images.others, "rotation": turns_E, "denoise": clean_EP, "end-task": images.labels}
+    labels: dict[str, npt.NDArray[Any]] = {
+        "other-digit": images.others,
+        "rotation": turns_E,
+        "denoise": images.pixels_NHW.reshape(len(images), -1),
+        "end-task": images.labels,
+    }
     return segment(objective.key, head, pixels_EHW, labels[objective.output])
 
 

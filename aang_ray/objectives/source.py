@@ -233,9 +233,10 @@ class BatchSource(StepSource[Segment]):
         )
         self._heads = space_heads(space, task, settings.per_objective_heads)
         self._fitted: dict[str, Any] = {}
-        for name in dict.fromkeys(k.output for k in space.objectives) if space is not None else ():
-            if (fit := space.primitives.outputs[name].fit) is not None:
-                self._fitted[name] = fit(task.train.tokens, vocabulary)
+        if space is not None:
+            for name in dict.fromkeys(k.output for k in space.objectives):
+                if (fit := space.primitives.outputs[name].fit) is not None:
+                    self._fitted[name] = fit(task.train.tokens, vocabulary)
 
     def labelled(self, name: str, head: str, split: Split, examples: Int64) -> Segment:
         read = self.task.train if split == "train" else self.task.dev
@@ -287,7 +288,9 @@ def head_name(objective: Objective, per_objective: bool) -> str:
 def space_heads(space: Space | None, task: EndTask, per_objective: bool) -> dict[str, Head]:
     """Return the heads that a space needs, by name, with their sizes; vocabulary heads come first."""
     heads: dict[str, Head] = {}
-    for objective in space.objectives if space is not None else ():
+    if space is None:
+        return heads
+    for objective in space.objectives:
         head = space.primitives.outputs[objective.output].head
         if head.kind != "vocabulary" and head.size is None:
             external = objective.data.startswith(EXTERNAL)
