@@ -16,9 +16,10 @@ from rich.console import Console
 
 from aang_ray.config import RunConfig
 from aang_ray.config.sections import DataConfig
-from aang_ray.data.modalities import is_image_task
+from aang_ray.data.modalities import modality_of
 from aang_ray.data.pretrained import PACKAGED
 from aang_ray.data.sources import find_source
+from aang_ray.data.tasks import TEXT
 from aang_ray.errors import UserError
 from aang_ray.store import CellRecord, Store
 from aang_ray.sweep.cluster import own_cluster
@@ -59,8 +60,8 @@ def try_task(
         UserError: The task or a setting is not valid.
     """
     data = DataConfig(task=task)
-    if is_image_task(data):
-        raise UserError(f"try: {task} is a task of images; use `aang sweep jobs/digits.yaml`")
+    if (modality := modality_of(data)) != TEXT:
+        raise UserError(f"try: {task} is a task of {modality}; use `aang sweep jobs/digits.yaml`")
     space = "td_ed" if "in_domain" in find_source(data).corpora else "td"
     mapping = {**RECIPE, "base": {**RECIPE["base"], "space": space}, "tasks": [task]}
     with tempfile.TemporaryDirectory() as folder:

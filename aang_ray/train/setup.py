@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from aang_ray.config.methods import DaptConfig, FinetuneConfig, PretrainSection, TaptConfig
 from aang_ray.config.run import RunConfig
 from aang_ray.config.sections import ObjectivesConfig
+from aang_ray.data.tasks import LabelledSplit, Task
 from aang_ray.errors import UserError
 from aang_ray.methods.base import Method
 from aang_ray.methods.registry import make_method
 from aang_ray.train.device import Compute
-from aang_ray.train.domain import DomainParts, DomainPiece, Task, domain_of
+from aang_ray.train.domain import DomainParts, DomainPiece, domain_of
 from aang_ray.train.workers.group import Workers
 
 
@@ -69,17 +70,13 @@ def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -
     return Setup(**vars(parts), **made, workers=workers or Workers())
 
 
-def check_dev(config: RunConfig, task: Task) -> None:
-    """Refuse a dev split that is too small for the method.
-
-    Raises:
-        UserError: if it is.
-    """
+def check_dev(config: RunConfig, task: Task[Any]) -> None:
+    """Refuse a dev split that is too small for the method; a `UserError` if it is."""
     if config.method.uses_dev and len(task.dev) < 2:
         raise UserError(f"{task.name}: dev has {len(task.dev)} example; dev head and dev gradient need one each")
 
 
-def majority_class(task: Task) -> int:
+def majority_class(task: Task[LabelledSplit]) -> int:
     """Return the most frequent class of train; the smallest index in a tie."""
     counts = Counter(int(label) for label in task.train.labels)
     return min(counts, key=lambda label: (-counts[label], label))
