@@ -328,6 +328,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:  # a file that cannot be read or written
         return _print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except RecursionError as error:
+        return _print_error(f"nested too deeply: {error}", 1)
     except MemoryError:
         return _print_error("out of memory: lower data.train_size, batch.auxiliary or encoder.layers", 1)
     if code == INTERRUPTED:

@@ -16,6 +16,7 @@ from aang_ray.config import RunConfig
 from aang_ray.config.methods import method_sections
 from aang_ray.store import CellRecord, Store
 from aang_ray.theory import Problem, generalisation_bound
+from aang_ray.train.record import Heartbeat
 from tests.sweep.conftest import done_record, fake_resolve, history_row
 
 HEAVY = ("torch", "ray", "transformers", "datasets", "pandas", "pyarrow", "scipy", "sklearn", "numpy")
@@ -160,6 +161,51 @@ def test_a_failed_run_is_one_line_a_row_and_exit_code_1(
     assert main(["train", "--store", str(tmp_path)]) == 1
     assert complaint(capsys) == "error: loss is nan at step 3"
     assert list(Store(tmp_path).done().values()) == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "/tmp/x"), "error: /tmp/x: No space left on device"),
+        (OSError("the bucket refuses"), "error: the bucket refuses"),
+        (MemoryError(), "error: out of memory: lower data.train_size, batch.auxiliary or encoder.layers"),
+        (RecursionError("deep"), "error: nested too deeply: deep"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: Exception,
+    line: str,
+) -> None:
+    def run_cell(config: RunConfig, **_: object) -> CellRecord:
+        raise error
+
+    install(monkeypatch, run_cell=run_cell)
+    assert main(["train", "--store", str(tmp_path)]) == 1
+    assert complaint(capsys) == line
+
+
+def test_signs_of_life_are_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In a pipe one a minute; the speed and the time left are known from the second on."""
+    clock = [0.0]
+    monkeypatch.setattr("aang_ray.sweep.command.time.monotonic", lambda: clock[0])
+
+    def run_cell(config: RunConfig, *, on_beat: object, **_: object) -> CellRecord:
+        assert callable(on_beat)
+        for step in range(1, 40):
+            clock[0] += 10
+            on_beat(Heartbeat(step, 10.0 * step, 0.5))
+        return done_record(config)
+
+    install(monkeypatch, run_cell=run_cell)
+    assert main(["train", "--set", "method=static", "--store", str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "texts a second" in line]
+    assert len(lines) == 6
+    assert lines[0] == "step 6/60 · loss 0.500 · 8 texts a second · at most about 9 min 00 s left"
 
 
 def test_an_interruption_is_one_line_and_exit_code_130(

@@ -100,6 +100,14 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path, source: str, frag
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_prints_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_space(write(tmp_path, f"print('hello')\n{SHUFFLE}"))
+    assert f"{tmp_path}/shuffle.py prints when it is loaded: hello" in caplog.text
+    assert capsys.readouterr().out == ""
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     path = write(tmp_path)
     (tmp_path / "shuffle.py").unlink()

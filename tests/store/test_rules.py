@@ -1,7 +1,11 @@
 """Rules of the store: what is done stays, what failed gives way, what cannot be read says so."""
 
+import fcntl
 import os
 import shutil
+import signal
+import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aang_ray.errors import UserError
-from aang_ray.store import SCHEMA_VERSION, CellIsDone, CellRecord, Store
+from aang_ray.store import SCHEMA_VERSION, CellIsDone, CellRecord, Store, files
 
 MakeRecord = Callable[..., CellRecord]
 CELL = f"{1:016x}"
@@ -113,19 +117,44 @@ def test_a_truncated_file_is_named(tmp_path: Path, make_record: MakeRecord, keep
     assert "\n" not in str(caught.value)
 
 
-def test_temporary_files_are_ignored_and_old_ones_removed(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_temporary_files_are_ignored_and_those_of_dead_processes_removed(
+    tmp_path: Path, make_record: MakeRecord
+) -> None:
+    """A writer holds the lock of its file from the first byte on; a file that is still empty may be about to get it."""
     store = Store(tmp_path)
     store.write(make_record(1))
-    recent, old = tmp_path / ".tmp-recent", tmp_path / ".tmp-old"
-    for path in (recent, old):
-        path.write_bytes(b"half a row")
-    shutil.copy(old, results_file(tmp_path).parent / ".tmp-here.parquet")
+    alive, begun, old, dead = (tmp_path / f".tmp-{name}" for name in ("alive", "begun", "old", "dead"))
+    begun.touch()
+    old.touch()
     os.utime(old, (time.time() - 3700,) * 2)
-    assert len(store.done()) == 1
+    dead.write_bytes(b"half a row")
+    shutil.copy(dead, results_file(tmp_path).parent / ".tmp-here.parquet")
+    with alive.open("wb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        writer.write(b"half a row")
+        writer.flush()
+        assert len(store.done()) == 1
+        store.check_writable()
+        assert [path.exists() for path in (alive, begun, old, dead)] == [True, True, False, False]
     store.write(make_record(2))
-    assert recent.exists()
-    assert not old.exists()
+    assert not alive.exists()
     assert len(store.done()) == 2
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/folder?endpoint_override=127.0.0.1:{port}&scheme=http"])
+def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    """A server that takes the connection and says nothing. Ctrl-C ends the wait, too."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = uri.format(port=server.getsockname()[1])
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "ANSWER_SECONDS", 0.5)
+            with pytest.raises(UserError, match=r"does not answer within 0.5 s; check the network and the credentials"):
+                Store(uri)
+        threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            Store(uri)
 
 
 def test_a_place_that_cannot_be_a_store_is_refused(tmp_path: Path) -> None:
@@ -147,7 +176,7 @@ def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("place", ["file/store", "/proc/store"])
 def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"^store /\S*/store cannot be written: "):
+    with pytest.raises(UserError, match=r"^store /\S*/store(: \S* is a file;| cannot be written: )"):
         Store(tmp_path / place).check_writable()
 
 

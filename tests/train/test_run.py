@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from aang_ray.store.schema import CellRecord, HistoryRow
-from aang_ray.train import evaluate
+from aang_ray.train import evaluate, loop
+from aang_ray.train.record import Heartbeat
 from aang_ray.train.run import run_cell
 from tests.train.running import tiny_config
 
@@ -36,6 +37,17 @@ def test_a_run_leaves_all_rows_and_is_deterministic(tiny: dict[str, Any], method
     torch.randn(100)  # somebody else's draws do not matter
     assert comparable(run_cell(config)) == comparable(record)
     assert comparable(run_cell(tiny_config(tiny, f"method={method}", "seed=1"))) != comparable(record)
+
+
+def test_signs_of_life_carry_step_and_loss(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "BEAT_SECONDS", 0.0)
+    beats: list[Heartbeat] = []
+    record = run_cell(tiny_config(tiny, "method=finetune"), on_beat=beats.append)
+    assert [beat.step for beat in beats] == list(range(1, 21))
+    assert [beat.seconds for beat in beats] == sorted(beat.seconds for beat in beats)
+    losses = [beat.loss for beat in beats if beat.loss is not None]
+    first = record.history[0].losses
+    assert sum(losses[:10]) / 10 == pytest.approx(next(iter(first.values())))
 
 
 def test_learning_happens(tiny: dict[str, Any]) -> None:
