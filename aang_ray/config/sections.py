@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -135,6 +136,12 @@ class DataConfig(Section):
 
     Their columns have the same names as those of the end task, or `text` and `label` if one of these is missing.
     """
+    external_size: Annotated[PositiveInt | None, Neutral(None)] = None
+    """Maximum number of examples of each set in `external`, stratified by its labels; null: all."""
+    retrieve_from: Annotated[str | None, Neutral(None)] = None
+    """Pool of passages, a file as for `in_domain`; those nearest to the train texts are the data `retrieved`."""
+    retrieve_k: Annotated[PositiveInt, Neutral(10)] = 10
+    """Number of nearest passages for each train text."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weights class c by N / (C * N_c) in the end-task loss."""
     split_seed: int = 0
@@ -155,7 +162,8 @@ class EncoderConfig(Section):
     """The shared body."""
 
     name: str = "roberta-base"
-    """A Hugging Face Hub name, a folder, or `package:NAME` for an encoder in a Python package."""
+    """A Hugging Face Hub name, a folder, `package:NAME` for an encoder in a Python package, or `random:LAYERSxHIDDEN`
+    for one without pretraining, whose tokenizer is trained on the task's own texts."""
     revision: str | None = None
     """Revision on the Hub."""
     layers: PositiveInt | None = None
@@ -176,7 +184,7 @@ class ObjectivesConfig(Section):
     allocation: Literal["equal", "published"] = "equal"
     """`equal`: floor(B/n) examples each; `published`: batch sizes follow the factors."""
     visibility: Semantics = "sound"
-    """`published`: bidirectional attends to padding, random-factorized is one Bernoulli(0.6) matrix."""
+    """`published`: padding is seen, except under left-to-right; random-factorized is one Bernoulli(0.6) matrix."""
     labels: Semantics = "sound"
     """`published`: the no-op transform labels 15 % of the positions with their own, unchanged token."""
     heads: Literal["shared", "per_objective"] = "shared"
@@ -215,6 +223,9 @@ class OptimConfig(Section):
     head_weight_decay: NonNegativeFloat = 0.1
     betas: tuple[HalfOpen, HalfOpen] = (0.9, 0.98)
     eps: PositiveFloat = 1e-6
+    head_warmup_steps: Annotated[NonNegativeInt, Neutral(0)] = 0
+    """Steps at the start in which only heads are trained that the checkpoint did not bring: a random head does not
+    disturb the body."""
     clip: PositiveFloat = 1.0
     """Maximum norm of the body's update direction, and of each head's gradient."""
     clipping: Semantics = "sound"
@@ -222,7 +233,10 @@ class OptimConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Length of training and learning-rate schedule: linear warm-up, then linear decay to 0."""
+    """Length of training and learning-rate schedule: linear warm-up, then linear decay to 0.
+
+    With `until: converged` the rate stays after the warm-up, and the dev score decides when the run stops.
+    """
 
     steps: PositiveInt | None = None
     """Optimiser steps; null: `epochs` epochs over train and in-domain texts at the auxiliary batch size."""
@@ -233,6 +247,9 @@ class ScheduleConfig(Section):
     eval_every: PositiveInt = 30
     patience: PositiveInt = 20
     """Evaluations without improvement on dev after which the run stops."""
+    until: Annotated[Literal["steps", "converged"], Neutral("steps")] = "steps"
+    """`converged`: constant rate after the warm-up, until `patience` evaluations after it in a row have brought no
+    better dev score, or until `steps` at the latest."""
 
 
 class GradientsConfig(Section):
@@ -276,6 +293,8 @@ class Fingerprints(Section):
     data: str = ""
     encoder: str = ""
     space: str = ""
+    token_types: Annotated[str, Neutral("")] = ""
+    """`tokenizer` if the encoder reads the token types of text pairs; runs that were stored before it did have ``."""
 
 
 class FinalFinetuneConfig(Section):
@@ -292,3 +311,5 @@ class FinalFinetuneConfig(Section):
     """Learning rate of the end-task head; null: `optim.head_lr`."""
     patience: PositiveInt | None = None
     """Evaluations without improvement after which the stage stops; null: `schedule.patience`."""
+    keep_start: Annotated[bool, Neutral(False)] = False
+    """Whether the model that the stage starts from is kept if no model of the stage has a better dev score."""
