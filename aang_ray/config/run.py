@@ -46,7 +46,7 @@ class RunConfig(Section):
     gradients: GradientsConfig = GradientsConfig()
     precision: Literal["auto", "fp32", "medium", "bf16"] = "auto"
     """`auto`: bf16 if the device supports it, else fp32; `medium`: fp32 with reduced-precision matrix products."""
-    final_finetune: Annotated[FinalFinetuneConfig | None, Neutral(None)] = None
+    final_finetune: Annotated[FinalFinetuneConfig | None, Neutral(None, stored=True)] = None
     """An additional last stage on the end task alone; null: none."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     label: Annotated[str | None, NotInName(), Field(min_length=1, exclude_if=lambda label: label is None)] = None

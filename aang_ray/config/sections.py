@@ -18,7 +18,9 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -36,6 +38,9 @@ class Neutral:
     """
 
     value: Any
+    stored: bool = False
+    """Whether a configuration that is written states the setting even if this value is its default, as those of
+    release 0.1 do. A row that is written without a setting added since then is the row that release 0.1 would write."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,16 @@ class Section(BaseModel):
         for name, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"{name} must be a number or a name, not {str(value).lower()}")
+        return values
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_neutral(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out added settings that are neutral by default, and have that value."""
+        values: dict[str, Any] = write(self)
+        for name, field in type(self).model_fields.items():
+            marks = [mark for mark in field.metadata if isinstance(mark, Neutral) and not mark.stored]
+            if any(mark.value == getattr(self, name) == field.default for mark in marks):
+                values.pop(name, None)
         return values
 
     def changed(self, **values: Any) -> Self:
@@ -127,11 +142,11 @@ class DataConfig(Section):
     """File of unlabelled in-domain text: one passage per line, or the column `text` of a table."""
     out_of_domain: str | None = None
     """File of unlabelled out-of-domain text."""
-    neural_lm: Annotated[str | None, Neutral(None)] = None
+    neural_lm: Annotated[str | None, Neutral(None, stored=True)] = None
     """Model that generates neural-LM text: a Hub name, a folder, or `trained` for a small one trained on the spot."""
-    neural_lm_passages: Annotated[PositiveInt, Neutral(2000)] = 2000
+    neural_lm_passages: Annotated[PositiveInt, Neutral(2000, stored=True)] = 2000
     """Number of generated passages."""
-    external: Annotated[tuple[str, ...], Neutral(())] = ()
+    external: Annotated[tuple[str, ...], Neutral((), stored=True)] = ()
     """Other end tasks (as in `task`) whose labels are used as auxiliary objectives with data `external:NAME`.
 
     Their columns have the same names as those of the end task, or `text` and `label` if one of these is missing.
@@ -191,7 +206,7 @@ class ObjectivesConfig(Section):
     """`per_objective`: one untied copy of the decoder for every objective, as published."""
     mask_rate: OpenFraction = 0.15
     """Fraction of the tokens (without padding) that is selected."""
-    noise_scale: Annotated[PositiveFloat, Neutral(1.0)] = 1.0
+    noise_scale: Annotated[PositiveFloat, Neutral(1.0, stored=True)] = 1.0
     """Standard deviation of the noise of noised embeddings, relative to that of the embedding table at the start."""
 
 
@@ -213,9 +228,9 @@ class BatchConfig(Section):
 class OptimConfig(Section):
     """The optimiser of body and heads."""
 
-    algorithm: Annotated[Literal["adamw", "sgd"], Neutral("adamw")] = "adamw"
+    algorithm: Annotated[Literal["adamw", "sgd"], Neutral("adamw", stored=True)] = "adamw"
     """`sgd` uses `momentum`, not `betas` and `eps`, and adds weight decay to the gradient."""
-    momentum: Annotated[HalfOpen, Neutral(0.9)] = 0.9
+    momentum: Annotated[HalfOpen, Neutral(0.9, stored=True)] = 0.9
     """Momentum of `sgd`."""
     body_lr: PositiveFloat = 1e-4
     head_lr: PositiveFloat = 1e-3
