@@ -255,14 +255,14 @@ def check_no_leak(encoder: Encoder) -> None:
     leaks_R = ((influence_RLL != 0) & ~visible_RLL).flatten(1).any(1).tolist()
     context_RL = (visible_RLL & ~self_LL).any(2)
     used_RL = ((influence_RLL != 0) & visible_RLL & ~self_LL).any(2)
-    deaf_R = (context_RL & ~used_RL & (inputs.texts_RL >= 0)).any(1).tolist()
-    for name, leaks, deaf in zip(_RANKS, leaks_R, deaf_R, strict=True):
+    ignores_R = (context_RL & ~used_RL & (inputs.texts_RL >= 0)).any(1).tolist()
+    for name, leaks, ignores in zip(_RANKS, leaks_R, ignores_R, strict=True):
         if leaks:
             raise UserError(
                 f"encoder of type {encoder.model_type!r} does not obey its attention mask: under {name} visibility "
                 "an output depends on a token that it must not see"
             )
-        if deaf:
+        if ignores:
             raise UserError(
                 f"encoder of type {encoder.model_type!r} ignores its context: under {name} visibility "
                 "an output depends on no token but its own"
