@@ -26,7 +26,7 @@ from aang_ray.train.optim import clip, clip_objectives, get_gradient, make_optim
 from aang_ray.train.primary import NO_PIECES, PrimaryPieces, PrimaryView
 from aang_ray.train.setup import Setup
 from aang_ray.train.workers.exchange import Exchange, Share, failing_for_all, no_gradients
-from aang_ray.train.workers.group import Sharded, check_same
+from aang_ray.train.workers.group import check_same
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,13 @@ class Stepper:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         config, method = setup.config, setup.method
-        plain = make_optimizer(setup.encoder, setup.heads, config.optim)
-        sharded = config.resources.optimizer_state == "sharded" and setup.workers.size > 1
-        self.optimizer = Sharded(plain, setup.workers) if sharded else plain
+        self.optimizer = make_optimizer(setup.encoder, setup.heads, config.optim)
+        self._parameter_bytes = 0  # that workers send each other after a step
+        if config.resources.optimizer_state == "sharded" and setup.workers.size > 1:
+            from aang_ray.train.workers.sharded import Sharded  # late: takes seconds to import
+
+            self.optimizer = sharded = Sharded(self.optimizer, setup.workers)
+            self._parameter_bytes = sharded.bytes
         self.schedule = LambdaLR(self.optimizer, rate_factor(config.schedule))
         tied_in_scores = config.gradients.tied_in_scores or method.whole_gradients
         self.engine = make_engine(config.gradients.engine, setup.encoder, setup.heads, tied_in_scores=tied_in_scores)
@@ -156,8 +160,7 @@ class Stepper:
             set_gradient(setup.encoder, direction_P)
         clip(setup.encoder, setup.head_of, setup.config.optim)
         self.optimizer.step()
-        if isinstance(self.optimizer, Sharded):
-            self.exchange.traffic["parameters"] += self.optimizer.bytes
+        self.exchange.traffic["parameters"] += self._parameter_bytes
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         return replace(gradients, separate_SP=None, kept={}, update_P=None)
