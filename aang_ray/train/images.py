@@ -73,7 +73,7 @@ class ImageDomain(Domain):
         return tuple(float(segment.weights_E.sum()) for segment in segments)
 
     def probe(self, batch: ImageBatch, examples: int) -> ImagePiece:
-        one = next(s for s in batch.segments if s.texts).part(0, 1)
+        one = next(s for s in batch.segments if s.examples).part(0, 1)
         return collate_images([one] * examples)
 
     def dev_head_piece(self, step: int) -> ImagePiece:

@@ -131,7 +131,7 @@ class Trainer:
             progress = self.progress
             progress.steps += 1
             progress.stage_steps += 1
-            progress.examples += prepared.batch.segments[END_TASK].texts
+            progress.examples += prepared.batch.segments[END_TASK].examples
             progress.tokens += prepared.real_tokens
             self._losses.add(progress.steps, prepared.names, gradients.losses_S)
             if self.stepper.evaluates_after(progress.stage_steps):

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from aang_ray.config.methods import DaptConfig, FinetuneConfig, PretrainSection, TaptConfig
 from aang_ray.config.run import RunConfig
 from aang_ray.config.sections import ObjectivesConfig
+from aang_ray.data.tasks import LabelledSplit, Task
 from aang_ray.errors import UserError
 from aang_ray.methods.base import Method
 from aang_ray.methods.registry import make_method
 from aang_ray.train.device import Compute
-from aang_ray.train.domain import DomainParts, DomainPiece, Task, domain_of
+from aang_ray.train.domain import DomainParts, DomainPiece, domain_of
 from aang_ray.train.workers.group import Workers
 
 
@@ -70,7 +71,7 @@ def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -
     return Setup(**vars(parts), **made, workers=workers or Workers())
 
 
-def majority_class(task: Task) -> int:
+def majority_class(task: Task[LabelledSplit]) -> int:
     """Return the most frequent class of train; the smallest index in a tie."""
     counts = Counter(int(label) for label in task.train.labels)
     return min(counts, key=lambda label: (-counts[label], label))

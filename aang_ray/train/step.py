@@ -56,7 +56,7 @@ class Prepared:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the segments for the loss log; an empty segment has an empty name."""
-        return tuple(segment.name if segment.texts else "" for segment in self.batch.segments)
+        return tuple(segment.name if segment.examples else "" for segment in self.batch.segments)
 
     @property
     def real_tokens(self) -> int:

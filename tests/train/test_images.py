@@ -104,8 +104,8 @@ def test_class_weights_and_heads_of_their_own() -> None:
     batch = made.prepare(4).batch
     weights = made.setup.task.class_weights
     assert weights is not None
-    assert batch.segments[1].normaliser == pytest.approx(float(weights[batch.segments[1].classes_E].sum()))
-    assert batch.segments[2].normaliser == batch.segments[2].texts, "the other digit's classes are not the target's"
+    assert batch.segments[1].normaliser == pytest.approx(float(weights[batch.segments[1].labels].sum()))
+    assert batch.segments[2].normaliser == batch.segments[2].examples, "the other digit's classes are not the target's"
 
 
 def test_rows_and_tables(tmp_path: Path) -> None:
