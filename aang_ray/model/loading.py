@@ -237,12 +237,12 @@ def check_no_leak(encoder: Encoder) -> None:
     leaks_R = ((influence_RLL != 0) & ~visible_RLL).flatten(1).any(1).tolist()
     context_RL = (visible_RLL & ~self_LL).any(2)
     used_RL = ((influence_RLL != 0) & visible_RLL & ~self_LL).any(2)
-    deaf_R = (context_RL & ~used_RL & (inputs.texts_RL >= 0)).any(1).tolist()
-    for name, leaks, deaf in zip(_RANKS, leaks_R, deaf_R, strict=True):
+    ignores_R = (context_RL & ~used_RL & (inputs.texts_RL >= 0)).any(1).tolist()
+    for name, leaks, ignores in zip(_RANKS, leaks_R, ignores_R, strict=True):
         under = f"under {name} visibility an output depends on"
         if leaks:
             raise UserError(f"{kind} does not obey its attention mask: {under} a token that it must not see")
-        if deaf:
+        if ignores:
             raise UserError(f"{kind} ignores its context: {under} no token but its own")
 
 
