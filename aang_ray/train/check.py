@@ -9,8 +9,9 @@ import psutil
 
 from aang_ray.config.run import RunConfig
 from aang_ray.config.sections import DataConfig, EncoderConfig
-from aang_ray.data import load_task, locate
+from aang_ray.data import load_task
 from aang_ray.data.digits import ImageTask
+from aang_ray.data.random_encoder import locate_encoder
 from aang_ray.data.tasks import EndTask
 from aang_ray.errors import UserError
 from aang_ray.model.loading import checkpoint_pooling, encoder_size
@@ -53,7 +54,7 @@ def check_runs(runs: Iterable[RunConfig], *, here: bool) -> list[str]:
         if isinstance(task, ImageTask):
             continue
         file = space_file(run, task)
-        size, layers = _encoder(run.encoder)
+        size, layers = _encoder(run.data, run.encoder)
         if here:
             _check_memory(run, task, size)
         lines[_describe(run, task, layers)] = None
@@ -77,9 +78,9 @@ def _load(data: DataConfig, encoder: EncoderConfig) -> EndTask | ImageTask:
 
 
 @lru_cache(maxsize=64)
-def _encoder(config: EncoderConfig) -> tuple[int, str]:
+def _encoder(data: DataConfig, config: EncoderConfig) -> tuple[int, str]:
     """Return the number of parameters of an encoder, and its layers in words."""
-    located = locate(config)
+    located = locate_encoder(data, config)
     if config.pooling == "auto":
         checkpoint_pooling(located)
     size, layers, all_layers = encoder_size(config, located)
