@@ -219,7 +219,7 @@ def expand(spec: SweepSpec, overrides: SweepOverrides, where: str) -> list[RunCo
     settings = {text.partition("=")[0].strip(): text for text in overrides.settings}
     _check_settings(spec, settings, where)
     if overrides.metric is not None:
-        settings["data.metric"] = f"data.metric={overrides.metric}"
+        settings["data.metric"] = f"data.metric='{overrides.metric}'"
     runs: dict[RunConfig, None] = {}
     for task, (index, method) in itertools.product(spec.tasks, enumerate(spec.methods)):
         label = f"{where}: methods[{index}]"

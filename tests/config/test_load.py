@@ -26,7 +26,7 @@ from aang_ray.errors import UserError
         ("final_finetune=100", ["final_finetune: must be settings such as {steps: ...}, got 100"]),
         ("optim=3", ["optim: must be settings such as {algorithm: ...}, got 3"]),
         ("method=null", ["method: must be a name, or settings such as {name: finetune}, got None"]),
-        ("data.external=3", ["data.external: must be a list such as [a, b], got 3"]),
+        ("data.external=[3]", ["data.external.0: must be a valid string, got 3"]),
         ("method.nosuch=1", ["unknown key method.nosuch; allowed: aux_lr, "]),
         ("colour=red", ["unknown key colour", "allowed: batch, data"]),
         ("optim", ["--set optim", "key.path=value"]),

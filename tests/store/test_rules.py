@@ -152,7 +152,7 @@ def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, uri: str)
             patch.setattr(files, "ANSWER_SECONDS", 0.5)
             with pytest.raises(UserError, match=r"does not answer within 0.5 s; check the network and the credentials"):
                 Store(uri)
-        threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+        threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
             Store(uri)
 
