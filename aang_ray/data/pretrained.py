@@ -57,7 +57,7 @@ def locate_model(name: str, setting: str, kind: str) -> Located:
     """
     if name.startswith(_PACKAGE):
         folder = _package_folder(name.removeprefix(_PACKAGE).replace("-", "_"), setting, kind)
-    elif (path := Path(name).expanduser()).is_dir():
+    elif name.strip() and (path := Path(name).expanduser()).is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"{setting}: the folder {name} holds no config.json, so it is no pretrained {kind}")
         folder = path.resolve()
