@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from aang_ray.model.encoder import Encoder
 from aang_ray.model.segments import segment_rows
 from aang_ray.objectives.batch import BatchPiece, Replacements, Targets
+from aang_ray.objectives.calibration import Calibrated, calibrated
 from aang_ray.objectives.outputs import DENOISE_HEAD
 
 
@@ -62,6 +63,8 @@ def shares(head: nn.Module, source: Tensor, targets: Targets, segments: int) -> 
     with segment_rows(targets.rows):
         outputs_KC = head(source.index_select(0, targets.index_K))
     outputs_KC = outputs_KC.to(_wide(outputs_KC.dtype))
+    if isinstance(head, Calibrated):
+        outputs_KC = calibrated(outputs_KC, targets.label_K, targets.weight_K)
     if targets.label_K.is_floating_point():
         loss_K = F.mse_loss(outputs_KC, targets.label_K.to(outputs_KC.dtype), reduction="none").mean(1)
     else:

@@ -17,7 +17,8 @@ gradient from lookups, which counts in scores, and not the gradient from its use
 
 With dropout every worker has its own dev gradient v^r. Then <v, g_s> is defined as sum_r <v^r, g_s^r> / ||v^r||,
 multiplied by the square root of mean_r ||v^r||^2, so that cosines remain sums of cosines. Without dropout all v^r are
-equal. See docs/objective-parallel.md.
+equal. If the request has a reference u, the workers send <u, g_s^r>, and on request the mean of v^r once. See
+docs/objective-parallel.md.
 
 Shape suffixes: S segments (0 dev, 1 end task, 2 ... the objectives), P entries of the body's gradient as one vector,
 V rows of the tied table, U of them that this worker looks up, H hidden size.
@@ -39,7 +40,7 @@ from aang_ray.gradients.engine import JointRows, Request, StepGradients
 from aang_ray.gradients.products import products
 from aang_ray.gradients.statistics import from_gram
 from aang_ray.model.heads import TiedDecoder
-from aang_ray.objectives.source import END_TASK, FIRST_OBJECTIVE
+from aang_ray.objectives.source import DEV, END_TASK, FIRST_OBJECTIVE
 from aang_ray.train.device import is_out_of_memory
 from aang_ray.train.domain import Domain
 from aang_ray.train.workers.group import Agreement, Pending, Traffic, Workers
@@ -192,7 +193,7 @@ class Exchange:
         self.traffic = Traffic()
         if request.gram or request.separate:
             return self._matrix(compute, request)
-        if request.scores and not request.keep:
+        if request.scores and set(request.keep) <= {DEV}:
             return self._scored(compute, request, share)
         local, body = self._computed(compute, request)
         losses_S = local.losses_S / self._computing(local.losses_S)
@@ -227,7 +228,10 @@ class Exchange:
         return from_gram(losses_S, products(rows_SP, rows_SP), request, rows_SP)
 
     def _scored(self, compute: Compute, request: Request, share: Share) -> StepGradients:
-        """Sum up inner products and norms. Workers that share a segment sum up its gradient among themselves."""
+        """Sum up inner products and norms. Workers that share a segment sum up its gradient among themselves.
+
+        The dev gradient is kept on request; all workers compute all of it, so the sum is divided by their number.
+        """
         split = share.placement.split()
         for ranks in split.values():
             self._workers.join(ranks)
@@ -246,13 +250,17 @@ class Exchange:
         joint = norms2_S.new_zeros(1)
         if request.joint_from is not None:
             joint = self._joint_part(request, share, local, body).reshape(1)
+        kept = {}
+        for segment in request.keep:  # a body-sized vector is sent
+            kept[segment] = local.kept[segment] / self._workers.size
+            self._sum(kept[segment], "separate")
         body.wait()
-        return self._joined(request, local.losses_S, dots_S, norms2_S, joint)
+        return replace(self._joined(request, local.losses_S, dots_S, norms2_S, joint), kept=kept)
 
     def _own_request(self, request: Request, share: Share, split: dict[int, tuple[int, ...]]) -> Request:
         """Return this worker's request, which also asks for the gradients that are needed to complete norms."""
         rank = self._workers.rank
-        keep = {segment for segment, ranks in split.items() if rank in ranks}
+        keep = {segment for segment, ranks in split.items() if rank in ranks} | set(request.keep)
         rows = None
         if request.joint_from is not None:
             if request.joint_from != FIRST_OBJECTIVE:
@@ -293,7 +301,8 @@ class Exchange:
     ) -> StepGradients:
         """Sum up all scalars in one message, and return the statistics of the whole step."""
         norm = norms2_S[0].sqrt()
-        unit = torch.where(norm > 0, 1 / norm, 0.0)
+        # All workers have the same reference, but each has its own v.
+        unit = torch.where(norm > 0, 1 / norm, 0.0) if request.reference_P is None else torch.ones_like(norm)
         count_S = self._computing(norms2_S)
         parts = [losses_S.to(norms2_S.dtype), dots_S * unit, norms2_S]
         packed = torch.cat([*(part / count_S for part in parts), joint.to(norms2_S.dtype)])
@@ -301,7 +310,7 @@ class Exchange:
         total_S, cosines_S, squares_S = packed[:-1].view(3, -1).clone().unbind()
         return StepGradients(
             losses_S=total_S.to(losses_S.dtype),
-            dots_S=cosines_S * squares_S[0].sqrt(),
+            dots_S=cosines_S * squares_S[0].sqrt() if request.reference_P is None else cosines_S,
             norms2_S=squares_S,
             joint_norm2=packed[-1] if request.joint_from is not None else None,
         )
