@@ -3,7 +3,7 @@
     <root>/<table>/task=<task>/method=<method>/<cell>.parquet
 
 holds one immutable file a run in each of the tables `results`, `history` and `weights`. Names in paths are URL-quoted.
-Any reader of hive layouts opens the tables. A run exists when it has a file in `results`, which is written last.
+A run exists when it has a file in `results`, which is written last.
 """
 
 from __future__ import annotations
@@ -54,10 +54,8 @@ class CellFile:
 
 
 class Store:
-    """The rows of finished runs below one root.
-
-    Args:
-        uri: A local folder, which need not exist yet, or any URI that pyarrow or fsspec opens.
+    """The rows of finished runs below one root: a local folder, which may not exist yet, or any URI of pyarrow or
+    fsspec.
 
     Raises:
         UserError: The URI is unknown, may not be read, or is a file.
@@ -72,13 +70,10 @@ class Store:
         return self._location.uri
 
     def exists(self) -> bool:
-        """Return whether the root exists."""
         return self._location.exists()
 
     def check_writable(self) -> None:
-        """Make the folder of a local store, before the hours of work that it is to keep.
-
-        A remote store is not asked: only its first file shows whether it can be written.
+        """Make the folder of a local store, before the hours of work that it is to keep. A remote store is not asked.
 
         Raises:
             UserError: The folder cannot be made or written.
@@ -92,7 +87,23 @@ class Store:
         Raises:
             CellIsDone: The cell has a done row.
         """
-        write_cell(self._location, record)
+        location, result = self._location, record.result
+        files = {name: _serialise(table) for name, table in to_tables(record).items()}
+        with one_writer(location):
+            remove_leftovers(location)
+            # There is one earlier row at most, unless the task was renamed between two writers.
+            earlier = [file for file in list_files(location, "results") if file.cell == result.cell]
+            if "done" in read_files(location, "results", earlier, ["status"]).column("status").to_pylist():
+                raise CellIsDone(
+                    f"cell {result.cell} is done already in store {location.uri}; a done row is never written again"
+                )
+            # The earlier row goes first: a row of `results` always belongs to the history and weights of the same run.
+            for old in earlier:
+                remove(location, old.path)
+                for name in ("history", "weights"):
+                    remove(location, cell_path(location, name, old.task, old.method, old.cell))
+            for name in _ORDER:
+                publish(location, cell_path(location, name, result.task, result.method, result.cell), files[name])
 
     def done(self) -> dict[str, Status]:
         """Return the status of every cell that has a row; nothing if the store does not exist."""
@@ -154,15 +165,9 @@ def list_files(location: Location, table: TableName) -> list[CellFile]:
 def read_files(
     location: Location, table: TableName, files: Sequence[CellFile], columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Return the rows of some files, in the order of the files.
+    """Return the rows of some files, in the order of the files; `columns` may include `task` and `method`; None: all.
 
     A file that was removed since it was listed has no rows: a failed row is being replaced.
-
-    Args:
-        location: The root of the store.
-        table: The table that the files belong to.
-        files: The files, as `list_files` returns them.
-        columns: The columns to read, `task` and `method` included; None stands for all.
 
     Raises:
         UserError: A file is not whole, or this version cannot read it.
@@ -179,11 +184,7 @@ def read_files(
 def _read(location: Location, file: CellFile, schema: pa.Schema) -> pa.Table | None:
     """Return the rows of one file with the columns of a schema, or None if the file is gone.
 
-    The file is opened once. `pyarrow.dataset` would open it twice, for its footer and for its rows, and another process
-    may replace the file in between.
-
-    Raises:
-        UserError: The file is not whole, is of a newer version, or was written by something else.
+    The file is opened once: `pyarrow.dataset` opens it twice, and another process may replace it in between.
     """
     try:
         with location.filesystem.open_input_file(file.path) as stream:
@@ -215,11 +216,7 @@ def _read(location: Location, file: CellFile, schema: pa.Schema) -> pa.Table | N
 
 
 def _check_version(schema: pa.Schema, path: str) -> int:
-    """Return the schema version of a file.
-
-    Raises:
-        UserError: The file states no version, or a newer one.
-    """
+    """Return the schema version of a file; `UserError` if it states none, or a newer one."""
     text = (schema.metadata or {}).get(VERSION_KEY, b"").decode(errors="replace")
     if not text.isdecimal():
         raise UserError(f"{path} states no schema version; it was not written by this program: move it away")
@@ -231,38 +228,8 @@ def _check_version(schema: pa.Schema, path: str) -> int:
     return int(text)
 
 
-def write_cell(location: Location, record: CellRecord) -> None:
-    """Write the three files of a cell.
-
-    An earlier row that is not done is removed first, so that a row of `results` always belongs to the history and
-    weights of the same run.
-
-    Raises:
-        CellIsDone: The cell has a done row. It stays as it is.
-    """
-    files = {name: _serialise(table) for name, table in to_tables(record).items()}
-    result = record.result
-    with one_writer(location):
-        remove_leftovers(location)
-        # There is one earlier row at most, unless the task was renamed between two writers.
-        earlier = [file for file in list_files(location, "results") if file.cell == result.cell]
-        if "done" in read_files(location, "results", earlier, ["status"]).column("status").to_pylist():
-            raise CellIsDone(
-                f"cell {result.cell} is done already in store {location.uri}; a done row is never written again"
-            )
-        for old in earlier:
-            remove(location, old.path)
-            for name in ("history", "weights"):
-                remove(location, cell_path(location, name, old.task, old.method, old.cell))
-        for name in _ORDER:
-            publish(location, cell_path(location, name, result.task, result.method, result.cell), files[name])
-
-
 def _serialise(table: pa.Table) -> bytes:
-    """Return a table as a Parquet file.
-
-    It is made in memory: a table that cannot be written never touches the store.
-    """
+    """Return a table as a Parquet file, made in memory: a table that cannot be written never touches the store."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data: bytes = sink.getvalue().to_pybytes()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from aang_ray.config import AangConfig
+from aang_ray.config.methods import AangConfig
 from aang_ray.methods.aang import Aang, Evidence, logits
 from tests.methods.problem import NAMES, Problem, dense_answer, sampled, weighting
 

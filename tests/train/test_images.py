@@ -162,7 +162,7 @@ def ends(workers: Workers) -> list[Tensor]:
 
 def test_two_workers_end_as_one(tmp_path: Path) -> None:
     for found in together(2, tmp_path / "two", ends):
-        torch.testing.assert_close(found, ends(Workers.alone()), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(found, ends(Workers()), rtol=1e-6, atol=1e-9)
 
 
 def test_no_classifier_of_images_is_exported(tmp_path: Path) -> None:

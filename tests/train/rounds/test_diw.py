@@ -46,16 +46,16 @@ def test_rounds_are_tried_again_until_dev_improves(tiny: dict[str, Any], monkeyp
     take(made, 8, first=6)
     assert made.evaluates_after(8)
     assert not made.ends_after(8)
-    assert method_of(made).weights(made.tasks.objectives) == pytest.approx([0.99, 1.01, 0.98])
+    assert method_of(made).weights(made.objectives) == pytest.approx([0.99, 1.01, 0.98])
     start_Q = made.vector.read()
     take(made, 16, first=8)
     assert torch.equal(made.vector.read(), start_Q), "the first try was taken back"
     assert not made.evaluates_after(16)
-    assert method_of(made).weights(made.tasks.objectives) == pytest.approx([1.0, 1.02, 0.99])
+    assert method_of(made).weights(made.objectives) == pytest.approx([1.0, 1.02, 0.99])
     take(made, 18, first=16)
     assert made.evaluates_after(18)
     assert made.ends_after(18)
-    assert method_of(made).weights(made.tasks.objectives) == pytest.approx([0.99, 1.01, 0.98])
+    assert method_of(made).weights(made.objectives) == pytest.approx([0.99, 1.01, 0.98])
     assert not torch.equal(made.vector.read(), start_Q)
 
 
@@ -142,8 +142,8 @@ def test_the_order_of_the_tasks_changes_nothing(tiny: dict[str, Any], monkeypatc
         script = iter([0.5, 0.3, 0.7, 0.6, *[0.5] * 4] if turned else [0.5, 0.7, 0.3, 0.6, *[0.5] * 4])
         monkeypatch.setattr(RoundStepper, "_score", lambda _, script=script: next(script))
         made = rounds(config_of(tiny, DIW, *PLAIN, "schedule.steps=8"))
-        order = made.tasks.objectives
-        made.tasks.objectives = order[::-1] if turned else order
+        order = made.objectives
+        made.objectives = order[::-1] if turned else order
         take(made, 8)
         found.append((made.vector.read(), method_of(made).weights(order)))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-9, atol=1e-12)
