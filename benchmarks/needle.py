@@ -3,13 +3,14 @@
     python benchmarks/needle.py [--quick] [--domains digits text] [--spaces one three graded] [--rows aang static]
                                 [--n all 3] [--seeds 8] [--first-seed 0] [--jobs 2] [--max-minutes 60]
 
-A space has twelve labelled sets beside an end task with 100 labels: `one` has 1 set with true labels and 11 with random
-ones, `three` has 3 and 9, and `graded` has four sets each with 0, 25 and 50 % of wrong labels. In the domain `text` the
-end task is `movie`, the sets are other movie and Amazon snippets, and the body is the packaged encoder cut to two
-layers. In the domain `digits` they are superimposed digits and a small convolutional network (`needle_digits.py`).
+A space has twelve labelled sets beside an end task with 100 labels: `one` has 1 set with true labels and 11 with
+random ones, `three` has 3 and 9, and `graded` has four sets each with 0, 25 and 50 % wrong labels. In the domain
+`text` the end task is `movie`, the sets are other movie and Amazon snippets, and the body is the packaged encoder cut
+to two layers. In the domain `digits` they are superimposed digits and a small convolutional network
+(`needle_digits.py`).
 
-Figures of a row, over its seeds: the share of the objectives' weight on sets with true labels after 100 steps and at the
-end, the largest weight of a set with random labels, the rank correlation of the weights with the truth and between
+Figures of a row, over its seeds: the share of the objectives' weight on sets with true labels after 100 steps and at
+the end, the largest weight of a set with random labels, the rank correlation of the weights with the truth and between
 seeds, the test score, and seconds. For `graded` the truth is the share of right labels. `--truth` also measures each
 set's own usefulness: the test score of static multitask with this set alone.
 
@@ -65,7 +66,15 @@ BASE: Mapping[str, dict[str, Any]] = {
         "optim": {"algorithm": "sgd", "body_lr": 0.1, "head_lr": 0.1, "body_weight_decay": 0.0},
     },
 }
-PUBLISHED = {"name": "aang", "aux_lr": 1.0, "sopt_lr": 0.1}
+PUBLISHED = {
+    "name": "aang",
+    "aux_lr": 1.0,
+    "sopt_lr": 0.1,
+    "update": "sgd",
+    "dev_head": "refit",
+    "dev_calibration": False,
+    "dev_memory": 0.0,
+}
 """AANG as in the paper, with the larger of its two rates for the factors."""
 ROWS: Mapping[str, dict[str, Any]] = {
     "aang": {"name": "aang"},

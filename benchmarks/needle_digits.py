@@ -1,8 +1,8 @@
 """Digits with a planted truth: a domain of `needle.py` in which it is known how much each auxiliary label helps.
 
 The end task is `digits-left` with few train pairs. The auxiliary objectives read all train pairs of the same split.
-Objective `labels-XX-Y` has the left digit's class as label, of which XX % are replaced by a random class: 00 helps most,
-and with 99 all labels are random.
+Objective `labels-XX-Y` has the left digit's class as label, but XX % of the labels are replaced by a random class: 00
+helps most, and with 99 all labels are random.
 
 The module registers the domain in the tables of the package when it is imported.
 """

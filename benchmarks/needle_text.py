@@ -1,7 +1,6 @@
 """The planted data of `needle.py`: labelled sets of texts of which it is known how much their labels can help.
 
 All texts come from the archive of the task `movie` (Hutto & Gilbert 2014). No text of a set is in a split of `movie`.
-
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ THRESHOLD = 0.5
 def labelled_texts(source: str) -> list[tuple[str, str]]:
     """Return the rated texts of a file of the archive, each once, with the sign of its rating; none of `movie`'s."""
     raw = read_embedded("movie")
-    seen = {key for split in SPLITS for key in raw.splits[split].texts.keys()}
+    seen = set().union(*(raw.splits[split].texts.keys() for split in SPLITS))
     found = []
     for snippet in _snippets(FILES[source]):
         key = normalised(snippet.text)

@@ -208,6 +208,10 @@ def softmax_gradient(scores: Scores, weights_n: Tensor, lambda_: Tensor) -> tupl
 # the time, so they count as 0.
 
 
+ROUNDING = 1e-5
+"""Relative size below which a sum of centred scores counts as 0."""
+
+
 @dataclass
 class Evidence:
     """The self-normalised sums z of a stream of numbers, for several quantities at once."""
@@ -270,6 +274,8 @@ class Aang(Method):
         """Evidence of s_E - s_X."""
         self._dev_P: Tensor | None = None
         """The running mean of dev gradients, with `dev_memory`; None before the first step."""
+        self._dev_batches = 0
+        """Number of dev gradients in it."""
         self._health: list[tuple[int, Tensor]] = []
         """Pairs (steps done, [cos(v, g_E), ||v||] on the device) of all steps since the last call of `describe`."""
 
@@ -300,9 +306,12 @@ class Aang(Method):
         if memory == 0 or self._dev_P is not None:
             self._learn(sampled, gradients)
         if memory > 0 and self.samples_dev_at(sampled.step):
-            # The running mean is for the scores of later steps: these are of examples that it has not seen.
+            # The running mean is for the scores of later steps: these are of examples that it has not seen. Its weights
+            # are those of a mean of the last 1 / (1 - memory) dev gradients, and of a plain mean before that.
             dev_P = gradients.kept[DEV]
-            self._dev_P = dev_P.clone() if self._dev_P is None else self._dev_P.lerp_(dev_P, 1 - memory)
+            self._dev_batches += 1
+            share = (1 - memory) / (1 - memory**self._dev_batches)
+            self._dev_P = dev_P.clone() if self._dev_P is None else self._dev_P.lerp_(dev_P, share)
 
     def _learn(self, sampled: Sampled, gradients: StepGradients) -> None:
         """Compute the scores of a step, and move the factors and (a_E, a_X)."""
@@ -332,7 +341,10 @@ class Aang(Method):
         counts_n = labelled(sampled, scores.objectives_n)[1:]  # an objective without labels says nothing
         mean = (scores.objectives_n * counts_n).sum() / counts_n.sum().clamp_min(1)
         x_n = torch.where(counts_n, scores.objectives_n - mean, 0.0).to(self.weighting.flat_F.dtype)
-        self._evidence.add(scatter(x_n, self.weighting.entries(sampled), self.weighting.index.size))
+        entries_n5, size = self.weighting.entries(sampled), self.weighting.index.size
+        x_F, magnitude_F = scatter(x_n, entries_n5, size), scatter(x_n.abs(), entries_n5, size)
+        # What all sampled objectives share sums to 0, but for rounding, which z would make as large as anything else.
+        self._evidence.add(torch.where(x_F.abs() > ROUNDING * magnitude_F, x_F, 0.0))
         self._evidence_end.add((scores.end_task - scores.auxiliary).reshape(1).to(self.weighting.flat_F.dtype))
         self.weighting.flat_F.copy_(self.config.aux_lr * self._evidence.beyond_noise_F)
         z = self._evidence_end.beyond_noise_F
@@ -393,6 +405,7 @@ class Aang(Method):
             "averaged": self._averaged,
             **self._evidence.state("evidence"),
             **self._evidence_end.state("lambda_evidence"),
+            "dev_batches": self._dev_batches,
             "dev_gradient": None if self._dev_P is None else self._dev_P.clone().cpu(),
             "health": [(step, values.tolist()) for step, values in self._health],
         }
@@ -407,6 +420,7 @@ class Aang(Method):
         if "evidence_sums" in state:  # checkpoints of release 0.1 have none
             self._evidence.load("evidence", state)
             self._evidence_end.load("lambda_evidence", state)
+            self._dev_batches = int(state["dev_batches"])
             dev_P = state["dev_gradient"]
             self._dev_P = None if dev_P is None else dev_P.to(device, copy=True)
         self._health = [(int(step), torch.tensor(values, device=device)) for step, values in state["health"]]

@@ -55,7 +55,7 @@ def calibrated(logits_KC: Tensor, labels_K: Tensor, weights_K: Tensor) -> Tensor
 
 @torch.no_grad()
 def fit(logits_KC: Tensor, labels_K: Tensor, weights_K: Tensor) -> tuple[Tensor, Tensor]:
-    """Return exp(a*), a scalar, and b*, [C], by Newton's method with the Fisher information; nothing waits for a GPU."""
+    """Return exp(a*), a scalar, and b*, [C]: Newton's method with the Fisher information. Nothing waits for a GPU."""
     z_KC = logits_KC.double()
     examples, classes = z_KC.shape
     share_K = weights_K.double() / weights_K.double().sum().clamp_min(1e-30)
