@@ -46,7 +46,7 @@ test-gpu: .venv/.dev
 
 .venv/.dev: pyproject.toml constraints.txt | $(PY)
 	@echo "installing aang-ray and all its extras into .venv (some minutes the first time)"
-	@$(PIP) install -c constraints.txt -e '.[demo,solvers,figures,dev]'
+	@$(PIP) install -c constraints.txt -e '.[demo,solvers,figures,retrieval,dev]'
 	@touch $@ .venv/.demo
 
 $(PY):

@@ -21,7 +21,7 @@ def cache_folder() -> Path:
     """Return the folder of fetched and prepared data: the environment's `AANG_CACHE`, or `~/.cache/aang_ray`.
 
     Raises:
-        UserError: The folder cannot be made.
+        UserError: if the folder cannot be made.
     """
     try:
         folder = Path(os.environ.get("AANG_CACHE") or "~/.cache/aang_ray").expanduser().absolute()
@@ -37,14 +37,10 @@ def cache_folder() -> Path:
 
 
 def made_once(target: Path, make: Callable[[Path], None]) -> Path:
-    """Return the folder `target`, and make it first if it does not exist.
+    """Return the folder `target`; if it does not exist, `make` fills a folder that then takes its place.
 
     Of several processes one makes it, and the others wait. Where the filesystem has no locks each makes its own, and
     the first to end wins.
-
-    Args:
-        target: The folder.
-        make: Fills the folder that it is given.
     """
     if not target.is_dir():
         lock = cache_folder() / "locks" / content_key({"made": str(target)})
@@ -70,10 +66,7 @@ def content_key(value: Mapping[str, Any]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hex digits.
-
-    The cache keeps the digests of large files by path, size, and the times when content and status last changed.
-    """
+    """Return the SHA-256 of a file's content; that of a large file is cached by path, size and times of change."""
     status = path.stat()
     if status.st_size <= _SMALL_BYTES:
         return _sha256(path)

@@ -96,9 +96,7 @@ class LoopEngine:
 
     @contextmanager
     def _separate_decoders(self, body: Sequence[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
-        """Replace tables of tied decoders by leaves, which get their gradients as decoders, inside the block; yield
-        these.
-        """
+        """Replace tables of tied decoders by leaves, which get their gradients as decoders; yield these."""
         decoders = [m for m in self._heads.modules() if isinstance(m, TiedDecoder)]
         leaves = {p: p.detach().requires_grad_() for p in body if any(m.table.weight is p for m in decoders)}
         try:

@@ -64,9 +64,7 @@ def logits(flat_F: Tensor, entries_n5: Tensor) -> Tensor:
 
 
 def scatter(gradient_n: Tensor, entries_n5: Tensor, size: int) -> Tensor:
-    """Return the gradient of all factors, [size], from that of the sampled logits, [n]: sums over those that use a
-    factor.
-    """
+    """Return the gradient of all factors, [size], from that of the logits, [n], summed over those that use a factor."""
     flat_F = torch.zeros(size, dtype=gradient_n.dtype, device=gradient_n.device)
     return flat_F.index_add(0, entries_n5.flatten(), gradient_n[:, None].expand(-1, entries_n5.shape[1]).flatten())
 

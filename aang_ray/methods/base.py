@@ -102,6 +102,11 @@ class Method(ABC):
 class PrimaryMethod(Method):
     """A method that needs additional end-task gradients before a step, computed with dropout off."""
 
+    @property
+    def measures(self) -> bool:
+        """Whether the method needs them with its settings."""
+        return True
+
     @abstractmethod
     def primary_examples(self, step: int) -> tuple[int, int]:
         """Return how many train examples a step needs to estimate a subspace (0: it does not), and how many others."""

@@ -103,9 +103,7 @@ class RoundMethod(Method):
         """Use the results after all tasks are trained; return whether the round is finished."""
 
     def try_trained(self, round_: Round, again: bool) -> bool:
-        """Evaluate a try, in body and heads; return whether the round is finished. `again`: there are steps for
-        another.
-        """
+        """Evaluate a try, in body and heads; return whether the round is finished. `again`: another fits."""
         raise NotImplementedError("this method trains no tries")
 
     def weights(self, objectives: Sequence[int]) -> list[float]:

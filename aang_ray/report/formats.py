@@ -19,6 +19,8 @@ LEGEND = (
     "p: paired t-test over matching seeds against the best row without auxiliary objectives. "
     "Steps, end-task examples, tokens and seconds: mean of a run."
 )
+SMALLEST_P = 0.0005
+"""P-values below this would be rounded to 0.000."""
 ORACLE = "oracle: the configuration with the best mean test score, as the papers chose; not a fair estimate."
 
 _LATEX = str.maketrans(
@@ -99,7 +101,7 @@ def _detail(part: pd.DataFrame) -> tuple[str, pd.DataFrame]:
         columns["oracle"] = [_percent(line, "test") for line in by["oracle"]]
     columns["dev"] = [_percent(line, "dev") for line in chosen]
     columns["seeds"] = [str(len(line["seeds"])) for line in chosen]
-    columns["p"] = [ABSENT if pd.isna(line["p_value"]) else f"{line['p_value']:.3f}" for line in chosen]
+    columns["p"] = [*map(_p_value, chosen)]
     for name, digits in {"steps": 0, "examples": 0, "tokens": 0, "seconds": 1}.items():
         columns[name] = [f"{line[name]:,.{digits}f}" for line in chosen]
     rows = part["row"].cat.categories
@@ -111,6 +113,15 @@ def _detail(part: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 def _test(line: Mapping[Any, Any]) -> str:
     marks = (MAJORITY_MARK if line["majority_runs"] else "") + (CUT_MARK if line["cut"] else "")
     return _percent(line, "test") + marks
+
+
+def _p_value(line: Mapping[Any, Any]) -> str:
+    """Return `0.121`, or `< 0.001`; with the number of pairs in brackets where it is not the row's number of seeds."""
+    p_value, pairs = line["p_value"], line["pairs"]
+    if pd.isna(p_value):
+        return ABSENT
+    text = "< 0.001" if p_value < SMALLEST_P else f"{p_value:.3f}"
+    return text if pairs == len(line["seeds"]) else f"{text} ({pairs} pairs)"
 
 
 def _percent(line: Mapping[Any, Any], view: str) -> str:

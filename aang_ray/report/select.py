@@ -21,14 +21,17 @@ METRICS = ("accuracy", "macro_f1")
 VIEWS = ("test", "test_clean", "dev")
 
 # Settings that define the problem: runs that differ in one of them stand in different columns of the table.
-_PROBLEM = ("data.", "encoder.name", "encoder.revision", "encoder.layers", "fingerprints.data", "fingerprints.encoder")
+_PROBLEM = (
+    *("data.", "encoder.name", "encoder.revision", "encoder.layers"),
+    *("fingerprints.data", "fingerprints.encoder", "fingerprints.token_types"),
+)
 # Settings of the data section that belong to the solution.
 _CHOICES = ("data.class_weights", "data.max_tokens")
 # Settings that are neither: the seed, what the row states itself, and what changes nothing but rounding.
 _NEITHER = ("seed", "label", "resources.", "batch.micro", "fingerprints.", "data.metric")
 # Settings that the fingerprint of their content replaces.
 _NAMES = {
-    "fingerprints.data": ("data.task", "data.in_domain", "data.out_of_domain"),
+    "fingerprints.data": ("data.task", "data.in_domain", "data.out_of_domain", "data.retrieve_from"),
     "fingerprints.encoder": ("encoder.name", "encoder.revision"),
 }
 _DIGITS = 12  # digits of a fingerprint that a label shows
@@ -194,22 +197,25 @@ def _configuration(runs: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def paired_p_value(ours: Mapping[str, Any], baseline: Mapping[str, Any]) -> float | None:
+def paired_p_value(ours: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[float | None, int]:
     """Return the two-sided p-value of `mean(test difference) = 0` over the seeds that two configurations share.
 
-    With differences d_i over m common seeds, t = mean(d) / (sd(d) / sqrt(m)) with m - 1 degrees of freedom. None with
-    fewer than two common seeds, or where all differences are equal, for t is not defined then.
+    With differences d_i over m common seeds, t = mean(d) / (sd(d) / sqrt(m)) with m - 1 degrees of freedom. The
+    p-value is None with fewer than two common seeds, or where all differences are equal, for t is not defined then.
 
     Args:
         ours: `seeds` and `test_values` of one configuration.
         baseline: The same of the one that it is compared with.
+
+    Returns:
+        The p-value, and the number m of pairs that it rests on.
     """
     pairs = [dict(zip(one["seeds"], one["test_values"], strict=True)) for one in (ours, baseline)]
     common = sorted(pairs[0].keys() & pairs[1].keys())
     differences = [pairs[0][seed] - pairs[1][seed] for seed in common]
     if len(common) < 2 or max(differences) - min(differences) <= 1e-12:
-        return None
+        return None, len(common)
     from scipy import stats  # here, because importing it takes longer than making the table
 
     p = float(stats.ttest_rel(*([pair[seed] for seed in common] for pair in pairs)).pvalue)
-    return None if math.isnan(p) else p
+    return None if math.isnan(p) else p, len(common)

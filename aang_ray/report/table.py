@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def build_table(store: Store, *, metric: str | None = None, oracle: bool = False
         - `test_mean`, `test_sd`, `test_values`, and the same of `test_clean` and `dev`: mean, sample standard
           deviation (missing for one seed) and the values in the order of `seeds`.
         - `p_value`: of a paired t-test over the common seeds against the best row (by dev) without auxiliary
-          objectives; missing where there is no such test.
+          objectives, whose label is `against`; `pairs`: the number of these seeds. Missing where there is no test.
         - `steps`, `examples` (of the end task), `tokens`, `seconds`: mean of a run.
         - `candidates`: configurations that competed; `incomplete`: those that did not, because others have more
           seeds; `cut`: runs that a scheduler cut short; `majority_runs`: runs that never left the majority class.
@@ -73,11 +74,10 @@ def build_table(store: Store, *, metric: str | None = None, oracle: bool = False
             **{name: int(sizes.loc[entry["column"], name]) for name in sizes.columns},
             "cut": cut.get((first["row"], first["task"]), 0),
         }
-        p_value = _p_value(entry, entries, auxiliary)
-        lines.append({**shared, "chosen_by": "dev", "p_value": p_value, **entry["dev"]})
+        lines.append({**shared, "chosen_by": "dev", **_test(entry, entries, auxiliary), **entry["dev"]})
         if oracle:
-            lines.append({**shared, "chosen_by": "oracle", "p_value": None, **entry["oracle"]})
-    frame = pd.DataFrame(lines, columns=[*ENTRY, "test_examples", "clean_examples", "differing"])
+            lines.append({**shared, "chosen_by": "oracle", **_NO_TEST, **entry["oracle"]})
+    frame = pd.DataFrame(lines, columns=[*ENTRY, "test_examples", "clean_examples", "differing", "pairs", "against"])
     # Rows without auxiliary objectives first, AANG last, as in Table 2 of the AANG paper.
     order = sorted(set(zip(runs["auxiliary"], runs["method"] == "aang", runs["row"], strict=True)))
     frame["row"] = pd.Categorical(frame["row"], [row for _, _, row in order])
@@ -88,14 +88,19 @@ def build_table(store: Store, *, metric: str | None = None, oracle: bool = False
     return frame
 
 
-def _p_value(entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], auxiliary: set[str]) -> float | None:
+_NO_TEST = {"p_value": None, "pairs": 0, "against": None}
+
+
+def _test(entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], auxiliary: set[str]) -> dict[str, Any]:
     """Compare a row with auxiliary objectives with the best row without them in the same column."""
     singles = [
         other["dev"] for other in entries if other["column"] == entry["column"] and other["row"] not in auxiliary
     ]
     if entry["row"] not in auxiliary or not singles:
-        return None
-    return paired_p_value(entry["dev"], max(singles, key=lambda single: float(single["dev_mean"])))
+        return _NO_TEST
+    best = max(singles, key=lambda single: float(single["dev_mean"]))
+    p_value, pairs = paired_p_value(entry["dev"], best)
+    return {"p_value": p_value, "pairs": pairs, "against": best["label"]}
 
 
 def _notes(frame: pd.DataFrame) -> Iterator[str]:
@@ -120,6 +125,12 @@ def _notes(frame: pd.DataFrame) -> Iterator[str]:
                 f"{line['row']} on {line['column']}: {line['incomplete']} further {have} fewer than "
                 f"{len(line['seeds'])} seeds and did not compete."
             )
+    for line in places:
+        if not math.isnan(line["p_value"]) and line["pairs"] < len(line["seeds"]):
+            yield (
+                f"{line['row']} on {line['column']}: p rests on the {line['pairs']} of {len(line['seeds'])} seeds "
+                f"that {line['against']} has, too."
+            )
     for column in sorted({line["column"] for line in places}):
         budgets = {line["row"]: _budget(line) for line in places if line["column"] == column}
         if len(set(budgets.values())) > 1:
@@ -131,14 +142,18 @@ def _budget(line: Mapping[Any, Any]) -> int | None:
     """Return the end-task examples that a configuration may see: steps times batch, a final stage included.
 
     Rows are meant to be compared at equal budgets. In methods of rounds a step is not always one of the end task:
-    there the budget is what the runs have seen.
+    there the budget is what the runs have seen, and likewise for runs until convergence.
     """
     settings, seen = line["settings"], float(line["examples"])
-    if settings.get("method.name") in _ROUNDS:
+    if settings.get("method.name") in _ROUNDS or settings.get("schedule.until") == "converged":
         return round(seen)
     steps, batch = settings.get("schedule.steps", ""), settings.get("batch.end_task", "")
     final = settings.get("final_finetune.steps", "0")
-    return (int(steps) + int(final)) * int(batch) if steps.isdecimal() and batch.isdecimal() else None
+    if not (steps.isdecimal() and batch.isdecimal()):
+        return None
+    tied = settings.get("method.tied_compute") == "true"
+    train = int(steps) * (int(batch) + int(settings["batch.auxiliary"])) if tied else int(steps) * int(batch)
+    return train + int(final) * int(batch)
 
 
 def _unfinished_notes(runs: pd.DataFrame) -> Iterator[str]:

@@ -54,8 +54,7 @@ class CellFile:
 
 
 class Store:
-    """The rows of finished runs below one root: a local folder, which may not exist yet, or any URI of pyarrow or
-    fsspec.
+    """The rows of finished runs below one root: a local folder, which may not exist yet, or a URI of pyarrow or fsspec.
 
     Raises:
         UserError: The URI is unknown, may not be read, or is a file.

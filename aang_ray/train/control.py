@@ -106,9 +106,7 @@ class RunControl:
         return self.until is not None and step >= self.until
 
     def after_step(self, step: int, unsaved_seconds: float, save_seconds: float) -> AfterStep:
-        """Return what to do after a step. `save_seconds`: intended time between two checkpoints; 0 saves after every
-        step.
-        """
+        """Return what to do after a step. `save_seconds`: intended time between checkpoints; 0: after every step."""
         received = self.signals.received
         if received is not None:
             return AfterStep.INTERRUPT if received == signal.SIGINT else AfterStep.STOP

@@ -75,8 +75,8 @@ def _estimates(names: Sequence[str], gram_SS: Tensor) -> dict[str, float]:
 
 
 def _halves(segment: Any) -> tuple[Any, Any]:
-    middle = segment.texts // 2
-    return segment.part(0, middle), segment.part(middle, segment.texts)
+    middle = segment.examples // 2
+    return segment.part(0, middle), segment.part(middle, segment.examples)
 
 
 def _gram(stepper: Stepper, pieces: Sequence[DomainPiece]) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from aang_ray.config.run import RunConfig
 from aang_ray.config.sections import DataConfig
 from aang_ray.data.modalities import modality_of
-from aang_ray.data.tasks import Metric
+from aang_ray.data.tasks import Int64, LabelledSplit, Task
 from aang_ray.errors import UserError
 from aang_ray.model.segments import SegmentRows
 from aang_ray.objectives.sampling import SourceSettings
@@ -31,55 +31,13 @@ from aang_ray.train.evaluate import Reader
 DOMAINS = {"text": "aang_ray.train.text", "images": "aang_ray.train.images"}
 """The module of each domain, by the modality of its tasks. It is imported when a task of the domain is used."""
 
-Int64 = npt.NDArray[np.int64]
 DomainBatch = SegmentBatch[Any]
 """The segments of a step: dev (empty unless asked for), end task, sampled objectives.
 
-Every segment has a `name` (the key of its loss in the log), `texts` (its number of examples), `lengths_E` (number of
+Every segment has a `name` (the key of its loss in the log), `examples` (its size), `lengths_E` (number of
 rows in the body of each example), `normaliser` (number of labels, or sum of their weights, by which the loss is
 divided) and `part(start, stop)` (the segment with these examples only).
 """
-
-
-class LabelledSplit(Protocol):
-    """Examples, each with a class label."""
-
-    @property
-    def labels(self) -> Int64: ...
-
-    def __len__(self) -> int: ...
-
-
-class Task(Protocol):
-    """An end task of any domain."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def label_names(self) -> tuple[str, ...]: ...
-
-    @property
-    def metric(self) -> Metric: ...
-
-    @property
-    def train(self) -> LabelledSplit: ...
-
-    @property
-    def dev(self) -> LabelledSplit: ...
-
-    @property
-    def test(self) -> LabelledSplit: ...
-
-    @property
-    def test_clean(self) -> Int64:
-        """Indices of the test examples that occur neither in train nor in dev."""
-        ...
-
-    @property
-    def class_weights(self) -> npt.NDArray[np.float32] | None:
-        """Weight of each class in the end-task loss; None for equal weights."""
-        ...
 
 
 class DomainPiece(Protocol):
@@ -172,7 +130,7 @@ StageParts = Callable[[RunConfig], tuple[Space | None, Domain]]
 class DomainParts:
     """The parts of a run that its domain makes."""
 
-    task: Task
+    task: Task[LabelledSplit]
     encoder: nn.Module
     """The shared body, on the device."""
     head_of: dict[str, nn.Module]

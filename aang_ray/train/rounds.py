@@ -205,7 +205,7 @@ class RoundStepper(Stepper):
         return self.over and step + self.round_steps > self._total
 
     def batch(self, step: int, with_dev: bool = False) -> DomainBatch:
-        return self.setup.domain.source.chosen(step, True, self.objectives)
+        return self.setup.domain.source.batch_of(step, True, self.objectives)
 
     def prepare(self, step: int) -> RoundPrepared:
         if self.method.together:
@@ -368,7 +368,7 @@ class RoundStepper(Stepper):
     def _task_batch(self, slot: Slot, round_: int) -> DomainBatch:
         objectives = (self.objectives[slot.task - 1],) if slot.task else ()
         number = round_ * self.task_steps[slot.task] + slot.number
-        return self.setup.domain.source.chosen(number, slot.task == 0, objectives)
+        return self.setup.domain.source.batch_of(number, slot.task == 0, objectives)
 
     def _steps_of_tasks(self, config: RoundsSection) -> list[int]:
         """Return the number of optimiser steps of each task in a round, which sees a fraction of its examples."""

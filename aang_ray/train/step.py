@@ -18,6 +18,7 @@ from aang_ray.gradients import make_engine
 from aang_ray.gradients.dev_head import fit_dev_head
 from aang_ray.gradients.engine import Request, StepGradients, free_memory
 from aang_ray.methods.base import PrimaryMethod, Sampled
+from aang_ray.model.heads import TokenHead
 from aang_ray.objectives import randomness
 from aang_ray.objectives.calibration import Calibrated
 from aang_ray.objectives.source import DEV, DEV_HEAD, END_TASK, END_TASK_HEAD
@@ -57,7 +58,7 @@ class Prepared:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the segments for the loss log; an empty segment has an empty name."""
-        return tuple(segment.name if segment.texts else "" for segment in self.batch.segments)
+        return tuple(segment.name if segment.examples else "" for segment in self.batch.segments)
 
     @property
     def real_tokens(self) -> int:
@@ -86,7 +87,7 @@ class Stepper:
         self.micro = MicroBatch(None if config.batch.micro == "auto" else config.batch.micro, examples)
         self.dev_head: nn.Module | None = None
         """The dev head phi* of the last fit; None before the first fit."""
-        self._primary = PrimaryView(setup, method) if isinstance(method, PrimaryMethod) else None
+        self._primary = PrimaryView(setup, method) if isinstance(method, PrimaryMethod) and method.measures else None
         self._live_dev_head = isinstance(config.method, AangConfig) and config.method.dev_head == "live"
         self._calibrates_dev = isinstance(config.method, AangConfig) and config.method.dev_calibration
         # Published clipping acts on each objective's gradient, so separate gradients are needed.
@@ -161,6 +162,8 @@ class Stepper:
         if direction_P is not None:
             set_gradient(setup.encoder, direction_P)
         clip(setup.encoder, setup.head_of, setup.config.optim)
+        if prepared.batch.step < setup.config.optim.head_warmup_steps:
+            self._keep_pretrained()
         self.optimizer.step()
         self.exchange.traffic["parameters"] += self._parameter_bytes
         self.optimizer.zero_grad(set_to_none=True)
@@ -215,6 +218,14 @@ class Stepper:
         parameters |= {f"heads.{name}": value for name, value in setup.heads.named_parameters()}
         state = {f"method.{name}": value for name, value in method.items() if isinstance(value, Tensor)}
         check_same(setup.workers, steps, {**parameters, **state})
+
+    def _keep_pretrained(self) -> None:
+        """Drop the gradients of the body and of heads from the checkpoint: the optimiser leaves them as they are."""
+        setup = self.setup
+        pretrained = [head for head in setup.head_of.values() if isinstance(head, TokenHead) and head.from_checkpoint]
+        for module in (setup.encoder, *pretrained):
+            for parameter in module.parameters():
+                parameter.grad = None
 
     def _gradients_that_fit(self, prepared: Prepared) -> StepGradients:
         """Compute the gradients, in smaller pieces whenever memory runs out."""

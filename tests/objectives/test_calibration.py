@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from aang_ray.model.segments import SegmentRows
 from aang_ray.objectives.batch import Targets
 from aang_ray.objectives.calibration import RIDGE, Calibrated, calibrated, fit
-from aang_ray.objectives.losses import shares
+from aang_ray.objectives.losses import head_losses
 
 EXAMPLES, HIDDEN, CLASSES = 12, 5, 3
 
@@ -86,8 +86,8 @@ def test_a_calibrated_head_changes_the_loss_of_its_own_targets_alone() -> None:
     rows = SegmentRows((0, EXAMPLES, EXAMPLES))
     segment_K = torch.zeros(EXAMPLES, dtype=torch.int64)
     targets = Targets("dev", torch.arange(EXAMPLES), labels_K, weights_K, segment_K, rows)
-    plain_S = shares(head, features_KH, targets, 2)
-    found_S = shares(Calibrated(head), features_KH, targets, 2)
+    plain_S = head_losses({"dev": head}, features_KH, [targets], 2)
+    found_S = head_losses({"dev": Calibrated(head)}, features_KH, [targets], 2)
     assert float(plain_S[0]) == pytest.approx(float(cross_entropy(head(features_KH), labels_K, weights_K)))
     assert float(found_S[0]) < float(plain_S[0])
     assert not found_S[1]

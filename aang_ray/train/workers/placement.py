@@ -55,9 +55,7 @@ class Placement:
 
 
 def place(costs: Sequence[Costs], workers: int, whole: bool) -> Placement:
-    """Return the placement of examples of given costs, [S][E]; `whole`: norms are needed, so segments should stay
-    whole.
-    """
+    """Return the placement of examples of given costs, [S][E]; `whole`: norms are needed, keep segments whole."""
     ranges = _longest_first(costs, workers) if whole else _one_row(costs, workers)
     for of_rank in ranges:
         of_rank[0] = (0, len(costs[0]))

@@ -50,7 +50,7 @@ def trained_alone(made: RoundStepper, start_Q: Tensor, task: int, weights: list[
         for group, rate in zip(optimizer.param_groups, (optim.body_lr, optim.head_lr), strict=True):
             group["lr"] = weights[task] * rate * (1 - 3 * number / 6)  # no warm-up, decay to 0 at step 6
         objectives = () if task == 0 else (made.objectives[task - 1],)
-        batch = setup.domain.source.chosen(number, task == 0, objectives)
+        batch = setup.domain.source.batch_of(number, task == 0, objectives)
         (piece,) = setup.domain.pieces(batch, 1000, False)
         optimizer.zero_grad()
         torch.autograd.backward(setup.domain.losses(piece, setup.head_of)[-1])

@@ -81,7 +81,7 @@ def test_tries_see_the_same_batches_and_rounds_others(tiny: dict[str, Any], monk
     for step in range(20):
         prepared = made.prepare(step)
         ids[step] = b"".join(segment.ids_T.tobytes() for segment in prepared.batch.segments)
-        assert prepared.batch.segments[1].texts == (16 if step in (0, 1, 8, 9) or step % 8 >= 6 or step >= 14 else 0)
+        assert prepared.batch.segments[1].examples == (16 if step in (0, 1, 8, 9) or step % 8 >= 6 or step >= 14 else 0)
         made.step(prepared)
     assert ids[14] == ids[16] == ids[18]
     assert ids[15] == ids[17] == ids[19]
@@ -158,6 +158,6 @@ def test_one_worker_trains_a_try_as_static_multitask_does(
     take(made, 6)
     prepared = made.prepare(6)
     assert method_of(made).request(prepared.sampled).coefficients_S.tolist() == pytest.approx([0.0, *[1 / 3] * 3])
-    assert [segment.texts for segment in prepared.batch.segments] == [0, 16, 12, 12]
+    assert [segment.examples for segment in prepared.batch.segments] == [0, 16, 12, 12]
     losses_S = made.step(prepared).losses_S
     assert (losses_S[1:] > 0).all()

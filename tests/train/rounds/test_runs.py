@@ -81,11 +81,11 @@ def test_a_task_alone_reads_every_text_once_an_epoch(tiny: dict[str, Any]) -> No
     end_task = [int(i) for number in range(10) for i in schedule.end_task(number)]
     assert sorted(end_task[:80]) == sorted(end_task[80:]) == [*range(80)]
     assert end_task[:80] != end_task[80:]
-    read = [int(i) for number in range(10) for i in schedule.chosen(number, made.objectives[:1])[0].examples]
+    read = [int(i) for number in range(10) for i in schedule.shares_of(number, made.objectives[:1])[0].examples]
     assert [sorted(read[start : start + 80]) for start in (0, 80, 160)] == [[*range(80)]] * 3
     source = made.setup.domain.source
-    segments = [source.chosen(0, not own, own).segments for own in ((), made.objectives[:1])]
-    assert [[segment.texts for segment in of_task] for of_task in segments] == [[0, 16], [0, 0, 24]]
+    segments = [source.batch_of(0, not own, own).segments for own in ((), made.objectives[:1])]
+    assert [[segment.examples for segment in of_task] for of_task in segments] == [[0, 16], [0, 0, 24]]
 
 
 def test_updates_that_do_not_fit_are_one_line(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
