@@ -213,6 +213,13 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(spearmanr(a, b).statistic)
 
 
+def accuracy(record: CellRecord) -> float:
+    """Return the test accuracy of a finished run in percent."""
+    scores = record.result.test
+    assert scores is not None
+    return 100 * float(scores.accuracy)
+
+
 def figures(found: Mapping[Cell, CellRecord]) -> dict[str, Any]:
     """Return the figures of one row on one space, over its seeds."""
     cells = sorted(found, key=lambda cell: cell.seed)
@@ -225,16 +232,16 @@ def figures(found: Mapping[Cell, CellRecord]) -> dict[str, Any]:
     scale = TASKS if first.row in ("alphavil", "diw") else 1
     logs = [cell for cell in cells if found[cell].weights]
     at = {step: [weights_at(found[cell], names, step * scale) for cell in logs] for step in (100, end)}
-    test = [float(found[cell].result.test.accuracy) for cell in cells]
+    test = [accuracy(found[cell]) for cell in cells]
     entry: dict[str, Any] = {
         "domain": first.domain,
         "space": first.space,
         "n": first.n,
         "row": first.row,
         "seeds": [cell.seed for cell in cells],
-        "test": round(100 * statistics.mean(test), 2),
-        "test_sd": round(100 * statistics.stdev(test), 2) if len(test) > 1 else None,
-        "tests": [round(100 * score, 2) for score in test],
+        "test": round(statistics.mean(test), 2),
+        "test_sd": round(statistics.stdev(test), 2) if len(test) > 1 else None,
+        "tests": [round(score, 2) for score in test],
         "seconds": round(statistics.mean(found[cell].result.seconds for cell in cells), 1),
     }
     if not logs:
@@ -280,7 +287,7 @@ def truth(found: Mapping[Cell, CellRecord]) -> list[dict[str, Any]]:
     for cell, record in found.items():
         assert cell.alone is not None
         noise = SPACES[cell.space][cell.alone]
-        groups.setdefault((cell.domain, cell.space, noise), []).append(100 * float(record.result.test.accuracy))
+        groups.setdefault((cell.domain, cell.space, noise), []).append(accuracy(record))
     return [
         {"domain": d, "space": s, "noise": noise, "runs": len(t), "test": round(statistics.mean(t), 2)}
         for (d, s, noise), t in sorted(groups.items())

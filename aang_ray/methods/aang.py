@@ -300,9 +300,10 @@ class Aang(Method):
     def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
         if not self.uses_dev:
             return
-        memory = self.config.dev_memory
+        memory, weights_n = self.config.dev_memory, self.weighting.weights(sampled)
+        scores = self._scores(sampled, gradients, weights_n)
         if memory == 0 or self._dev_P is not None:
-            self._learn(sampled, gradients)
+            self._learn(sampled, scores, weights_n)
         if memory > 0 and self.samples_dev_at(sampled.step):
             # The running mean is for the scores of later steps: these are of examples that it has not seen. Its weights
             # are those of a mean of the last 1 / (1 - memory) dev gradients, and of a plain mean before that.
@@ -311,10 +312,8 @@ class Aang(Method):
             share = (1 - memory) / (1 - memory**self._dev_batches)
             self._dev_P = dev_P.clone() if self._dev_P is None else self._dev_P.lerp_(dev_P, share)
 
-    def _learn(self, sampled: Sampled, gradients: StepGradients) -> None:
-        """Compute the scores of a step, and move the factors and (a_E, a_X)."""
-        weights_n = self.weighting.weights(sampled)
-        scores = self._scores(sampled, gradients, weights_n)
+    def _learn(self, sampled: Sampled, scores: Scores, weights_n: Tensor) -> None:
+        """Move the factors and (a_E, a_X) by the scores of a step."""
         if self.config.update == "evidence":
             self._weigh_evidence(sampled, scores)
             return
