@@ -203,6 +203,28 @@ class AangConfig(MethodSection):
     """Joint auxiliary gradient for its score: sum w_k g_k (`sound`) or sum (number of labels) g_k (`published`)."""
     meta_dev_fraction: HalfOpen = 0.0
     """Fraction of dev reserved for the meta-gradient; 0: all of dev is used for both purposes, as in the paper."""
+    update: Annotated[Literal["sgd", "evidence"], Neutral("sgd")] = "sgd"
+    """How factors follow the scores: steps of SGD, as published, or `aux_lr` times the evidence of all steps so far."""
+    dev_calibration: Annotated[bool, Neutral(False)] = False
+    """Take the scale and the bias of the logits out of the dev loss before it is differentiated."""
+    dev_memory: Annotated[HalfOpen, Neutral(0.0)] = 0.0
+    """Weight of the earlier steps in the running mean of dev gradients that scores are computed with; 0: no mean."""
+    dev_every: Annotated[PositiveInt, Neutral(1)] = 1
+    """Steps between two dev batches; more than 1 needs `dev_memory`."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        """Refuse settings of the running mean that contradict others."""
+        if self.dev_every > 1 and self.dev_memory == 0:
+            raise ValueError("dev_every: steps without a dev batch need a running mean; set dev_memory")
+        steps = sorted((self.dev_every, self.head_refit_every))
+        if self.dev_head == "refit" and steps[1] % steps[0]:
+            raise ValueError("dev_every and head_refit_every: one must be a multiple of the other")
+        if self.dev_memory > 0 and self.auxiliary_score == "published":
+            raise ValueError("dev_memory does not go with auxiliary_score: published")
+        if self.update == "evidence" and self.jacobian == "softmax":
+            raise ValueError("update: evidence uses the scores themselves; it does not go with jacobian: softmax")
+        return self
 
     @property
     def uses_dev(self) -> bool:

@@ -65,6 +65,10 @@ class Method(ABC):
             UserError: The method needs a space of objectives and there is none.
         """
 
+    def samples_dev_at(self, step: int) -> bool:
+        """Return whether a step needs the dev batch, a function of the step alone."""
+        return self.uses_dev
+
     @abstractmethod
     def request(self, sampled: Sampled) -> Request:
         """Return the weight of every segment in the update, and the statistics that the method needs."""

@@ -20,7 +20,8 @@ from aang_ray.gradients.engine import Request, StepGradients, free_memory
 from aang_ray.methods.base import PrimaryMethod, Sampled
 from aang_ray.model.heads import TokenHead
 from aang_ray.objectives import randomness
-from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD
+from aang_ray.objectives.calibration import Calibrated
+from aang_ray.objectives.source import DEV, DEV_HEAD, END_TASK, END_TASK_HEAD
 from aang_ray.train.device import MicroBatch, activation_bytes, is_out_of_memory
 from aang_ray.train.domain import DomainBatch, DomainPiece
 from aang_ray.train.optim import clip, clip_objectives, get_gradient, make_optimizer, rate_factor, set_gradient
@@ -88,6 +89,7 @@ class Stepper:
         """The dev head phi* of the last fit; None before the first fit."""
         self._primary = PrimaryView(setup, method) if isinstance(method, PrimaryMethod) and method.measures else None
         self._live_dev_head = isinstance(config.method, AangConfig) and config.method.dev_head == "live"
+        self._calibrates_dev = isinstance(config.method, AangConfig) and config.method.dev_calibration
         # Published clipping acts on each objective's gradient, so separate gradients are needed.
         self._clips_objectives = config.optim.clipping == "published" and config.method.auxiliary
         self._class_weights_C = setup.class_weights()
@@ -108,9 +110,9 @@ class Stepper:
     def prepare(self, step: int) -> Prepared:
         """Return the batch of a step. Another thread may call this if `prepares_ahead` is true."""
         method, domain = self.setup.method, self.setup.domain
-        batch = self.batch(step, method.uses_dev)
+        batch = self.batch(step, method.samples_dev_at(step))
         micro = self.micro.texts  # read once: another thread may change it
-        refit = method.uses_dev and not self._live_dev_head and step % domain.head_refit_every == 0
+        refit = method.samples_dev_at(step) and not self._live_dev_head and step % domain.head_refit_every == 0
         share = None if self.setup.workers.size == 1 else self.exchange.share(domain, batch, whole=method.uses_dev)
         return Prepared(
             batch,
@@ -172,6 +174,8 @@ class Stepper:
         """Return a piece's part of the loss of every segment, [S]. The piece may be in host memory."""
         heads = dict(self.setup.head_of)
         heads[DEV_HEAD] = heads[END_TASK_HEAD] if self.dev_head is None else self.dev_head
+        if self._calibrates_dev:
+            heads[DEV_HEAD] = Calibrated(heads[DEV_HEAD])
         with self.setup.compute.autocast():
             return self.setup.domain.losses(piece.to(self.setup.compute.device), heads)
 
@@ -265,7 +269,7 @@ class Stepper:
             gradients = self.exchange.gradients(failing_for_all(compute), request, prepared.share)
         if gradients.separate_SP is not None and self._clips_objectives:
             clip_objectives(setup.encoder, gradients.separate_SP, request.coefficients_S)
-        if request.keep:
+        if END_TASK in request.keep:
             gradients = replace(gradients, update_P=get_gradient(setup.encoder))
         return gradients
 
@@ -285,6 +289,8 @@ class Stepper:
 
     def _pieces(self, batch: DomainBatch, micro: int, share: Share | None) -> tuple[DomainPiece, ...]:
         ranges = None if share is None else share.ranges
+        if self._calibrates_dev:  # the dev batch is calibrated as a whole, so it must not be cut
+            micro = max(micro, batch.segments[DEV].texts)
         pieces = self.setup.domain.pieces(batch, micro, self.engine.per_segment, ranges)
         return tuple(self.setup.pinned(piece) for piece in pieces)
 
