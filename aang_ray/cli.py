@@ -55,7 +55,7 @@ StoreUri = Annotated[
     str,
     typer.Option("--store", envvar=STORE_VARIABLE, metavar="URI", help="Folder or URI of the Parquet store."),
 ]
-Format = Literal["markdown", "json", "csv", "latex"]
+Format = Literal["terminal", "markdown", "latex", "html", "csv", "json"]
 
 
 @app.callback(invoke_without_command=True)
@@ -116,6 +116,7 @@ def sweep(
     """
     from rich.console import Console
 
+    from aang_ray.report import build_table, render
     from aang_ray.sweep.command import sweep_file
     from aang_ray.sweep.spec import Asha, SweepOverrides, parse_seeds
 
@@ -141,7 +142,7 @@ def sweep(
         return
     if outcome.done:
         typer.echo("")
-        _print_table(store, "markdown", oracle=False)
+        typer.echo(render(build_table(opened)))
         typer.echo(f"\nresults: {opened.uri}")
     raise typer.Exit(outcome.exit_code)
 
@@ -170,13 +171,50 @@ def status(
 @app.command()
 def table(
     store: StoreUri = DEFAULT_STORE,
-    output: Annotated[Format, typer.Option("--format", help="Format of the table.")] = "markdown",
+    output: Annotated[
+        Format | None,
+        typer.Option("--format", help="Format of the table.", show_default="terminal, or markdown in a pipe"),
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="accuracy or macro_f1, for every task.")] = None,
     oracle: Annotated[
         bool, typer.Option("--oracle", help="Add the column of configurations chosen on test, as in the papers.")
     ] = False,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Compare scores on the test texts that are neither in train nor in dev.")
+    ] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The shape of Table 2 of the AANG paper, beside its scores.")
+    ] = False,
+    rows: Annotated[
+        str, typer.Option(metavar="KEYS", help="What has rows: method, task or settings, for example method,n.")
+    ] = "method",
+    cols: Annotated[
+        str, typer.Option(metavar="KEYS", help="What has columns, for example data.train_size or n.")
+    ] = "task",
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="ROW", help="Compare with this row; none: the best without auxiliary objectives."),
+    ] = None,
+    tests: Annotated[
+        bool, typer.Option("--tests", help="Add intervals, Holm's correction, Wilcoxon's test and the seeds needed.")
+    ] = False,
+    trace: Annotated[
+        str | None,
+        typer.Option(metavar="ROW@COLUMN", help="Print the runs and configurations behind a number instead."),
+    ] = None,
 ) -> None:
     """Print the table of a store: methods by tasks, mean and standard deviation over the seeds."""
-    _print_table(store, output, oracle=oracle)
+    from aang_ray import report
+    from aang_ray.store import Store
+
+    axes: dict[str, Any] = {"metric": metric, "rows": _split(rows), "cols": _split(cols)}
+    if trace is not None:
+        typer.echo(report.trace(Store(store), trace, **axes), nl=False)
+        return
+    view: Literal["test", "test_clean"] = "test_clean" if clean else "test"
+    options: dict[str, Any] = {"oracle": oracle, "view": view, "against": against, "tests": tests, "paper": paper}
+    form = output or ("terminal" if sys.stdout.isatty() else "markdown")
+    typer.echo(report.render(report.build_table(Store(store), **axes, **options), form))
 
 
 @app.command()
@@ -285,11 +323,8 @@ def preset_show(name: Annotated[str, typer.Argument(help="For example paper/cita
     typer.echo(yaml.safe_dump(preset(name), sort_keys=False), nl=False)
 
 
-def _print_table(store: str, output: Format, *, oracle: bool) -> None:
-    from aang_ray.report import build_table, render
-    from aang_ray.store import Store
-
-    typer.echo(render(build_table(Store(store), oracle=oracle), output))
+def _split(keys: str) -> list[str]:
+    return [key.strip() for key in keys.split(",") if key.strip()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -99,9 +99,13 @@ class Store:
         rows = read_files(self._location, "results", list_files(self._location, "results"), ["cell", "status"])
         return dict(zip(rows.column("cell").to_pylist(), rows.column("status").to_pylist(), strict=True))
 
-    def results(self) -> pa.Table:
-        """Return all rows of `results`, with `task` and `method`; none if the store does not exist."""
-        return read_files(self._location, "results", list_files(self._location, "results"))
+    def results(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return all rows of `results`, with `task` and `method`; none if the store does not exist.
+
+        Args:
+            columns: The columns to read; None stands for all.
+        """
+        return read_files(self._location, "results", list_files(self._location, "results"), columns)
 
     def history(self, cells: Collection[str] | None = None) -> pa.Table:
         """Return the evaluations of the given cells; None stands for all cells."""
