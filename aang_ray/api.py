@@ -85,7 +85,7 @@ def sweep(
         (6, {})
 
     Args:
-        spec: A sweep file, or a mapping with the content of one.
+        spec: A sweep file, or a mapping with the content of one. `aang status` names a mapping's sweep `sweep`.
         tasks: End tasks, in place of those of the file.
         metric: `accuracy` or `macro_f1`, for every task.
         seeds: Seeds, in place of those of the file.

@@ -161,7 +161,8 @@ def status(
     from rich.console import Console
 
     from aang_ray.store import Store
-    from aang_ray.sweep.status import cluster_lines, read_status, show_status
+    from aang_ray.sweep.cluster import cluster_lines
+    from aang_ray.sweep.status import read_status, show_status
 
     for line in cluster_lines():
         typer.echo(line)

@@ -1,8 +1,8 @@
 """The Ray cluster of a sweep: the one that RAY_ADDRESS names, else one on this machine; and what it has room for.
 
 Ray's public interface lists nodes (`ray.nodes`), but neither what waits for resources, nor which nodes drain, nor what
-the autoscaler cannot provide. `ask` gets all of these by one call to the cluster's control service (GCS); it is the
-only place of the sweep that uses Ray's private modules.
+the autoscaler cannot provide. `ask` gets all of these by one call to the cluster's control service (GCS). This is the
+only file of the sweep that uses Ray's private modules.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.sweep.plan import Need
+from aang_ray.sweep.plan import Need, amounts, duration
 from aang_ray.train.control import Interrupted
 
 SETTINGS = {
@@ -63,7 +63,7 @@ Verdict = Literal["no autoscaler", "unknown", "can be added", "never"]
 
 
 def own_cluster() -> bool:
-    """Whether a sweep starts a cluster of its own: RAY_ADDRESS names no other."""
+    """Whether a sweep starts a cluster of its own: RAY_ADDRESS names none."""
     return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
@@ -78,87 +78,68 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-class KeptLogs:
-    """Keeps Ray's logs of a cluster of our own, whose folder is deleted at the end."""
-
-    def __init__(self, scratch: Path | None) -> None:
-        self._scratch = scratch
-
-    def keep(self, store: str) -> Path | None:
-        """Copy the logs to `<store>/.logs`, or to a temporary folder if the store is remote.
-
-        Returns:
-            The folder; None for another's cluster, which keeps its own logs.
-        """
-        if self._scratch is None:
-            return None
-        if "://" in store:
-            folder = Path(tempfile.mkdtemp(prefix="aang-logs-"))
-        else:
-            folder = Path(store) / ".logs" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        with suppress(OSError):  # of a log that goes away while it is copied; the others are copied
-            shutil.copytree(self._scratch / "session_latest" / "logs", folder, dirs_exist_ok=True)
-        return folder
-
-
 @contextmanager
-def ray_cluster() -> Iterator[KeptLogs]:
+def ray_cluster() -> Iterator[Path | None]:
     """Connect to the cluster of RAY_ADDRESS, else start one on this machine and stop it afterwards.
 
     In the block SIGTERM raises `Interrupted`, as Ctrl-C raises `KeyboardInterrupt`: Ray's own handler would end all
-    processes at once, before checkpoints are written.
+    processes at once, before checkpoints are written. Python handles signals in the main thread only.
 
-    The dashboard is on, on the loopback: without it Ray 2.60 never gives back the resources of a trial
-    whose process was killed, and the sweep goes on with one trial less at a time.
+    The dashboard is on, on the loopback: without it Ray 2.60 never gives back the resources of a trial whose process
+    was killed, and the sweep continues with one trial less at a time.
+
+    Yields:
+        The folder of a cluster of our own, which is deleted at the end; None for another's cluster.
     """
     set_environment()
     import ray
-
-    own = own_cluster()
-    scratch: Path | None = None
-    common = {"logging_level": logging.CRITICAL, "log_to_driver": False}
-    try:
-        if not own:
-            ray.init(**common)
-        else:
-            usual = tempfile.gettempdir()
-            short = usual if len(usual) <= LONGEST_TEMP or not Path("/tmp").is_dir() else "/tmp"
-            scratch = Path(tempfile.mkdtemp(prefix="aang-", dir=short))
-            ray.init(
-                address="local",
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(scratch),
-                **common,
-            )
-        logging.getLogger("ray").setLevel(logging.CRITICAL)
-        with _sigterm_raises():
-            yield KeptLogs(scratch)
-    finally:
-        ray.shutdown()
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Raise `Interrupted` at SIGTERM; on a thread that is not the main one nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Interrupted(
             "stopped by SIGTERM; what has finished is in the store, the same command continues from there"
         )
 
-    # None stands for a handler that was not installed from Python and cannot be put back.
-    before = signal.signal(signal.SIGTERM, stop) or signal.SIG_DFL
+    scratch: Path | None = None
+    options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
+    main = threading.current_thread() is threading.main_thread()
     try:
-        yield
+        if own_cluster():
+            usual = tempfile.gettempdir()
+            short = usual if len(usual) <= LONGEST_TEMP or not Path("/tmp").is_dir() else "/tmp"
+            scratch = Path(tempfile.mkdtemp(prefix="aang-", dir=short))
+            options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+            options |= {"object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(scratch)}
+        ray.init(**options)
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        before = signal.signal(signal.SIGTERM, stop) if main else None
+        try:
+            yield scratch
+        finally:
+            if main:  # None stands for a handler that was not installed from Python and cannot be put back
+                signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        ray.shutdown()
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def keep_logs(scratch: Path, store: str) -> Path:
+    """Copy the logs of a cluster of our own to `<store>/.logs`, or to a temporary folder if the store is remote.
+
+    Args:
+        scratch: The folder of the cluster.
+        store: URI of the store.
+
+    Returns:
+        The folder of the copies.
+    """
+    if "://" in store:
+        folder = Path(tempfile.mkdtemp(prefix="aang-logs-"))
+    else:
+        folder = Path(store) / ".logs" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    with suppress(OSError):  # of a log that goes away while it is copied; the others are copied
+        shutil.copytree(scratch / "session_latest" / "logs", folder, dirs_exist_ok=True)
+    return folder
 
 
 def living_nodes() -> list[Node]:
@@ -172,7 +153,7 @@ def describe_nodes(nodes: Iterable[Node]) -> str:
     """`1 node with 0 CPU, 2 nodes with 4 CPU and 1 GPU`."""
     kinds = Counter((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes)
     parts = [
-        f"{count} node{'s' if count > 1 else ''} with {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+        f"{count} node{'s' if count > 1 else ''} with {amounts({'CPU': cpus} | ({'GPU': gpus} if gpus else {}))}"
         for (cpus, gpus), count in sorted(kinds.items())
     ]
     return ", ".join(parts) or "no node"
@@ -184,8 +165,8 @@ def check_fits(needs: Iterable[Need]) -> None:
     Takes less than a minute. A cluster of our own does not grow, so there the answer is immediate.
 
     Raises:
-        UserError: naming what the trial needs and what the cluster has.
-        RunFailure: where the autoscaler does not answer.
+        UserError: A trial does not fit. The message names what it needs and what the cluster has.
+        RunFailure: The autoscaler does not answer.
     """
     for need in sorted(set(needs)):
         if need.held_by(living_nodes()):
@@ -200,10 +181,21 @@ def has_autoscaler() -> bool:
     return bool(_status().autoscaling_state.autoscaler_state_version)
 
 
+def _status() -> Any:
+    import ray
+
+    return ask(ray.get_runtime_context().gcs_address)
+
+
 def _ask_autoscaler(need: Need) -> None:
     """Request the trial's resources, and wait for a node that fits or for the autoscaler's verdict."""
+    from ray.util import placement_group, remove_placement_group
+
     began = time.monotonic()
-    with _requested(need) as question:
+    shortage = f"resources: a trial needs {need}, the cluster has {describe_nodes(living_nodes())}"
+    group = placement_group(need.bundles)  # the autoscaler sees it
+    question = PlacementQuestion(group.id.hex())
+    try:
         while (waited := time.monotonic() - began) < VERDICT_SECONDS:
             if need.held_by(living_nodes()):
                 return
@@ -211,30 +203,16 @@ def _ask_autoscaler(need: Need) -> None:
                 case "can be added":
                     return
                 case "never":
-                    raise UserError(f"{_shortage(need)}, and its autoscaler can add none that holds it")
+                    raise UserError(f"{shortage}, and its autoscaler can add none that holds it")
                 case "no autoscaler" if waited > AUTOSCALER_STARTS_SECONDS:
-                    raise UserError(f"{_shortage(need)}, and no autoscaler (version 2) that could add nodes")
+                    raise UserError(f"{shortage}, and no autoscaler (version 2) that could add nodes")
             time.sleep(0.5)
-    raise RunFailure(
-        f"{_shortage(need)}, and its autoscaler has not said within {VERDICT_SECONDS:g} s whether it can add nodes; "
-        "look into its log, monitor.log on the head"
-    )
-
-
-def _shortage(need: Need) -> str:
-    return f"resources: a trial needs {need}, the cluster has {describe_nodes(living_nodes())}"
-
-
-@contextmanager
-def _requested(need: Need) -> Iterator[PlacementQuestion]:
-    """A placement group of the trial's bundles, which the autoscaler sees."""
-    from ray.util import placement_group, remove_placement_group
-
-    group = placement_group(need.bundles)
-    try:
-        yield PlacementQuestion(group.id.hex())
     finally:
         remove_placement_group(group)
+    raise RunFailure(
+        f"{shortage}, and its autoscaler has not said within {VERDICT_SECONDS:g} s whether it can add nodes; "
+        "look into its log, monitor.log on the head"
+    )
 
 
 class PlacementQuestion:
@@ -265,20 +243,6 @@ class PlacementQuestion:
         return any(str(request.details).startswith(self._group) for request in requests)
 
 
-class NoAnswer(Exception):
-    """The cluster was asked and did not answer; the message gives the reason in one line."""
-
-
-def _status() -> Any:
-    """The status of the cluster that this process is connected to."""
-    import ray
-
-    try:
-        return ask(ray.get_runtime_context().gcs_address)
-    except NoAnswer as reason:
-        raise RunFailure(f"the cluster does not answer: {reason}") from reason
-
-
 def ask(address: str) -> Any:
     """Get the `GetClusterStatusReply` of a cluster. No connection by `ray.init` is needed, and none is made.
 
@@ -286,7 +250,7 @@ def ask(address: str) -> Any:
         address: `HOST:PORT` of the head, or `auto` for the cluster of this machine.
 
     Raises:
-        NoAnswer: within about `ASK_SECONDS`.
+        RunFailure: The cluster does not answer within about `ASK_SECONDS`. The message gives the reason in one line.
     """
     import grpc
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
@@ -306,25 +270,106 @@ def ask(address: str) -> Any:
             service = AutoscalerStateServiceStub(channel)
             return service.GetClusterStatus(GetClusterStatusRequest(), timeout=ASK_SECONDS)
     except grpc.RpcError as error:
-        raise NoAnswer(_grpc_reason(error)) from error
-    except AuthenticationError as error:  # no token was found
-        raise NoAnswer(f"no token was found; {TOKEN_HINT}") from error
+        cause, reason = error, _one_line(error.details())
+        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+            reason = f"nothing came within {ASK_SECONDS:g} s"
+        elif error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            reason += f"; {TOKEN_HINT}"
+    except AuthenticationError as error:
+        cause, reason = error, f"no token was found; {TOKEN_HINT}"
     except ConnectionError as error:
-        raise NoAnswer("no Ray runs on this machine") from error
+        cause, reason = error, "no Ray runs on this machine"
     except (OSError, RuntimeError) as error:  # certificates
-        raise NoAnswer(one_line(str(error))) from error
+        cause, reason = error, _one_line(str(error))
+    raise RunFailure(f"the cluster at {address} does not answer: {reason}") from cause
 
 
-def _grpc_reason(error: Any) -> str:
-    match error.code().name:
-        case "DEADLINE_EXCEEDED":
-            return f"nothing came within {ASK_SECONDS:g} s"
-        case "UNAUTHENTICATED":
-            return f"{one_line(error.details())}; {TOKEN_HINT}"
-        case _:
-            return one_line(error.details())
+def cluster_lines() -> list[str]:
+    """The cluster of RAY_ADDRESS in a few lines, or one line why it cannot be asked; none where RAY_ADDRESS is not set.
+
+    A sweep without RAY_ADDRESS has a cluster of its own, whose token nobody else has.
+    """
+    if own_cluster():
+        return []
+    address = os.environ["RAY_ADDRESS"]
+    if "://" in address:
+        return [f"the cluster at {address} is not asked: RAY_ADDRESS must be HOST:PORT of its head, or auto there"]
+    try:
+        reply = ask(address)
+    except RunFailure as reason:
+        return [str(reason)]
+    nodes, *more = describe_cluster(reply, time.time())
+    return [f"cluster at {address}: {nodes}", *(f"  {line}" for line in more)]
 
 
-def one_line(text: str) -> str:
-    """Remove line breaks and indentation: reasons come from clouds and from gRPC."""
+def describe_cluster(reply: Any, now: float) -> Iterator[str]:
+    """Describe a `GetClusterStatusReply`: nodes and their use, then what starts, leaves, failed to start and waits.
+
+    Lines about starting nodes come from an autoscaler (version 2); without one there are none.
+    """
+    from ray.core.generated.autoscaler_pb2 import NodeStatus
+
+    cluster, autoscaler = reply.cluster_resource_state, reply.autoscaling_state
+    living = [node for node in cluster.node_states if node.status != NodeStatus.DEAD]
+    up = [node for node in living if node.status != NodeStatus.DRAINING]
+    leaving = [node.total_resources for node in living if node.status == NodeStatus.DRAINING]
+    yield f"{describe_nodes(node.total_resources for node in up)}; {_use(up)}"
+    if leaving:
+        yield f"drained, going away: {describe_nodes(leaving)}"
+    kinds = Counter(node.ray_node_type_name for node in autoscaler.pending_instances)
+    for request in autoscaler.pending_instance_requests:
+        kinds[request.ray_node_type_name] += request.count
+    if kinds:
+        yield f"being started: {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}"
+    yield from _failed_launches(autoscaler.failed_instance_requests, now)
+    pending = ((request.request.resources_bundle, request.count) for request in cluster.pending_resource_requests)
+    if waiting := _requested(pending, cluster.pending_gang_resource_requests):
+        yield f"waiting for room: {waiting}"
+    refusals = ((request.resources_bundle, 1) for request in autoscaler.infeasible_resource_requests)
+    if refused := _requested(refusals, autoscaler.infeasible_gang_resource_requests):
+        yield f"no node is added for {refused}: their number has reached its limit, or no type is large enough"
+
+
+def _use(nodes: Sequence[Any]) -> str:
+    """`7 of 8 CPU and 1.5 of 2 GPU in use`."""
+    parts = []
+    for name in ("CPU", "GPU"):
+        total = sum(node.total_resources.get(name, 0.0) for node in nodes)
+        free = sum(node.available_resources.get(name, 0.0) for node in nodes)
+        if total or name == "CPU":
+            parts.append(f"{round(total - free, 4):g} of {total:g} {name}")
+    return " and ".join(parts) + " in use"
+
+
+def _failed_launches(launches: Iterable[Any], now: float) -> Iterator[str]:
+    """A line for each kind of node and reason: a node is requested again and again while there is no capacity."""
+    counts: Counter[tuple[str, str]] = Counter()
+    last: dict[tuple[str, str], int] = {}
+    for launch in launches:
+        key = (launch.ray_node_type_name, _one_line(launch.reason))
+        counts[key] += launch.count
+        last[key] = max(last.get(key, 0), launch.failed_ts)
+    for (kind, reason), count in sorted(counts.items()):
+        ago = duration(max(now - last[kind, reason], 0.0))
+        yield f"not started: {count} {kind}, {'the last ' if count > 1 else ''}{ago} ago: {reason}"
+
+
+def _requested(singles: Iterable[tuple[Node, int]], gangs: Iterable[Any]) -> str:
+    """`3 x 1 CPU, 1 x (2 x 0.99 CPU and 1 GPU)`; what is in brackets is placed whole or not at all."""
+    counts: Counter[str] = Counter()
+    for bundle, count in singles:
+        if not any("_group_" in name for name in bundle):  # those wait for their placement group, not for a node
+            counts[amounts(bundle)] += count
+    for gang in gangs:
+        bundles = Counter(amounts(request.resources_bundle) for request in gang.requests)
+        counts[f"({_times(bundles)})" if bundles.total() > 1 else next(iter(bundles))] += 1
+    return _times(counts)
+
+
+def _times(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} x {what}" for what, count in sorted(counts.items()))
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks and indentation: reasons come from clouds and from gRPC."""
     return " ".join(text.split())

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rich.console import Console
 
@@ -15,11 +15,8 @@ from aang_ray.errors import UserError
 from aang_ray.store import CellRecord, HistoryRow, Scores, Store
 from aang_ray.sweep.cluster import check_fits, ray_cluster, set_environment
 from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, preview, preview_search, to_run
-from aang_ray.sweep.progress import ProgressFile, ProgressLines
+from aang_ray.sweep.progress import SweepProgress
 from aang_ray.sweep.spec import Asha, SweepOverrides, SweepSpec, check_space, expand, load_sweep
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -62,21 +59,21 @@ def sweep_file(
     Cells with a done row are skipped, so running the same sweep again continues where it ended.
 
     Args:
-        path: the sweep file, or the name of a preset.
-        overrides: what the command line changes.
-        store: where rows and checkpoints are.
-        console: where progress is printed.
-        dry_run: only show what the sweep would do.
-        keep_failed: do not run failed cells again.
-        max_hours: end after so many hours, with the checkpoints of running cells written.
-        asha: cut runs of the less promising configurations short.
-        is_preset: whether `path` is the name of a preset.
+        path: The sweep file, or the name of a preset.
+        overrides: What the command line changes.
+        store: Where rows and checkpoints are.
+        console: Where progress is printed.
+        dry_run: Only show what the sweep would do.
+        keep_failed: Do not run failed cells again.
+        max_hours: End after so many hours, with the checkpoints of running cells written.
+        asha: Cut runs of the less promising configurations short.
+        is_preset: Whether `path` is the name of a preset.
 
     Returns:
         How the sweep ended; None after a dry run.
 
     Raises:
-        UserError: for a sweep, a task or an encoder that is not valid.
+        UserError: The sweep, a task or an encoder is not valid.
     """
     spec = load_sweep(path, overrides, is_preset=is_preset)
     if spec.search is not None and asha is not None:
@@ -84,29 +81,37 @@ def sweep_file(
     runs = expand(spec, overrides, str(path))
     from aang_ray.train.plan import check_n, resolve  # imports much: a mistake in the file was reported before
 
-    if spec.search is not None:
-        check_space(spec.search, runs)
-        if dry_run:
-            preview_search(runs, spec.search, spec.seeds, console)
-            return None
-        outcome = _search(path, spec, runs, store, console, keep_failed=keep_failed, max_hours=max_hours)
-    else:
+    cells: list[PlannedCell] = []
+    if spec.search is None:
         for run in runs:
             check_n(run)
         cells = plan(runs, spec.seeds, store.done(), resolve)
-        if dry_run:
+        key = "\n".join(sorted(cell.cell for cell in cells))
+    else:
+        check_space(spec.search, runs)
+        key = "\n".join([*(run.group for run in runs), str(spec.seeds), spec.search.model_dump_json()])
+    if dry_run:
+        if spec.search is None:
             preview(cells, store, console, keep_failed=keep_failed)
-            return None
-        outcome = _grid(path, cells, store, console, keep_failed=keep_failed, max_hours=max_hours, asha=asha)
+        else:
+            preview_search(runs, spec.search, spec.seeds, console)
+        return None
+    store.check_writable()
+    progress = SweepProgress(store.uri, path.stem, key, console)
+    progress.add(cells, keep_failed=keep_failed)
+    with progress:
+        if spec.search is None:
+            outcome = _grid(cells, store, progress, keep_failed=keep_failed, max_hours=max_hours, asha=asha)
+        else:
+            outcome = _search(spec, runs, store, progress, keep_failed=keep_failed, max_hours=max_hours)
     report(outcome, console, max_hours)
     return outcome
 
 
 def _grid(
-    path: Path,
     cells: Sequence[PlannedCell],
     store: Store,
-    console: Console,
+    progress: SweepProgress,
     *,
     keep_failed: bool,
     max_hours: float | None,
@@ -115,30 +120,25 @@ def _grid(
     """Run every cell of the plan, to its end or as far as a scheduler lets it."""
     from aang_ray.train.checkpoint import checkpoint_folder, discard_done
 
-    store.check_writable()
-    _print_done(cells, len(cells), console)
+    _print_done(cells, len(cells), progress)
     done = [cell for cell in cells if cell.state == "done"]
     discard_done(checkpoint_folder(store.uri), {cell.cell for cell in done})
     left = to_run(cells, keep_failed=keep_failed)
-    key = "\n".join(sorted(cell.cell for cell in cells))
-    file = ProgressFile(store.uri, path.stem, key)
-    file.add(cells)
-    with file:
-        if not left:
-            return outcome_of(cells, {}, {})
-        set_environment()
-        from aang_ray.sweep.tune import Sweep, run_grid
+    if not left:
+        return outcome_of(cells, {})
+    with ray_cluster() as scratch:
+        from aang_ray.sweep.tune import Engine
 
-        ends = run_grid(Sweep(store, console, ProgressLines(left, console), file, max_hours), left, done, asha)
-    return outcome_of(cells, ends.status, ends.errors, scheduled=asha is not None)
+        engine = Engine(store, progress, [Need.of(cell.config) for cell in left], max_hours, scratch)
+        ends = engine.run_grid(left, done, asha)
+    return outcome_of(cells, ends, scheduled=asha is not None)
 
 
 def _search(
-    path: Path,
     spec: SweepSpec,
     runs: Sequence[RunConfig],
     store: Store,
-    console: Console,
+    progress: SweepProgress,
     *,
     keep_failed: bool,
     max_hours: float | None,
@@ -146,44 +146,29 @@ def _search(
     """Run the configurations that Optuna asks for."""
     set_environment()
     from aang_ray.sweep.search import Searches
-    from aang_ray.sweep.tune import Ends, Sweep, run_search
-    from aang_ray.train.plan import resolve
 
     assert spec.search is not None
-    store.check_writable()
-    status = store.done()
-    seeds = list(dict.fromkeys(spec.seeds))
-    lines = ProgressLines([], console)
-    key = "\n".join([*(run.group for run in runs), str(spec.seeds), spec.search.model_dump_json()])
-    with ProgressFile(store.uri, path.stem, key) as file:
+    searches = Searches(runs, spec.search, spec.seeds, store, progress, keep_failed=keep_failed)
+    known = list(searches.cells.values())
+    _print_done(known, len(known) + searches.to_come, progress)
+    ends: Mapping[str, Mapping[str, Any]] = {}
+    if not searches.finished:
+        with ray_cluster() as scratch:
+            from aang_ray.sweep.tune import Engine
 
-        def planned(cells: Sequence[PlannedCell]) -> None:
-            file.add(cells)
-            lines.add([cell for cell in cells if cell.state != "done"])
-
-        def lay_out(run: RunConfig) -> list[PlannedCell]:
-            return plan([run], seeds, status, resolve)
-
-        searches = Searches(runs, spec.search, len(seeds), store, lay_out, planned, keep_failed=keep_failed)
-        known = list(searches.cells.values())
-        _print_done(known, len(known) + searches.unasked * len(seeds), console)
-        ends = Ends()
-        if not searches.finished:
-            needs = [Need.of(run) for run in runs for _ in range(spec.search.samples * len(seeds))]
-            ends = run_search(Sweep(store, console, lines, file, max_hours), searches, needs)
-    cells = list(searches.cells.values())
-    return outcome_of(cells, ends.status, ends.errors, to_come=searches.unasked * len(seeds))
+            needs = [Need.of(run) for run in runs for _ in range(spec.search.samples * len(spec.seeds))]
+            ends = Engine(store, progress, needs, max_hours, scratch).run_search(searches)
+    return outcome_of(list(searches.cells.values()), ends, to_come=searches.to_come)
 
 
-def _print_done(cells: Sequence[PlannedCell], all_cells: int, console: Console) -> None:
+def _print_done(cells: Sequence[PlannedCell], all_cells: int, progress: SweepProgress) -> None:
     done = sum(cell.state == "done" for cell in cells)
-    console.print(f"all {done} cells are done" if done == all_cells else f"{all_cells} cells, {done} of them done")
+    progress.line(f"all {done} cells are done" if done == all_cells else f"{all_cells} cells, {done} of them done")
 
 
 def outcome_of(
     cells: Sequence[PlannedCell],
-    ended: Mapping[str, str],
-    errors: Mapping[str, str],
+    ends: Mapping[str, Mapping[str, Any]],
     *,
     scheduled: bool = False,
     to_come: int = 0,
@@ -191,19 +176,16 @@ def outcome_of(
     """Count how the cells of a sweep ended.
 
     Args:
-        cells: the plan.
-        ended: cell -> how its trial ended, see `tune.Ends`.
-        errors: failed cell -> its error.
-        scheduled: whether cells may be cut short on purpose.
-        to_come: how many cells were not planned yet when the sweep ended.
+        cells: The plan.
+        ends: Cell -> the last report of its trial, see `tune.Ends`.
+        scheduled: Whether cells may be cut short on purpose.
+        to_come: How many cells were not planned yet when the sweep ended.
     """
-    status = {cell.cell: ended.get(cell.cell, cell.state) for cell in cells}
-    failed = {
-        cell.title: errors.get(cell.cell, "failed before (kept)") for cell in cells if status[cell.cell] == "failed"
-    }
-    done = sum(state in ("done", "elsewhere") for state in status.values())
+    now = {cell.cell: {"status": cell.state, "error": "failed before (kept)"} for cell in cells} | dict(ends)
+    failed = {cell.title: str(now[cell.cell]["error"]) for cell in cells if now[cell.cell]["status"] == "failed"}
+    done = sum(now[cell.cell]["status"] in ("done", "elsewhere") for cell in cells)
     # A cell with a row `cut` of an earlier start, which had no turn in this one, remains.
-    cut = sum(ended.get(cell.cell) == "cut" for cell in cells) if scheduled else 0
+    cut = sum(end["status"] == "cut" for end in ends.values()) if scheduled else 0
     return SweepOutcome(len(cells) + to_come, done, cut, failed)
 
 
@@ -219,7 +201,7 @@ def report(outcome: SweepOutcome, console: Console, max_hours: float | None) -> 
         )
     if outcome.remaining:
         reason = f"--max-hours {max_hours:g} is over" if max_hours is not None else "the sweep ended early"
-        console.print(f"{reason}: {outcome.remaining} cells remain; run the same command again to go on")
+        console.print(f"{reason}: {outcome.remaining} cells remain; run the same command again to continue")
 
 
 def train_once(config: RunConfig, store: Store, console: Console, export: Path | None = None) -> CellRecord:
@@ -228,13 +210,13 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
     A cell that is done is only shown, unless its model is wanted.
 
     Args:
-        config: the run.
-        store: where its row and its checkpoint are.
-        console: where progress and scores are printed.
-        export: a folder for the trained classifier.
+        config: The run.
+        store: Where its row and its checkpoint are.
+        console: Where progress and scores are printed.
+        export: A folder for the trained classifier.
 
     Raises:
-        UserError: for a task or an encoder that is not valid.
+        UserError: The task or the encoder is not valid.
     """
     from aang_ray.train.checkpoint import checkpoint_folder, discard
     from aang_ray.train.plan import resolve
@@ -248,10 +230,10 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
     else:
         store.check_writable()
         console.print(f"cell {config.cell}: {config.row_name}, seed {config.seed}, at most {config.total_steps} steps")
-        file = ProgressFile(store.uri, "train", config.cell)
-        file.add([PlannedCell(config, config.cell, "waiting")])
-        file.update(config.cell, state="running", host=socket.gethostname())
-        with file:
+        progress = SweepProgress(store.uri, "train", config.cell, Console(quiet=True, force_terminal=False))
+        progress.add([PlannedCell(config, config.cell, "waiting")])
+        progress.update(config.cell, state="running", host=socket.gethostname())
+        with progress:
 
             def evaluated(row: HistoryRow) -> None:
                 text = ", ".join(f"loss of {name} {loss:.3f}" for name, loss in row.losses.items())
@@ -259,14 +241,14 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
                 if row.dev is not None:
                     text = f"dev {_scores(row.dev)}"
                     score = getattr(row.dev, config.data.metric or "accuracy")
-                file.update(config.cell, step=row.step, seconds=row.seconds, score=score)
+                progress.update(config.cell, step=row.step, seconds=row.seconds, score=score)
                 line = f"step {row.step}/{config.total_steps} · {text} · {duration(row.seconds)}"
                 console.print(line, markup=False, highlight=False)
 
             record = _run(config, checkpoints, evaluated, export)
             if not done:
                 store.write(record)
-            file.update(config.cell, state="ended")
+            progress.update(config.cell, state="ended")
         if record.result.status == "done":
             discard(checkpoints, config.cell)
     show_scores(record, console)

@@ -1,4 +1,4 @@
-"""What a sweep has to do: its cells, which of them are done, what a trial needs, and how long the rest may take."""
+"""What a sweep has to do: its cells, which of them are done, what a trial needs, and how long it may take."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ def plan(
     status: Mapping[str, Status],
     resolve: Callable[[RunConfig], RunConfig],
 ) -> list[PlannedCell]:
-    """Lay runs out over the seeds. Seeds vary slowest; of runs with the same cell the first is kept.
+    """Lay runs out over the seeds; of runs with the same cell the first is kept.
 
-    Seeds vary slowest so that a sweep that is cut short holds whole seeds of every method.
+    Seeds vary slowest, so that a sweep that is cut short holds whole seeds of every method.
 
     Args:
-        runs: the runs of the sweep file.
-        seeds: the seeds of every run.
-        status: state of the cells that have a row in the store.
-        resolve: fills in what a run leaves open. It is called once a run, because nothing of it depends on the seed.
+        runs: The runs of the sweep file.
+        seeds: The seeds of every run.
+        status: State of the cells that have a row in the store.
+        resolve: Fills in what a run leaves open. It is called once a run, because nothing of it depends on the seed.
     """
     resolved = [resolve(run) for run in runs]
     cells: dict[str, PlannedCell] = {}
@@ -105,7 +105,6 @@ class Need:
 
     @classmethod
     def of(cls, config: RunConfig) -> Need:
-        """What a run asks for: one process with `cpus` and `gpus`, or several workers with their own."""
         resources = config.resources
         if resources.workers == 1:
             return cls(1, resources.cpus, resources.gpus)
@@ -134,18 +133,19 @@ class Need:
 
     def held_by(self, nodes: Iterable[Mapping[str, float]]) -> int:
         """How many such trials the nodes hold at once: whole workers a node, `workers` of them a trial."""
-        wanted = {"CPU": self.worker_cpus, "GPU": self.gpus}
-        return (
-            sum(
-                min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items() if amount)
-                for node in nodes
-            )
-            // self.workers
-        )
+        worker = self.bundles[0]
+        found = (min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in worker.items()) for node in nodes)
+        return sum(found) // self.workers
 
     def __str__(self) -> str:
-        each = f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+        each = amounts({"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {}))
         return f"{self.workers} workers of {each} each" if self.nested else each
+
+
+def amounts(resources: Mapping[str, float]) -> str:
+    """`4 CPU and 1 GPU`, and other resources after them."""
+    names = sorted(resources, key=lambda name: (name not in ("CPU", "GPU"), name))
+    return " and ".join(f"{resources[name]:g} {name}" for name in names)
 
 
 def trials_at_once(needs: Sequence[Need], nodes: Sequence[Mapping[str, float]]) -> int:
@@ -156,9 +156,11 @@ def trials_at_once(needs: Sequence[Need], nodes: Sequence[Mapping[str, float]]) 
 def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, keep_failed: bool) -> None:
     """Print the cells with their state, the steps that are left and, where the store has a measure, the time.
 
-    The estimate is (texts left) x (seconds a text of finished rows) / (trials that this machine holds at once). With
-    early stopping it is an upper bound.
+    The estimate is (texts left) x (seconds a text) / (trials that this machine holds at once): with early stopping an
+    upper bound.
     """
+    import torch
+
     left = to_run(cells, keep_failed=keep_failed)
     table = Table("task", "row", "seed", "cell", "steps", "state")
     for cell in cells:
@@ -171,17 +173,16 @@ def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, kee
         return
     rows = (row for row in store.results().to_pylist() if row["status"] == "done")
     finished = [{**row, "config": json.loads(row["config"])} for row in rows]
-    rates = [seconds_per_text(cell.config, finished) for cell in left]
-    known = [cell.work * rate for cell, rate in zip(left, rates, strict=True) if rate is not None]
-    if len(known) < len(left):
-        console.print(
-            "time: unknown until a first cell with this encoder has finished; the sweep then shows what is left"
-        )
-        return
-    at_once = trials_at_once([Need.of(cell.config) for cell in left], [this_machine()])
-    console.print(
-        f"time: at most about {duration(sum(known) / at_once)} at {at_once} trials at once, by the rows in the store"
-    )
+    seconds = 0.0
+    for cell in left:
+        rate = seconds_per_text(cell.config, finished)
+        if rate is None:
+            console.print("time: unknown until a first cell with this encoder has finished; then the sweep shows it")
+            return
+        seconds += cell.work * rate
+    machine = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+    at_once = trials_at_once([Need.of(cell.config) for cell in left], [machine])
+    console.print(f"time: at most about {duration(seconds / at_once)} at {at_once} trials at once, by the store's rows")
 
 
 def preview_search(runs: Sequence[RunConfig], spec: SearchSpec, seeds: Sequence[int], console: Console) -> None:
@@ -198,7 +199,7 @@ def seconds_per_text(config: RunConfig, finished: Iterable[Mapping[str, Any]]) -
     """Mean seconds a text of finished rows with the same encoder, of the same row where there are any; else None.
 
     Args:
-        config: the run whose time is estimated.
+        config: The run whose time is estimated.
         finished: `row`, `config` (a mapping), `seconds` and `steps` of done cells. A row whose configuration is not
             valid in this version is left out.
     """
@@ -217,13 +218,6 @@ def seconds_per_text(config: RunConfig, finished: Iterable[Mapping[str, Any]]) -
     chosen = same_row or others
     total = sum(work for _, work in chosen)
     return sum(seconds for seconds, _ in chosen) / total if total else None
-
-
-def this_machine() -> dict[str, float]:
-    """CPUs and GPUs of this machine, as Ray would count them, without starting Ray."""
-    import torch
-
-    return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
 
 
 def duration(seconds: float) -> str:

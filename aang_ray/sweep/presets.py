@@ -16,20 +16,21 @@ for MT-TARTAN, whose weights are equal), and the tables' "learning rate" is that
 
 from __future__ import annotations
 
-import difflib
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from aang_ray.config.load import nearest
 from aang_ray.errors import UserError
 
 TRAIN_SIZES = {"citation_intent": 1688, "sciie": 3219, "chemprot": 4169, "se2016": 2497, "hyperpartisan": 515}
 """Tasks, and examples of each one's train split (Table 4): a fine-tuning epoch is so many examples."""
 SEEDS = (0, 1, 2)
 
-_FINETUNE_BATCH, _FINETUNE_EPOCHS, _FINETUNE_PATIENCE = 16, 10, 3
-_AUXILIARY_BATCH_ED = 1024
+_FINETUNE_BATCH = 16
 _PUBLISHED: Mapping[str, Any] = {
+    "encoder": {"name": "roberta-base"},
     "objectives": {
         "legality": "published",
         "allocation": "published",
@@ -71,7 +72,7 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
         "method": {**_AANG, "sopt_lr": 0.1},
         "space": "td_ed",
         "optim": {"head_lr": 1e-4},
-        "batch": {"auxiliary": _AUXILIARY_BATCH_ED},
+        "batch": {"auxiliary": 1024},
         "grid": _TABLE_6,
     },
 }
@@ -86,40 +87,24 @@ def preset_names() -> tuple[str, ...]:
 def preset(name: str) -> dict[str, Any]:
     """A preset as the mapping that a sweep file holds. The task's data are not part of it: `--task FOLDER` gives them.
 
+    Settings that it does not name have their default, or the value of the task's card.
+
     Raises:
-        UserError: for a name that is none.
+        UserError: No preset has this name.
     """
     source, _, rest = name.partition("/")
     task, _, row = rest.partition("/")
     if source != "paper" or task not in TRAIN_SIZES or row not in ROWS:
-        close = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else "`aang preset list` shows them"
+        close = nearest(name, preset_names())
+        hint = f"did you mean {close}?" if close else "`aang preset list` shows them"
         raise UserError(f"preset {name!r} is unknown; {hint}")
-    changes = {key: _copied(value) for key, value in ROWS[row].items()}
-    base = _base(task, gururangan="space" not in changes)
-    return {"base": base, "tasks": [task], "methods": [changes], "seeds": list(SEEDS)}
-
-
-def _base(task: str, *, gururangan: bool) -> dict[str, Any]:
-    """Settings of every run of a preset; what is not here is the default, or the task's card's."""
-    encoder = {"name": "roberta-base"}
-    if not gururangan:
-        return {"encoder": encoder, **{key: dict(value) for key, value in _PUBLISHED.items()}}
     epoch = math.ceil(TRAIN_SIZES[task] / _FINETUNE_BATCH)
-    return {
-        "encoder": {**encoder, "dropout": 0.1, "head_dropout": 0.1},
+    gururangan = {
+        "encoder": {"name": "roberta-base", "dropout": 0.1, "head_dropout": 0.1},
         "batch": {"end_task": _FINETUNE_BATCH},
         "optim": {"body_lr": 2e-5, "head_lr": 2e-5},
-        "schedule": {
-            "steps": _FINETUNE_EPOCHS * epoch,
-            "eval_every": epoch,
-            "patience": _FINETUNE_PATIENCE,
-        },
+        "schedule": {"steps": 10 * epoch, "eval_every": epoch, "patience": 3},
     }
-
-
-def _copied(value: Any) -> Any:
-    """Without anything shared between presets, which callers may change."""
-    if isinstance(value, Mapping):
-        return {key: _copied(inner) for key, inner in value.items()}
-    return list(value) if isinstance(value, list) else value
+    base = _PUBLISHED if "space" in ROWS[row] else gururangan
+    # Copied, because callers may change it.
+    return copy.deepcopy({"base": base, "tasks": [task], "methods": [ROWS[row]], "seeds": list(SEEDS)})

@@ -1,29 +1,27 @@
-"""How a sweep shows its progress: lines and a bar on the terminal, and one small file in the store.
+"""The progress of a sweep or of one run: lines and a bar on the terminal, and a small file in the store.
 
-`<store>/.progress/sweeps/<name>-<hash>.json` is written by the process that drives the sweep, whole or not at all: at
-most once a second when something has changed, and every 20 s otherwise. `aang status` reads it. The files inform
-people alone; deleting them loses nothing, because results are in the rows of the store.
+The process that drives a sweep writes `<store>/.progress/sweeps/<name>-<hash>.json`, whole or not at all: at most once
+a second when something has changed, and every 20 s otherwise. `aang status` reads it. Deleting these files loses
+nothing, because results are in the rows of the store.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from aang_ray.store.files import Location, open_location, publish
-from aang_ray.sweep.plan import PlannedCell, duration
+from aang_ray.sweep.plan import PlannedCell, duration, to_run
 
 FOLDER = (".progress", "sweeps")
 
@@ -42,9 +40,10 @@ ESTIMATE_SECONDS, ESTIMATE_SHARE = 60.0, 0.05
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class CellProgress:
+class CellProgress(BaseModel):
     """What the progress file holds of one cell."""
+
+    model_config = ConfigDict(frozen=True)
 
     cell: str
     title: str
@@ -64,55 +63,117 @@ class CellProgress:
     host: str = ""
     pid: int = 0
     updated_at: str = ""
-    """Time of the last report: UTC, ISO 8601."""
+    """Time of the last report, ISO 8601."""
 
     @classmethod
     def of(cls, planned: PlannedCell) -> CellProgress:
-        """A cell that has not started."""
         metric = planned.config.data.metric or "accuracy"
-        return cls(planned.cell, planned.title, planned.steps, planned.work, metric=metric)
+        return cls(cell=planned.cell, title=planned.title, steps=planned.steps, work=planned.work, metric=metric)
+
+    def work_until(self, step: int) -> float:
+        """Texts that have gone through the body after a step."""
+        return self.work * min(step / max(self.steps, 1), 1.0)
 
 
-class ProgressFile:
-    """Writes the progress of a sweep, or of one run, while its `with` block is active.
+class SweepFile(BaseModel):
+    """Content of a progress file."""
 
-    A thread of its own writes, so that a slow store delays nothing. A store that cannot be written for a while is a
-    warning, never the end of a run: what must not be lost are the rows.
+    name: str
+    """Name of the sweep file without folder and suffix; `train` for a single run."""
+    started_at: datetime
+    updated_at: datetime
+    ended: bool
+    to_come: int = 0
+    """Cells that a search has still to choose."""
+    cells: list[CellProgress]
+
+    @property
+    def work_to_come(self) -> float:
+        """Texts of the cells to come: each as many as the mean of the known ones."""
+        return self.to_come * sum(cell.work for cell in self.cells) / max(len(self.cells), 1)
+
+    def write(self, location: Location, path: str) -> None:
+        publish(location, path, self.model_dump_json().encode())
+
+
+class SweepProgress:
+    """Shows the progress on a console and writes the file while its `with` block is active.
+
+    A terminal has a bar, any other output a line a minute. The time left is (texts left) x (seconds so far) / (texts so
+    far): trials run side by side, so the wall time of the sweep is extrapolated, not the sum over trials.
+
+    A thread writes the file, so that a slow store delays nothing. A store that cannot be written for a while is a
+    warning, never the end of a run.
     """
 
-    def __init__(self, store: str, name: str, key: str) -> None:
+    def __init__(self, store: str, name: str, key: str, console: Console) -> None:
         """`name` is shown by `aang status`; `key` tells sweeps of the same name apart."""
         self._location = open_location(store)
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         self._path = self._location.path(*FOLDER, f"{name}-{digest}.json")
-        self._name, self._started_at, self._ended = name, now(), False
+        self._name, self._started_at, self._ended = name, datetime.now(UTC), False
+        self.to_come = 0
+        """Cells that a search has still to choose."""
         self._cells: dict[str, CellProgress] = {}
+        self._to_run: set[str] = set()
         self._changed, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._console = console
+        self._started = self._printed = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        left = TextColumn("{task.fields[left]}")
+        self._bar = Progress(*columns, left, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("", left="")
 
     def __enter__(self) -> Self:
         self._write()
         self._thread.start()
+        self._bar.start()
+        self._show()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._bar.stop()
         self._stop.set()
         self._changed.set()
         self._thread.join()
         self._ended = True
         self._write()
 
-    def add(self, cells: Iterable[PlannedCell]) -> None:
-        """Add cells that are to be run, or were run before."""
+    def add(self, cells: Iterable[PlannedCell], *, keep_failed: bool = False) -> None:
+        """Add cells of the sweep. The bar and the lines count those that `to_run` lets run."""
         self._cells |= {cell.cell: CellProgress.of(cell) for cell in cells}
+        self._to_run |= {cell.cell for cell in to_run(cells, keep_failed=keep_failed)}
         self._changed.set()
 
     def update(self, cell: str, **changes: Any) -> None:
         """Change fields of a cell's `CellProgress`."""
-        self._cells[cell] = replace(self._cells[cell], updated_at=now(), **changes)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._cells[cell] = self._cells[cell].model_copy(update={"updated_at": now, **changes})
         self._changed.set()
+        self._show()
+
+    def ended(self, cell: PlannedCell, text: str) -> None:
+        """A trial has ended; `text` describes how."""
+        self._cells[cell.cell] = self._cells[cell.cell].model_copy(update={"state": "ended"})
+        self.line(f"[{self._count()}] {cell.title} · {text}")
+        self.update(cell.cell)
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _content(self) -> SweepFile:
+        return SweepFile(
+            name=self._name,
+            started_at=self._started_at,
+            updated_at=datetime.now(UTC),
+            ended=self._ended,
+            to_come=self.to_come,
+            cells=list(self._cells.values()),
+        )
 
     def _run(self) -> None:
         while not self._stop.wait(QUICKEST_SECONDS):
@@ -121,96 +182,24 @@ class ProgressFile:
             self._write()
 
     def _write(self) -> None:
-        content = {
-            "name": self._name,
-            "started_at": self._started_at,
-            "updated_at": now(),
-            "ended": self._ended,
-            "cells": [asdict(cell) for cell in list(self._cells.values())],
-        }
         try:
-            write_json(self._location, self._path, content)
+            self._content().write(self._location, self._path)
         except OSError as error:
             logger.warning("the progress file %s could not be written: %s", self._path, error)
 
-
-def write_json(location: Location, path: str, content: Mapping[str, Any]) -> None:
-    """Write a JSON file of a store, whole or not at all, in the place of an earlier one."""
-    if location.kind == "local":
-        os.makedirs(location.root, exist_ok=True)  # temporary names are there
-    publish(location, path, json.dumps(content, ensure_ascii=False).encode())
-
-
-def now() -> str:
-    """The present time, UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-class ProgressLines:
-    """One line a finished trial, and a bar (on a terminal) or a line a minute about the whole sweep.
-
-    Work is measured in texts (see `PlannedCell.work`). The time left is (texts left) x (seconds so far) / (texts so
-    far): trials run side by side, so the wall time of the sweep is extrapolated, not the sum over trials.
-    """
-
-    def __init__(self, cells: Sequence[PlannedCell], console: Console) -> None:
-        self._console = console
-        self._work = {cell.cell: max(cell.work, 1) for cell in cells}
-        self._share = dict.fromkeys(self._work, 0.0)
-        self._ended = 0
-        self._started = self._printed = time.monotonic()
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[left]}"), console=console, transient=True)
-            self._task = self._bar.add_task("", total=sum(self._work.values()), left="")
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        self._show()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def add(self, cells: Sequence[PlannedCell]) -> None:
-        """Add cells that were not known at the beginning."""
-        for cell in cells:
-            self._work[cell.cell] = max(cell.work, 1)
-            self._share.setdefault(cell.cell, 0.0)
-        if self._bar is not None:
-            self._bar.update(self._task, total=sum(self._work.values()))
-
-    def evaluated(self, cell: str, step: int, steps: int) -> None:
-        """A trial has come to `step` of `steps`."""
-        self._share[cell] = min(step / steps, 1.0) if steps else 0.0
-        self._show()
-
-    def ended(self, cell: PlannedCell, text: str) -> None:
-        """A trial has ended; `text` describes how."""
-        self._share[cell.cell] = 1.0
-        self._ended += 1
-        self.line(f"[{self._ended}/{len(self._work)}] {cell.title} · {text}")
-        self._show()
-
-    def line(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def _count(self) -> str:
+        ended = sum(self._cells[cell].state == "ended" for cell in self._to_run)
+        return f"{ended}/{len(self._to_run) + self.to_come}"
 
     def _show(self) -> None:
-        total = sum(self._work.values())
-        done = sum(self._work[cell] * share for cell, share in self._share.items())
+        cells = [self._cells[cell] for cell in self._to_run]
+        total = sum(cell.work for cell in cells) + self._content().work_to_come
+        done = sum(cell.work_until(cell.steps if cell.state == "ended" else cell.step) for cell in cells)
         elapsed = time.monotonic() - self._started
         left = "time left: not known yet"
         if elapsed >= ESTIMATE_SECONDS and done >= ESTIMATE_SHARE * total > 0:
             left = f"about {duration(elapsed * (total - done) / done)} left"
-        if self._bar is not None:
-            description = f"{self._ended}/{len(self._work)} cells"
-            self._bar.update(self._task, completed=done, description=description, left=left)
-        elif time.monotonic() - self._printed >= PLAIN_INTERVAL:
+        self._bar.update(self._task, total=total, completed=done, description=f"{self._count()} cells", left=left)
+        if not self._console.is_terminal and time.monotonic() - self._printed >= PLAIN_INTERVAL:
             self._printed = time.monotonic()
-            self.line(f"{self._ended}/{len(self._work)} cells, {100 * done / max(total, 1):.0f} % of the work, {left}")
+            self.line(f"{self._count()} cells, {100 * done / max(total, 1):.0f} % of the work, {left}")

@@ -11,31 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pyarrow import fs
 from ray.tune.search import Repeater, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from aang_ray.config import RunConfig
 from aang_ray.store import Store
-from aang_ray.store.files import open_location
-from aang_ray.sweep.plan import PlannedCell
-from aang_ray.sweep.progress import write_json
+from aang_ray.store.files import Location, open_location, publish
+from aang_ray.sweep.plan import PlannedCell, plan
+from aang_ray.sweep.progress import SweepProgress
 from aang_ray.sweep.spec import Range, SearchSpec, Values, changed, space_of
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
+from aang_ray.train.plan import resolve
 
 FAILED = -math.inf
 """What Optuna is told of a configuration with a failed seed. (It cannot be told of a failure through `Repeater`.)"""
 
 FOLDER = (".progress", "searches")
-
-Parameters = dict[str, Any]
-"""Setting -> value, as Optuna has them."""
 
 
 class Searches(Searcher):  # type: ignore[misc]  # Ray has no type information
@@ -45,37 +41,35 @@ class Searches(Searcher):  # type: ignore[misc]  # Ray has no type information
         self,
         runs: Sequence[RunConfig],
         spec: SearchSpec,
-        seeds: int,
+        seeds: Sequence[int],
         store: Store,
-        lay_out: Callable[[RunConfig], list[PlannedCell]],
-        planned: Callable[[Sequence[PlannedCell]], None],
+        progress: SweepProgress,
         *,
         keep_failed: bool = False,
     ) -> None:
-        """Read what was asked for before.
+        """Ask for the configurations that were asked for before; Optuna is told the scores that the store has.
 
         Args:
-            runs: the runs of the sweep file.
-            spec: samples, space and the sampler's seed.
-            seeds: how many seeds a configuration has.
-            store: where scores of done cells are, and the configurations that were asked for.
-            lay_out: gives the cells of a configuration, one a seed.
-            planned: is called with the cells of each new configuration.
-            keep_failed: whether cells that failed before are not run again; they count as failed.
+            runs: The runs of the sweep file.
+            spec: Samples, space and the sampler's seed.
+            seeds: The seeds of each configuration.
+            store: Where scores of done cells are, and the configurations that were asked for.
+            progress: Where the cells of each new configuration are shown.
+            keep_failed: Whether cells that failed before are not run again; they count as failed.
         """
         super().__init__()
         rows = store.results().select(["cell", "status", "dev_score"]).to_pylist()
+        self._status = {row["cell"]: row["status"] for row in rows}
         self._scores: dict[str, float] = {
             row["cell"]: row["dev_score"] for row in rows if row["status"] == "done" and row["dev_score"] is not None
         }
         if keep_failed:
-            self._scores |= {row["cell"]: FAILED for row in rows if row["status"] == "failed"}
+            self._scores |= {cell: FAILED for cell, status in self._status.items() if status == "failed"}
+        self._seeds, self._progress, self._keep_failed = tuple(dict.fromkeys(seeds)), progress, keep_failed
         self.trial_of: Callable[[PlannedCell], dict[str, Any]] = lambda cell: {"cell": cell.cell}
         """Makes the parameters of a cell's trial."""
-        self._lay_out, self._planned = lay_out, planned
         self.cells: dict[str, PlannedCell] = {}
         """Cells of all configurations so far."""
-        self._studies = [_Study(run, spec, seeds, store.uri) for run in runs]
         self._pending: list[PlannedCell] = []
         """Cells of the newest configuration that have no trial yet."""
         self._waiting: dict[str, list[tuple[_Study, str]]] = {}
@@ -84,7 +78,12 @@ class Searches(Searcher):  # type: ignore[misc]  # Ray has no type information
         """By trial."""
         self.closed = False
         """Whether the sweep is stopping, so that no further configuration may be asked for."""
-        self._ask_again()
+        location = open_location(store.uri)
+        self._studies = [_Study(run, spec, len(self._seeds), location) for run in runs]
+        progress.to_come = self.to_come
+        for study in self._studies:
+            for _ in study.known:
+                self._ask(study)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune keeps the state of searchers for a restore, which is never made: the store remembers."""
@@ -97,46 +96,42 @@ class Searches(Searcher):  # type: ignore[misc]  # Ray has no type information
         """See `__getstate__`."""
 
     @property
-    def unasked(self) -> int:
-        """How many configurations are still to be asked for."""
-        return sum(study.left for study in self._studies)
+    def to_come(self) -> int:
+        """How many cells the configurations have that are still to be asked for."""
+        return sum(study.left for study in self._studies) * len(self._seeds)
 
     @property
     def finished(self) -> bool:
         """Whether every configuration was asked for and each of its cells has a trial or a score."""
-        return not self._pending and not self.unasked
+        return not self._pending and not self.to_come
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The parameters of the next trial; `FINISHED` where none is left."""
-        if self.closed:  # `FINISHED` and not None: with None Tune would wait for a trial that never comes
-            return str(Searcher.FINISHED)
-        while not self._pending and self.unasked:
+        while not self.closed and not self._pending and self.to_come:
             self._ask(max(self._studies, key=lambda study: study.left))
-        if not self._pending:
+        if self.closed or not self._pending:  # not None, with which Tune would wait for a trial that never comes
             return str(Searcher.FINISHED)
         cell = self._pending.pop(0)
         self._cell_of[trial_id] = cell.cell
         return {"trial": self.trial_of(cell)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the studies how a cell ended; one that was stopped has not ended."""
-        result = result or {}
-        if result.get("status") not in ("stopped", "not started"):
+        """Tell the studies how a cell ended. One that was stopped, or whose process died, has not ended: see `fail`."""
+        if result is not None and result.get("status") not in ("stopped", "not started"):
             self._tell(self._cell_of[trial_id], result.get("dev", FAILED))
 
-    def _ask_again(self) -> None:
-        """Ask for the configurations that were asked for before; Optuna is told the scores that the store has."""
-        for study in self._studies:
-            for _ in range(len(study.known)):
-                self._ask(study)
+    def fail(self, cell: str) -> None:
+        """Tell the studies that a cell has failed because its process died too often."""
+        self._tell(cell, FAILED)
 
     def _ask(self, study: _Study) -> None:
         """Ask for one configuration. Cells that have a score, or a trial already, get no trial."""
         numbers, settings = study.ask()
-        cells = self._lay_out(changed(study.run, settings))
+        cells = plan([changed(study.run, settings)], self._seeds, self._status, resolve)
         new = [cell for cell in cells if cell.cell not in self.cells]
         self.cells |= {cell.cell: cell for cell in new}
-        self._planned(new)
+        self._progress.to_come = self.to_come
+        self._progress.add(new, keep_failed=self._keep_failed)
         self._pending.extend(cell for cell in new if cell.cell not in self._scores)
         for number, cell in zip(numbers, cells, strict=True):
             if cell.cell in self._scores:
@@ -151,16 +146,23 @@ class Searches(Searcher):  # type: ignore[misc]  # Ray has no type information
 
 
 class _Study:
-    """The search for one run of the sweep file."""
+    """The search for one run of the sweep file.
 
-    def __init__(self, run: RunConfig, spec: SearchSpec, seeds: int, store: str) -> None:
+    What it has asked for is in a file of the store: `{"study": hash, "asked": [{setting: value, ...}, ...]}`.
+    """
+
+    def __init__(self, run: RunConfig, spec: SearchSpec, seeds: int, location: Location) -> None:
         self.run = run
         self._space = space_of(spec, run)
         self._samples = spec.samples if self._space else 1  # a method may have none of the settings
-        self._file = _AskedFile(store, f"{run.group}\n{spec.model_dump_json()}")
-        self.known = self._file.read()[: self._samples]
-        """Parameters that were asked for before, in that order."""
-        self._asked: list[Parameters] = []
+        self._name = hashlib.sha256(f"{run.group}\n{spec.model_dump_json()}".encode()).hexdigest()[:16]
+        self._location, self._path = location, location.path(*FOLDER, f"{self._name}.json")
+        self.known: list[dict[str, Any]] = []
+        """What was asked for before, in that order."""
+        if location.filesystem.get_file_info(self._path).type == fs.FileType.File:
+            with location.filesystem.open_input_file(self._path) as stream:
+                self.known = json.loads(stream.read())["asked"][: self._samples]
+        self._asked: list[dict[str, Any]] = []
         self._seeds = seeds
         self._repeater = self._make_repeater(spec.seed) if self._space else None
 
@@ -172,18 +174,18 @@ class _Study:
     def ask(self) -> tuple[list[str], dict[str, Any]]:
         """The next configuration: names by which `tell` knows its seeds, and its settings."""
         names = [f"{len(self._asked)}-{seed}" for seed in range(self._seeds)]
-        parameters: Parameters = {}
+        parameters: dict[str, Any] = {}
         if self._repeater is not None:
             for name in names:  # each gives the same parameters
                 parameters = self._repeater.suggest(name)
         self._asked.append(parameters)
         if len(self._asked) > len(self.known):
-            self._file.write(self._asked)
-        settings = {
+            content = json.dumps({"study": self._name, "asked": self._asked}, ensure_ascii=False)
+            publish(self._location, self._path, content.encode())
+        return names, {
             key: value if isinstance(self._space[key], Range) else json.loads(value)
             for key, value in parameters.items()
         }
-        return names, settings
 
     def tell(self, name: str, score: float) -> None:
         """The dev score of one seed; with the last seed Optuna is told the mean."""
@@ -191,14 +193,11 @@ class _Study:
             self._repeater.on_trial_complete(name, {"dev": score})
 
     def _make_repeater(self, seed: int) -> Any:
-        import optuna
-
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         # A sampler that starts again with its old seed would propose its first random points again.
-        text = f"{seed} {len(self.known)}"
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        seed = int.from_bytes(hashlib.sha256(f"{seed} {len(self.known)}".encode()).digest()[:4], "big")
         search = OptunaSearch(
-            distributions(self._space),
+            {key: _distribution(values) for key, values in self._space.items()},
             metric="dev",
             mode="max",
             # Configurations that run count as bad, so that those that are asked for at once differ.
@@ -208,38 +207,11 @@ class _Study:
         return Repeater(search, repeat=self._seeds, set_index=False)
 
 
-class _AskedFile:
-    """The configurations that a study has asked for: `{"study": hash, "asked": [parameters, ...]}`."""
-
-    def __init__(self, store: str, key: str) -> None:
-        self._study = hashlib.sha256(key.encode()).hexdigest()[:16]
-        self._location = open_location(store)
-        self._path = self._location.path(*FOLDER, f"{self._study}.json")
-
-    def read(self) -> list[Parameters]:
-        """In the order in which they were asked for; none for a new search."""
-        if self._location.filesystem.get_file_info(self._path).type != fs.FileType.File:
-            return []
-        with self._location.filesystem.open_input_file(self._path) as stream:
-            asked: list[Parameters] = json.loads(stream.read())["asked"]
-        return asked
-
-    def write(self, asked: list[Parameters]) -> None:
-        """All that the study has asked for so far."""
-        write_json(self._location, self._path, {"study": self._study, "asked": asked})
-
-
-def distributions(space: Mapping[str, Values]) -> dict[str, BaseDistribution]:
-    """The space in Optuna's terms. Values of a list are JSON text, because Optuna admits only plain ones."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    result: dict[str, BaseDistribution] = {}
-    for key, values in space.items():
-        if not isinstance(values, Range):
-            result[key] = CategoricalDistribution([json.dumps(value, sort_keys=True) for value in values])
-        elif values.integer is not None:
-            low, high = values.bounds
-            result[key] = IntDistribution(int(low), int(high))
-        else:
-            result[key] = FloatDistribution(*values.bounds, log=values.log is not None)
-    return result
+def _distribution(values: Values) -> BaseDistribution:
+    """Values in Optuna's terms; those of a list are JSON text, because Optuna admits only plain ones."""
+    if not isinstance(values, Range):
+        return CategoricalDistribution([json.dumps(value, sort_keys=True) for value in values])
+    low, high = values.bounds
+    if values.integer is not None:
+        return IntDistribution(int(low), int(high))
+    return FloatDistribution(low, high, log=values.log is not None)

@@ -1,28 +1,20 @@
 """The sweep file: its fields, what the command line changes about them, and the runs that they stand for.
 
 `load_sweep` reads and checks a file, `expand` makes its runs: tasks x methods x grid. Seeds are laid out later, by
-`plan.plan`, and values of `search` are chosen while the sweep runs, by `search.Search`.
+`plan.plan`, and values of `search` are chosen while the sweep runs, by `search.Searches`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PositiveInt,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.config.load import describe_error, nearest, override, read_yaml, set_path
@@ -55,9 +47,10 @@ class Range(BaseModel):
 
     @model_validator(mode="after")
     def _valid(self) -> Self:
-        if sum(bounds is not None for bounds in (self.uniform, self.log, self.integer)) != 1:
+        given = list(self.model_dump(exclude_none=True).values())
+        if len(given) != 1:
             raise ValueError("expected one of uniform, log, integer with [low, high]")
-        low, high = self._given
+        low, high = given[0]
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError("expected [low, high] with low below high")
         if self.log is not None and low <= 0:
@@ -67,27 +60,19 @@ class Range(BaseModel):
         return self
 
     def __str__(self) -> str:
-        kind = "integer" if self.integer is not None else "log" if self.log is not None else "uniform"
-        low, high = self.bounds
-        return f"{kind} in {low:g} to {high:g}"
+        (kind,) = self.model_dump(exclude_none=True)
+        return "{} in {:g} to {:g}".format(kind, *self.bounds)
 
     @property
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest value; whole numbers for an integer range."""
-        low, high = self._given
+        ((low, high),) = self.model_dump(exclude_none=True).values()
         return (int(low), int(high)) if self.integer is not None else (low, high)
-
-    @property
-    def _given(self) -> Sequence[float]:
-        return next(bounds for bounds in (self.uniform, self.log, self.integer) if bounds is not None)
-
-
-def _kind(values: object) -> str:
-    return "range" if isinstance(values, Mapping | Range) else "list"
 
 
 Values = Annotated[
-    Annotated[list[Any], Field(min_length=1), Tag("list")] | Annotated[Range, Tag("range")], Discriminator(_kind)
+    Annotated[list[Any], Field(min_length=1), Tag("list")] | Annotated[Range, Tag("range")],
+    Discriminator(lambda values: "range" if isinstance(values, Mapping | Range) else "list"),
 ]
 """A list of values, or a range."""
 
@@ -145,10 +130,9 @@ class Asha:
     grace: float = 0.1
     """Share of a run's steps after which it may be cut for the first time."""
     reduction: int = 3
-    """At each rung the best of so many runs go on, to so many times the steps: eta of the paper."""
+    """At each rung one of so many runs continues, to so many times the steps: eta of the paper."""
 
     def __post_init__(self) -> None:
-        """Refuse settings for which there are no rungs."""
         if not 0 < self.grace < 1:
             raise UserError(f"--grace {self.grace:g}: must be a share of a run's steps, between 0 and 1")
         if self.reduction < 2:
@@ -162,14 +146,14 @@ class Asha:
         """
         steps, every = config.schedule.steps or 0, config.schedule.eval_every
         final = config.final_finetune.steps if config.final_finetune is not None else 0
-        before = config.total_steps - steps - final
         rungs: dict[int, float] = {}
-        level = 0
-        while (share := self.grace * self.reduction**level) < 1:
+        for level in itertools.count():
+            share = self.grace * self.reduction**level  # as `ASHAScheduler` computes it
+            if share >= 1:
+                break
             step = math.ceil(round(share * steps / every, 9)) * every
             if step < steps:
-                rungs.setdefault(before + step, share)
-            level += 1
+                rungs.setdefault(config.total_steps - steps - final + step, share)
         return [(share, step) for step, share in rungs.items()]
 
 
@@ -177,7 +161,7 @@ def load_sweep(path: Path, overrides: SweepOverrides, *, is_preset: bool = False
     """Read and validate a sweep file, or the preset of that name, with the command line's tasks and seeds.
 
     Raises:
-        UserError: for a file that cannot be read or is not a sweep.
+        UserError: The file cannot be read or is not a sweep.
     """
     mapping = preset(str(path)) if is_preset else read_yaml(path)
     if "base" not in mapping and "methods" not in mapping:
@@ -196,14 +180,14 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """Parse seeds such as `0,1,2` or `0-4`; repeated ones are dropped.
 
     Raises:
-        UserError: for any other text.
+        UserError: The text has another form.
     """
     seeds: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None:
             raise UserError(f"--seeds {text}: expected whole numbers such as 0,1,2 or a range such as 0-4")
-        seeds.extend(range(int(first), int(last) + 1) if dash else [int(first)])
+        seeds.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     if not seeds:
         raise UserError(f"--seeds {text}: the range is empty")
     return tuple(dict.fromkeys(seeds))
@@ -216,17 +200,18 @@ def expand(spec: SweepSpec, overrides: SweepOverrides, where: str) -> list[RunCo
     because trials may run in another directory.
 
     Args:
-        spec: the sweep file.
-        overrides: what the command line changes.
-        where: name of the sweep file, for messages.
+        spec: The sweep file.
+        overrides: What the command line changes.
+        where: Name of the sweep file, for messages.
 
     Raises:
-        UserError: for a run that is not valid, or a setting that no method has.
+        UserError: A run is not valid, or no method has a setting.
     """
-    settings = dict(_parse_setting(text) for text in overrides.settings)
-    if overrides.metric is not None:
-        settings["data.metric"] = overrides.metric
+    override({}, overrides.settings)  # so that one which no method here has is checked, too
+    settings = {text.partition("=")[0].strip(): text for text in overrides.settings}
     _check_settings(spec, settings, where)
+    if overrides.metric is not None:
+        settings["data.metric"] = f"data.metric={overrides.metric}"
     runs: dict[RunConfig, None] = {}
     for task, (index, method) in itertools.product(spec.tasks, enumerate(spec.methods)):
         label = f"{where}: methods[{index}]"
@@ -235,17 +220,8 @@ def expand(spec: SweepSpec, overrides: SweepOverrides, where: str) -> list[RunCo
     return list(runs)
 
 
-def _parse_setting(text: str) -> tuple[str, Any]:
-    """Split `a.b=value` into the dotted key and the value."""
-    value: Any = override({}, [text])
-    key = text.partition("=")[0].strip()
-    for part in key.split("."):
-        value = value[part]
-    return key, value
-
-
 def _variants(
-    spec: SweepSpec, task: str | dict[str, Any], method: str | dict[str, Any], settings: Mapping[str, Any], where: str
+    spec: SweepSpec, task: str | dict[str, Any], method: str | dict[str, Any], settings: Mapping[str, str], where: str
 ) -> Iterator[dict[str, Any]]:
     """Every combination of the grid's values for one task and one method."""
     changes = {"method": method} if isinstance(method, str) else dict(method)
@@ -254,20 +230,19 @@ def _variants(
         raise UserError(
             f"{where}.grid: expected settings with a list of values each, for example method.aux_lr: [1, 0.1]"
         )
-    for key in own_grid:
-        _check_reserved(f"{where}.grid", key)
-    mapping = _merge(spec.base, {"data": {"task": task} if isinstance(task, str) else task})
-    mapping = _merge(mapping, changes)
-    name = _method_name(mapping.get("method"))
+    _check_reserved(f"{where}.grid", own_grid)
+    base = _merge(spec.base, {"data": {"task": task} if isinstance(task, str) else task})
+    base = _merge(base, changes)
+    name = _method_name(base.get("method"))
+    if base.get("method") is None:
+        base["method"] = {"name": name}  # or a setting of the method would be taken for another method's
     grid = {key: values for key, values in spec.grid.items() if _applies(key, name)} | own_grid
-    last = {key: value for key, value in settings.items() if _applies(key, name)}
+    last = [text for key, text in settings.items() if _applies(key, name)]
     for values in itertools.product(*grid.values()):
-        variant = mapping
-        for key, value in [*zip(grid, values, strict=True), *last.items()]:
-            if key.startswith("method.") and variant.get("method") is None:
-                variant = {**variant, "method": {"name": name}}  # or the setting would be taken for another method's
+        variant = base
+        for key, value in zip(grid, values, strict=True):
             variant = set_path(variant, key, value)
-        yield {**variant, "seed": 0}
+        yield {**override(variant, last), "seed": 0}
 
 
 def _merge(mapping: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,7 +276,7 @@ def _applies(key: str, method: str) -> bool:
     return section != "method" or model is None or field in model.model_fields
 
 
-def _check_settings(spec: SweepSpec, settings: Mapping[str, Any], where: str) -> None:
+def _check_settings(spec: SweepSpec, settings: Iterable[str], where: str) -> None:
     """Refuse settings that have a field of their own, that no method has, and that no method of this file has.
 
     `--set` may name a setting that no method of this file has: the same command line may be used with many files.
@@ -309,41 +284,32 @@ def _check_settings(spec: SweepSpec, settings: Mapping[str, Any], where: str) ->
     known = sorted({field for model in method_sections().values() for field in model.model_fields})
     entries = [entry if isinstance(entry, dict) else {"method": entry} for entry in spec.methods]
     methods = list(dict.fromkeys(_method_name(entry.get("method", spec.base.get("method"))) for entry in entries))
-    sources: dict[str, Iterable[str]] = {
-        f"{where}: grid": spec.grid,
-        f"{where}: search.space": spec.search.space if spec.search is not None else {},
-        "--set": settings,
-    }
-    for source, key in ((source, key) for source, keys in sources.items() for key in keys):
-        _check_reserved(source, key)
-        section, _, field = key.partition(".")
-        if section == "method" and field not in known:
-            close = nearest(field, known)
-            hint = f"did you mean method.{close}?" if close else f"allowed: {', '.join(known)}"
-            raise UserError(f"{source}: unknown key {key}; {hint}")
-        if source != "--set" and not any(_applies(key, method) for method in methods):
-            having = ", ".join(method for method in method_sections() if _applies(key, method))
-            raise UserError(f"{source}: no method of the sweep ({', '.join(methods)}) has {key}; it is of {having}")
+    space: Iterable[str] = spec.search.space if spec.search is not None else ()
+    for source, keys in {f"{where}: grid": spec.grid, f"{where}: search.space": space, "--set": settings}.items():
+        _check_reserved(source, keys)
+        for key in keys:
+            section, _, field = key.partition(".")
+            if section == "method" and field not in known:
+                close = nearest(field, known)
+                hint = f"did you mean method.{close}?" if close else f"allowed: {', '.join(known)}"
+                raise UserError(f"{source}: unknown key {key}; {hint}")
+            if source != "--set" and not any(_applies(key, method) for method in methods):
+                having = ", ".join(method for method in method_sections() if _applies(key, method))
+                raise UserError(f"{source}: no method of the sweep ({', '.join(methods)}) has {key}; it is of {having}")
 
 
-def _check_reserved(source: str, key: str) -> None:
-    if key in RESERVED:
-        raise UserError(f"{source}: {key} is not set here, use {RESERVED[key]}")
+def _check_reserved(source: str, keys: Iterable[str]) -> None:
+    for key in keys:
+        if key in RESERVED:
+            raise UserError(f"{source}: {key} is not set here, use {RESERVED[key]}")
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
     """Make every relative path of a run that exists absolute."""
-    data, encoder = config.data, config.encoder
-    names = ("task", "in_domain", "out_of_domain", "neural_lm")
-    changes: dict[str, Any] = {name: _absolute(getattr(data, name)) for name in names}
-    changes["external"] = tuple(str(_absolute(task)) for task in data.external)
-    return config.model_copy(
-        update={
-            "data": data.model_copy(update=changes),
-            "encoder": encoder.model_copy(update={"name": _absolute(encoder.name)}),
-            "space": _absolute(config.space),
-        }
-    )
+    paths = {f"data.{name}": getattr(config.data, name) for name in ("task", "in_domain", "out_of_domain", "neural_lm")}
+    paths |= {"encoder.name": config.encoder.name, "space": config.space}
+    settings: dict[str, Any] = {key: _absolute(path) for key, path in paths.items()}
+    return changed(config, settings | {"data.external": [_absolute(task) for task in config.data.external]})
 
 
 def _absolute(name: str | None) -> str | None:
@@ -363,7 +329,7 @@ def check_space(spec: SearchSpec, runs: Iterable[RunConfig]) -> None:
     """Try every value of a list and both ends of a range.
 
     Raises:
-        UserError: for a value that is not valid for a run.
+        UserError: A value is not valid for a run.
     """
     for run in runs:
         for key, values in space_of(spec, run).items():

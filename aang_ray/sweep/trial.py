@@ -6,7 +6,7 @@ import gc
 import json
 import logging
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aang_ray.config import RunConfig, parse_config
@@ -31,7 +31,7 @@ def tune_trial(config: Mapping[str, Any], store: str, channel: Channel) -> None:
     Trials share processes, so all that a cell depends on is in its configuration, the number of threads included.
 
     Args:
-        config: under `trial` the run as JSON (`run`) and its `rungs`.
+        config: Under `trial` the run as JSON (`run`) and its `rungs`.
         store: URI of the store.
         channel: `channel.closed()` is true when the sweep wants its trials to stop.
     """
@@ -43,12 +43,17 @@ def tune_trial(config: Mapping[str, Any], store: str, channel: Channel) -> None:
     if channel.closed():
         tune.report({"status": "not started"})
         return
-    logger.info("cell %s begins", run.cell)  # so that the log of a process that dies early names its cell
-    tune.report({"step": 0, "actor": ray.get_runtime_context().get_actor_id()})
+    logger.info("cell %s starts", run.cell)  # so that the log of a process that dies early names its cell
+    actor = ray.get_runtime_context().get_actor_id()
+
+    def report(values: dict[str, Any]) -> None:
+        tune.report({"actor": actor, **values})
+
+    report({"step": 0})
     try:
-        run_and_store(run, Store(store), tune.report, config["trial"]["rungs"], channel.closed)
+        run_and_store(run, Store(store), report, config["trial"]["rungs"], channel.closed)
     except Interrupted:
-        tune.report({"status": "stopped"})
+        report({"status": "stopped"})
 
 
 def run_and_store(
@@ -62,18 +67,20 @@ def run_and_store(
 
     So a driver that dies loses nothing. The checkpoint of a cell that is done is removed.
 
-    At each rung the run ends with its checkpoint and a row with status `cut` written, reports its best dev score so
-    far (`rung`, `dev`), and goes on from the checkpoint unless the scheduler ends the trial in that report: Tune gives
-    a function that it ends no time to write anything. A rung that an earlier attempt has passed is reported from its
-    row.
+    At each rung the run writes its checkpoint and a row with status `cut`, and reports its best dev score so far
+    (`rung`, `dev`). Then it continues from the checkpoint, unless the scheduler ends the trial in that report: Tune
+    gives a function that it ends no time to write anything. A rung that an earlier attempt has passed is reported from
+    its row.
 
-    Each evaluation reports `step`, `seconds` and `score`; a run that goes on from a checkpoint first reports `resumed`
-    and the `step`. The end reports `status`, with scores or the error: `done`, `failed`, or `elsewhere` for a cell that
-    another process has done in the meantime.
+    Each evaluation reports `step`, `seconds` and `score`; a run that continues from a checkpoint first reports
+    `resumed` and the `step`. The end reports `status`, with scores or the error: `done`, `failed`, or `elsewhere` for a
+    cell that another process has done in the meantime.
 
     Raises:
-        Interrupted: when it was `abandoned`, with the checkpoint written.
+        Interrupted: It was `abandoned`; its checkpoint is written.
     """
+    import torch
+
     from aang_ray.train.checkpoint import CheckpointFiles, checkpoint_folder, discard
 
     checkpoints = checkpoint_folder(store.uri)
@@ -85,9 +92,10 @@ def run_and_store(
     if reached:
         report({"resumed": True, "step": reached})
     history = store.record(config.cell).history if reached and status == "cut" else ()
+    metric = config.data.metric or "accuracy"
 
     def evaluated(row: HistoryRow) -> None:
-        score = None if row.dev is None else getattr(row.dev, config.data.metric or "accuracy")
+        score = None if row.dev is None else getattr(row.dev, metric)
         report({"step": row.step, "seconds": row.seconds, "score": score})
 
     scored = max((row.step for row in history), default=0)
@@ -95,12 +103,14 @@ def run_and_store(
         # A rung that the run has passed is judged by its row, if the row reaches so far. If the run stands at the rung
         # itself without such a row (its process died before writing it), `_run` writes the row without training.
         if until is not None and (until <= scored or until < reached):
-            score = best_until(history, until, config.data.metric or "accuracy") if until <= scored else None
-            if score is not None:
-                report({"rung": share, "dev": score, "step": until})
+            scores = [getattr(row.dev, metric) for row in history if row.step <= until and row.dev is not None]
+            if scores and until <= scored:
+                report({"rung": share, "dev": max(scores), "step": until})
             continue
         record = _run(config, checkpoints, evaluated, until, abandoned)
-        _free_memory()
+        # The process stays for the next trial, and others may share the GPU.
+        gc.collect()  # a model and its optimiser refer to each other
+        torch.cuda.empty_cache()  # does nothing where no GPU was used
         end = outcome(record)
         try:
             store.write(record)
@@ -127,24 +137,17 @@ def _run(
 
     try:
         return launch(config, on_evaluation=evaluated, checkpoints=checkpoints, until=until, abandoned=abandoned)
-    except (UserError, RunFailure, WorkerError) as error:  # their messages are whole sentences
+    except Exception as error:
         logger.exception("cell %s failed", config.cell)
-        return failed_record(config, str(error), traceback.format_exc())
-    except Exception as error:  # the sweep goes on, whatever a cell does
-        logger.exception("cell %s failed", config.cell)
-        return failed_record(config, f"{type(error).__name__}: {error}", traceback.format_exc())
-
-
-def best_until(history: Sequence[HistoryRow], step: int, metric: str) -> float | None:
-    """Best dev score of the evaluations up to a step; None if dev was not scored until then."""
-    scores = (getattr(row.dev, metric) for row in history if row.step <= step and row.dev is not None)
-    return max(scores, default=None)
+        whole_sentence = isinstance(error, UserError | RunFailure | WorkerError)
+        message = str(error) if whole_sentence else f"{type(error).__name__}: {error}"
+        return failed_record(config, message, traceback.format_exc())
 
 
 def outcome(record: CellRecord) -> dict[str, Any]:
     """The end of a cell in a few plain values."""
     row = record.result
-    values: dict[str, Any] = {"status": row.status, "seconds": row.seconds, "metric": row.metric, "error": row.error}
+    values: dict[str, Any] = {name: getattr(row, name) for name in ("status", "seconds", "metric", "error")}
     values["step"] = row.steps
     if row.dev is not None:
         values["dev"] = getattr(row.dev, row.metric)
@@ -161,11 +164,3 @@ def _log_to_stderr() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         package.addHandler(handler)
         package.setLevel(logging.INFO)
-
-
-def _free_memory() -> None:
-    """Release what a run used: its process stays for the next trial, and others may share the GPU."""
-    import torch
-
-    gc.collect()  # a model and its optimiser refer to each other
-    torch.cuda.empty_cache()  # does nothing where no GPU was used

@@ -11,109 +11,105 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from signal import Signals
 from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-from rich.console import Console
 
 from aang_ray.config import RunConfig
-from aang_ray.store import Store
-from aang_ray.sweep.callback import RETRIES, SweepCallback
-from aang_ray.sweep.cluster import KeptLogs, check_fits, has_autoscaler, living_nodes, own_cluster, ray_cluster
-from aang_ray.sweep.plan import Need, PlannedCell, trials_at_once
-from aang_ray.sweep.progress import ProgressFile, ProgressLines
+from aang_ray.store import CellIsDone, Store
+from aang_ray.sweep.cluster import check_fits, has_autoscaler, keep_logs, living_nodes, own_cluster
+from aang_ray.sweep.plan import Need, PlannedCell, duration, trials_at_once
+from aang_ray.sweep.progress import SweepProgress
 from aang_ray.sweep.search import Searches
 from aang_ray.sweep.spec import Asha
 from aang_ray.sweep.trial import tune_trial
 from aang_ray.train.control import StopSignals
+from aang_ray.train.record import LOG_LINES, failed_record
 
 AHEAD = 8
 """Trials of a cluster that wait for resources beyond those that run: their requests make an autoscaler add nodes."""
 
+RETRIES = 3
+"""How often in all a cell is tried again whose process died."""
+
 WAIT_SECONDS = 60.0
 """How long runs may take to write their checkpoints when the sweep stops; then they are ended as they are."""
 
+CRASHED = (
+    "the process ended unexpectedly: out of memory? lower batch.micro, or run fewer trials at once by a larger "
+    "resources.cpus"
+)
 
-@dataclass(frozen=True)
-class Sweep:
-    """What the trials of a sweep have in common."""
-
-    store: Store
-    console: Console
-    lines: ProgressLines
-    file: ProgressFile
-    max_hours: float | None
-    """No trial starts after so many hours, and running ones stop; None: no limit."""
-
-
-@dataclass(frozen=True)
-class Ends:
-    """How the cells ended that had trials in this run of a sweep."""
-
-    status: Mapping[str, str] = field(default_factory=dict)
-    """Cell -> how its trial ended: `done`, `elsewhere`, `cut` or `failed`."""
-    errors: Mapping[str, str] = field(default_factory=dict)
-    """Failed cell -> its error in one line."""
-
-
-def run_grid(sweep: Sweep, left: Sequence[PlannedCell], done: Sequence[PlannedCell], asha: Asha | None) -> Ends:
-    """Run cells in the order of the plan, those with the same need together.
-
-    Together, because the workers of a trial with several of them wait as long as smaller trials keep taking the places.
-
-    Args:
-        sweep: what the trials have in common.
-        left: the cells to run.
-        done: the cells that are done, which the runs of `left` compete with under `asha`.
-        asha: cut runs of the less promising configurations short; None: run all to their end.
-
-    Raises:
-        UserError: when a trial fits neither a node of the cluster nor one that it could get.
-        Interrupted, KeyboardInterrupt: after SIGTERM or Ctrl-C.
-    """
-    cells = sorted(left, key=lambda cell: Need.of(cell.config))
-    with _connected(sweep, [Need.of(cell.config) for cell in cells]) as engine:
-        engine.callback.add(cells)
-        if asha is None:
-            return engine.fit(param_space={"trial": tune.grid_search([engine.trial(cell) for cell in cells])})
-        brackets = Brackets([*done, *left], asha)
-        trials = [engine.trial(cell) | brackets.parameters(cell.config) for cell in cells]
-        scheduler = BracketScheduler(asha, brackets.past(sweep.store, done))
-        return engine.fit(param_space={"trial": tune.grid_search(trials)}, scheduler=scheduler)
-
-
-def run_search(sweep: Sweep, searches: Searches, needs: Sequence[Need]) -> Ends:
-    """Run the cells that a search asks for; `needs` are those of all its trials to come. Raises as `run_grid`."""
-    with _connected(sweep, needs) as engine:
-
-        def trial_of(cell: PlannedCell) -> dict[str, Any]:
-            engine.callback.add([cell])
-            return engine.trial(cell)
-
-        searches.trial_of = trial_of
-        return engine.fit(search_alg=searches, num_samples=-1)  # until the search says that it has finished
+Ends = Mapping[str, Mapping[str, Any]]
+"""Cell -> the last report of its trial: `status` (`done`, `elsewhere`, `cut` or `failed`), scores, `error`."""
 
 
 class Engine:
     """Ray Tune on the cluster that this process is connected to."""
 
-    def __init__(self, sweep: Sweep, needs: Sequence[Need], logs: KeptLogs) -> None:
-        self.callback = SweepCallback(sweep.store, sweep.lines, sweep.file)
-        self._sweep, self._needs, self._logs = sweep, needs, logs
+    def __init__(
+        self,
+        store: Store,
+        progress: SweepProgress,
+        needs: Sequence[Need],
+        max_hours: float | None = None,
+        scratch: Path | None = None,
+    ) -> None:
+        """Look at the cluster.
+
+        Args:
+            store: Where rows and checkpoints are.
+            progress: Where the trials' progress is shown.
+            needs: The resources of all trials to come.
+            max_hours: No trial starts after so many hours, and running ones stop; None: no limit.
+            scratch: Ray's folder in a cluster of our own, whose logs are kept after failures.
+        """
+        self.callback = SweepCallback(store, progress)
+        self._store, self._progress, self._needs = store, progress, needs
+        self._max_hours, self._scratch = max_hours, scratch
         self._nodes = living_nodes()
         self._at_once = trials_at_once(needs, self._nodes)
+
+    def run_grid(self, left: Sequence[PlannedCell], done: Sequence[PlannedCell], asha: Asha | None) -> Ends:
+        """Run cells in the order of the plan, those with the same need together.
+
+        Together, because the workers of a trial with several of them wait as long as smaller trials take the places.
+
+        Args:
+            left: The cells to run.
+            done: The cells that are done, which the runs of `left` compete with under `asha`.
+            asha: Cut runs of the less promising configurations short; None: run all to their end.
+
+        Raises:
+            UserError: A trial fits neither a node of the cluster nor one that it could get.
+            Interrupted, KeyboardInterrupt: After SIGTERM or Ctrl-C.
+        """
+        cells = sorted(left, key=lambda cell: Need.of(cell.config))
+        trials, more = [self.trial(cell) for cell in cells], {}
+        if asha is not None:
+            scheduler = BracketScheduler([*done, *left], asha)
+            scheduler.replay(self._store, done)
+            trials = [trial | scheduler.parameters(cell.config) for trial, cell in zip(trials, cells, strict=True)]
+            more["scheduler"] = scheduler
+        return self._fit(None, param_space={"trial": tune.grid_search(trials)}, **more)
+
+    def run_search(self, searches: Searches) -> Ends:
+        """Run the cells that a search asks for, until it has finished. Raises as `run_grid`."""
+        searches.trial_of, self.callback.failed = self.trial, searches.fail
+        return self._fit(searches)
 
     def trial(self, cell: PlannedCell) -> dict[str, Any]:
         """The parameters of a cell's trial.
 
         Trials on a cluster of our own share all cores of this machine; on another's each keeps to what it reserves.
         """
+        self.callback.cells[cell.cell] = cell
         need, resources = Need.of(cell.config), cell.config.resources
         cores = sum(int(node.get("CPU", 1.0)) for node in self._nodes) if own_cluster() else 1
         threads = resources.threads or max(cores // (self._at_once * need.workers), int(need.cpus), 1)
@@ -130,7 +126,7 @@ class Engine:
         how many the nodes hold.
 
         Args:
-            ahead: whether trials may wait although no resources are free. Tune hands a process from one trial to the
+            ahead: Whether trials may wait although no resources are free. Tune hands a process from one trial to the
                 next only if the next one waits already; a search, however, should decide late.
         """
         if any(need.nested for need in self._needs):
@@ -139,34 +135,35 @@ class Engine:
             return 2 * self._at_once if ahead else self._at_once
         return None
 
-    def fit(self, *, param_space: dict[str, Any] | None = None, **tune_config: Any) -> Ends:
-        """Run Tune to its end. Of `TuneConfig` only what differs between a grid and a search is given."""
+    def _fit(self, searches: Searches | None, *, param_space: Any = None, **tune_config: Any) -> Ends:
+        """Run Tune to its end, on a grid or on what a search asks for."""
         from aang_ray.train.workers.launch import Channel
 
-        sweep, grid = self._sweep, param_space is not None
-        if grid:  # of a search one trial waits, which is Tune's default
+        check_fits(self._needs)
+        if searches is None:  # of a search one trial waits, which is Tune's default
             os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(AHEAD))
+        else:
+            tune_config |= {"search_alg": searches, "num_samples": -1}
         channel = Channel.open()
 
         def tell_trials() -> None:
-            if not grid:
-                tune_config["search_alg"].closed = True
+            if searches is not None:
+                searches.closed = True
             channel.close()
 
         with (
             StopSignals() as signals,
             tempfile.TemporaryDirectory(prefix="aang-tune-", ignore_cleanup_errors=True) as folder,
-            sweep.lines,
         ):
-            stopper = SweepStopper(self.callback, sweep.lines, tell_trials, lambda: signals.received, sweep.max_hours)
+            stopper = SweepStopper(self.callback, self._progress, tell_trials, signals, self._max_hours)
             tune.Tuner(
                 tune.with_resources(
-                    tune.with_parameters(tune_trial, store=sweep.store.uri, channel=channel),
+                    tune.with_parameters(tune_trial, store=self._store.uri, channel=channel),
                     lambda config: {"cpu": config["trial"]["cpu"], "gpu": config["trial"]["gpu"]},
                 ),
                 param_space=param_space,
                 tune_config=tune.TuneConfig(
-                    max_concurrent_trials=self.concurrency(ahead=grid),
+                    max_concurrent_trials=self.concurrency(ahead=searches is None),
                     reuse_actors=True,  # a trial after the first starts in 0.1 s, not in 2-4 s
                     trial_name_creator=lambda trial: trial.config["trial"]["cell"],
                     trial_dirname_creator=lambda trial: f"{trial.config['trial']['cell']}-{trial.trial_id}",
@@ -181,135 +178,239 @@ class Engine:
                     stop=stopper,
                 ),
             ).fit()
-        if self.callback.errors or self.callback.losses:
-            kept = self._logs.keep(sweep.store.uri)
-            if kept is not None:
-                sweep.lines.line(f"Ray's logs: {kept}")
-        return Ends(self.callback.ended, self.callback.errors)
+        ends = self.callback.ends
+        if self._scratch and (self.callback.losses or any(end["status"] == "failed" for end in ends.values())):
+            self._progress.line(f"Ray's logs: {keep_logs(self._scratch, self._store.uri)}")
+        return ends
 
 
-@contextmanager
-def _connected(sweep: Sweep, needs: Sequence[Need]) -> Iterator[Engine]:
-    """Tune on the cluster of RAY_ADDRESS or one of our own, after a check that it can hold the trials."""
-    with ray_cluster() as logs:
-        check_fits(needs)
-        yield Engine(sweep, needs, logs)
+class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type information
+    """Tune callback that shows progress, and writes a failed row for each trial whose process died too often.
 
-
-class Brackets:
-    """Which runs compete under ASHA: those of one row and one column of the table.
-
-    So no baseline is cut because another method does better. A row with a single configuration has no rungs, so no
-    seed of a method is cut because another seed does better.
+    What trials report is described in `trial.run_and_store`.
     """
 
-    def __init__(self, cells: Iterable[PlannedCell], asha: Asha) -> None:
-        self._asha = asha
-        self._groups: dict[str, set[str]] = defaultdict(set)
-        for cell in cells:
-            self._groups[self._name(cell.config)].add(cell.config.group)
+    def __init__(self, store: Store, progress: SweepProgress) -> None:
+        self._store, self._progress = store, progress
+        self.cells: dict[str, PlannedCell] = {}
+        """Cells that have trials."""
+        self.failed: Callable[[str], None] = lambda cell: None
+        """Is called with a cell whose process died too often."""
+        self._last: dict[str, Mapping[str, Any]] = {}
+        """By trial: its last report."""
+        self.alive: set[str] = set()
+        """Trials whose functions run; other trials may wait for resources."""
+        self.ends: dict[str, Mapping[str, Any]] = {}
+        """See `Ends`."""
+        self.losses = 0
+        """How often a trial's process died."""
 
-    def parameters(self, config: RunConfig) -> dict[str, Any]:
-        """What a trial of a run is told: the bracket's name and the run's rungs."""
-        name = self._name(config)
-        return {"bracket": name, "rungs": self._asha.rungs(config) if len(self._groups[name]) > 1 else []}
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks for a restore, which is never made; a terminal cannot be pickled."""
+        return {}
 
-    def past(self, store: Store, done: Sequence[PlannedCell]) -> list[tuple[str, str, list[tuple[float, float]]]]:
-        """Bracket, cell, and at each rung the best score until then, of cells that are done."""
-        history: dict[str, list[tuple[int, float]]] = defaultdict(list)
-        metric = {cell.cell: cell.config.data.metric or "accuracy" for cell in done}
-        for row in store.history(metric).to_pylist():
-            score = row[f"dev_{metric[row['cell']]}"]
-            if score is not None:  # a stage that dev does not decide has none
-                history[row["cell"]].append((row["step"], score))
-        past = []
-        for cell in done:
-            told = self.parameters(cell.config)
-            until = [
-                (share, [score for at, score in history[cell.cell] if at <= step]) for share, step in told["rungs"]
-            ]
-            past.append((told["bracket"], cell.cell, [(share, max(scores)) for share, scores in until if scores]))
-        return past
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has a process, a new one or one that it shares with earlier trials."""
+        self.alive.add(trial.trial_id)
+        self._progress.update(self._cell(trial).cell, state="running", step=0, score=None)
 
-    def _name(self, config: RunConfig) -> str:
-        """Return the name of a run's bracket: its row in the table without n, its task, and its encoder.
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
+    ) -> None:
+        """A trial has started, was evaluated, came to a rung, or ended."""
+        cell = self._cell(trial)
+        self._last[trial.trial_id] = dict(result)
+        changes = {name: result[name] for name in ("step", "seconds", "score") if result.get(name) is not None}
+        self._progress.update(cell.cell, host=result.get("hostname", ""), pid=result.get("pid", 0), **changes)
+        if result.get("resumed"):
+            self._progress.line(f"{cell.title} · continues from step {result['step']}")
+        if "status" in result:
+            self._end(cell, result)
 
-        `n`, `class_weights` and `max_tokens` are choices within a row, as in the table.
-        """
-        row = config.row_name.removesuffix(f" n={config.n}") if config.method.auxiliary else config.row_name
-        data = config.data.model_dump_json(exclude={"class_weights", "max_tokens"})
-        return "\n".join((row, data, config.encoder.model_dump_json()))
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's function has returned, or Tune's scheduler has ended the trial at a rung."""
+        self.alive.discard(trial.trial_id)
+        last = self._last.get(trial.trial_id, {})
+        if "rung" in last and "status" not in last:
+            self._end(self._cell(trial), {**last, "status": "cut"})
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process died, and Tune tries the trial again."""
+        self.alive.discard(trial.trial_id)
+        self.losses += 1
+        # Ray does not count a machine whose end was announced.
+        times = f", {trial.num_failures} of {RETRIES} times" if trial.num_failures else ""
+        self._wait(self._cell(trial), f"{describe_crash(_account(trial))} · tried again{times}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process died, and Tune does not try again. (An exception of a cell is no error of its trial.)"""
+        self.alive.discard(trial.trial_id)
+        self.losses += 1
+        cell, last, times = self._cell(trial), self._last.get(trial.trial_id, {}), trial.num_failures
+        if "status" in last:  # it died after its row was written
+            return
+        if times <= RETRIES:  # Tune does not retry a trial that it gave to a used process which had just died
+            self._wait(cell, "the process that it was given had died · the same command runs it again")
+            return
+        account = _account(trial)
+        error = describe_crash(account) + (f"; it was tried {times} times" if times > 1 else "")
+        # The record keeps the last lines only: Ray's account of the death stands last.
+        record = failed_record(cell.config, error, "\n".join([*_last_lines(last.get("actor")), account]))
+        end = {"status": "failed", "error": record.result.error}
+        try:
+            self._store.write(record)
+        except CellIsDone:  # another process wrote the row, or the process died after it wrote it
+            end = {"status": "elsewhere"}
+        except OSError as problem:  # the store cannot be written right now: the next start runs the cell again
+            end["error"] = f"{record.result.error}; its row was not written: {problem}"
+        self._end(cell, end)
+        if end["status"] == "failed":
+            self.failed(cell.cell)
+
+    def _cell(self, trial: Any) -> PlannedCell:
+        return self.cells[trial.config["trial"]["cell"]]
+
+    def _end(self, cell: PlannedCell, result: Mapping[str, Any]) -> None:
+        match result["status"]:
+            case "not started":  # the sweep was stopping
+                self._progress.update(cell.cell, state="waiting")
+            case "stopped":
+                self._progress.update(cell.cell, state="stopped")
+                self._progress.line(f"{cell.title} · stopped, its checkpoint is written")
+            case _:
+                self.ends[cell.cell] = result
+                self._progress.ended(cell, describe_end(result))
+
+    def _wait(self, cell: PlannedCell, reason: str) -> None:
+        self._progress.update(cell.cell, state="waiting")
+        self._progress.line(f"lost: {cell.title} · {reason}")
+
+
+def describe_end(result: Mapping[str, Any]) -> str:
+    """How a cell ended, in one line; scores in percent."""
+    match result["status"]:
+        case "done":
+            mark = " · stayed at the majority class" if result.get("majority") else ""
+            scores = f"dev {100 * result['dev']:.2f} · test {100 * result['test']:.2f} {result['metric']}"
+            return f"{scores} · {duration(result['seconds'])}{mark}"
+        case "cut":
+            score = "no dev score yet" if result.get("dev") is None else f"dev {100 * result['dev']:.2f} so far"
+            return f"cut short after step {result['step']} · {score}"
+        case "elsewhere":
+            return "done already, by another process"
+        case _:
+            return f"FAILED: {result['error']}"
+
+
+def describe_crash(account: str) -> str:
+    """One line from Ray's account of a trial's end: the likely cause, or the account's own last line."""
+    if "died" in account or "killed" in account.lower():
+        return CRASHED
+    lines = [line.strip() for line in account.splitlines() if line.strip()]
+    return f"the trial could not run: {lines[-1] if lines else 'Ray gave no reason'}"
+
+
+def _account(trial: Any) -> str:
+    """Ray's account of the last failure of a trial; its file has all of them."""
+    text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+    return text[max(text.rfind("Failure #"), 0) :].strip()
+
+
+def _last_lines(actor: str | None) -> list[str]:
+    """The last lines that a process printed on stderr, from the node it ran on, or why there are none."""
+    from ray.util.state import get_log
+    from ray.util.state.exception import RayStateApiException
+
+    if actor is None:
+        return ["its process never started"]
+    try:
+        return "".join(get_log(actor_id=actor, suffix="err", tail=LOG_LINES)).splitlines()
+    except (RayStateApiException, OSError, TimeoutError) as error:
+        return [f"its log could not be read: {type(error).__name__}: {error}"]
 
 
 class BracketScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray has no type information
     """Starts trials in order, and ends one at a rung if the `ASHAScheduler` of its bracket decides so.
 
-    One scheduler a bracket, because Ray's has one ranking for all trials.
+    A bracket is one row and one column of the table, so no baseline is cut because another method does better. A row
+    with a single configuration has no rungs, so no seed of a method is cut because another seed does better. One
+    scheduler a bracket, because Ray's has one ranking for all trials.
     """
 
-    def __init__(self, asha: Asha, past: Iterable[tuple[str, str, list[tuple[float, float]]]]) -> None:
-        """`past`: see `Brackets.past`."""
+    def __init__(self, cells: Iterable[PlannedCell], asha: Asha) -> None:
+        """Compare `cells`, all of the sweep."""
         super().__init__()
         self._asha = asha
-        self._brackets: dict[str, Any] = {}
-        for bracket, cell, scores in past:
-            trial, scheduler = SimpleNamespace(trial_id=cell), self._scheduler(bracket)
-            scheduler.on_trial_add(None, trial)
-            for share, score in scores:
-                scheduler.on_trial_result(None, trial, {"rung": share, "dev": score})
+        self._groups: dict[str, set[str]] = defaultdict(set)
+        for cell in cells:
+            self._groups[_bracket(cell.config)].add(cell.config.group)
+        rules = {"max_t": 1.0, "grace_period": asha.grace, "reduction_factor": asha.reduction}
+        self._schedulers: dict[str, Any] = defaultdict(
+            partial(ASHAScheduler, time_attr="rung", metric="dev", mode="max", **rules)
+        )
+
+    def parameters(self, config: RunConfig) -> dict[str, Any]:
+        """What a trial of a run is told: the bracket's name and the run's rungs."""
+        name = _bracket(config)
+        return {"bracket": name, "rungs": self._asha.rungs(config) if len(self._groups[name]) > 1 else []}
+
+    def replay(self, store: Store, done: Sequence[PlannedCell]) -> None:
+        """Let cells that are done compete: at each rung with the best score of their history until then."""
+        metric = {cell.cell: cell.config.data.metric or "accuracy" for cell in done}
+        history: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        for row in store.history(metric).to_pylist():
+            score = row[f"dev_{metric[row['cell']]}"]
+            if score is not None:  # a stage that dev does not decide has none
+                history[row["cell"]].append((row["step"], score))
+        for cell in done:
+            trial = SimpleNamespace(trial_id=cell.cell, config={"trial": self.parameters(cell.config)})
+            self.on_trial_add(None, trial)
+            for share, step in trial.config["trial"]["rungs"]:
+                if scores := [score for at, score in history[cell.cell] if at <= step]:
+                    self.on_trial_result(None, trial, {"rung": share, "dev": max(scores)})
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial is new, or is tried again."""
-        self._scheduler(trial.config["trial"]["bracket"]).on_trial_add(tune_controller, trial)
+        self._schedulers[trial.config["trial"]["bracket"]].on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide at a rung whether a trial goes on; other reports decide nothing."""
+        """Decide at a rung whether a trial continues; other reports decide nothing."""
         told = trial.config["trial"]
-        scheduler = self._scheduler(told["bracket"])
+        scheduler = self._schedulers[told["bracket"]]
         if result.get("status") == "done":  # a run that ended before its last rungs counts there, too
             for share, _ in told["rungs"]:
                 scheduler.on_trial_result(tune_controller, trial, {**result, "rung": share})
             return str(FIFOScheduler.CONTINUE)
         return str(scheduler.on_trial_result(tune_controller, trial, result))
 
-    def _scheduler(self, bracket: str) -> Any:
-        if bracket not in self._brackets:
-            self._brackets[bracket] = ASHAScheduler(
-                time_attr="rung",
-                metric="dev",
-                mode="max",
-                max_t=1.0,
-                grace_period=self._asha.grace,
-                reduction_factor=self._asha.reduction,
-            )
-        return self._brackets[bracket]
+
+def _bracket(config: RunConfig) -> str:
+    """Return the name of a run's bracket: its row in the table without n, its task, and its encoder.
+
+    `n`, `class_weights` and `max_tokens` are choices within a row, as in the table.
+    """
+    row = config.row_name.removesuffix(f" n={config.n}") if config.method.auxiliary else config.row_name
+    data = config.data.model_dump_json(exclude={"class_weights", "max_tokens"})
+    return "\n".join((row, data, config.encoder.model_dump_json()))
 
 
 class SweepStopper(tune.Stopper):  # type: ignore[misc]  # Ray has no type information
     """Ends the sweep after a signal, or when its time is up.
 
     Tune ends trials without giving them time to write anything. So the trials are first told to stop by themselves, and
-    Tune's loop goes on until those that ran have ended, or `WAIT_SECONDS` are over.
+    Tune's loop continues until those that ran have ended, or `WAIT_SECONDS` are over.
     """
 
     def __init__(
         self,
         callback: SweepCallback,
-        lines: ProgressLines,
+        progress: SweepProgress,
         tell_trials: Callable[[], None],
-        received: Callable[[], Signals | None],
+        signals: StopSignals,
         max_hours: float | None,
     ) -> None:
-        """Start the clock.
-
-        Args:
-            callback: knows which trials run.
-            lines: where the stopper announces the end.
-            tell_trials: tells all trials to stop.
-            received: the signal that this process got, if any.
-            max_hours: how long the sweep may take; None: no limit.
-        """
-        self._callback, self._lines, self._tell_trials, self._received = callback, lines, tell_trials, received
+        """Start the clock. `callback` knows which trials run; `tell_trials` tells all of them to stop."""
+        self._callback, self._progress, self._tell_trials, self._signals = callback, progress, tell_trials, signals
         self._ends = math.inf if max_hours is None else time.monotonic() + 3600 * max_hours
         self._began: float | None = None
         """When the stopping began."""
@@ -327,7 +428,7 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]  # Ray has no type infor
         """Whether Tune is to end what is left: trials that wait for resources, and those that did not stop in time."""
         now = time.monotonic()
         if self._began is None:
-            signal = self._received()
+            signal = self._signals.received
             if signal is None and now < self._ends:
                 return False
             self._began, self._waits_for = now, frozenset(self._callback.alive)
@@ -335,5 +436,5 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]  # Ray has no type infor
             if running := len(self._waits_for):
                 runs = "1 run writes its checkpoint" if running == 1 else f"{running} runs write their checkpoints"
                 hurry = "; Ctrl-C again does not wait" if signal == Signals.SIGINT else ""
-                self._lines.line(f"stopping: {runs}{hurry}")
+                self._progress.line(f"stopping: {runs}{hurry}")
         return not self._waits_for & self._callback.alive or now - self._began > WAIT_SECONDS

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aang_ray.store import Store
-from aang_ray.sweep.status import cluster_lines
+from aang_ray.sweep.cluster import cluster_lines
 from tests.integration.conftest import Head, Start, Started, free_ports, start_head
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]

@@ -62,7 +62,7 @@ def test_one_cluster_many_sweeps(
     output = sweep(grid, store)
     assert statuses(store) == {"done": 6}
     assert f"6 cells, {6 - left} of them done" in output
-    assert output.count("goes on from step 30") == left
+    assert output.count("continues from step 30") == left
     assert "‡" not in output
     assert finished < set(Store(store).done())
 

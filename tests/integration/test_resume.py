@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aang_ray.store import Store
-from aang_ray.sweep.callback import RETRIES
+from aang_ray.sweep.tune import RETRIES
 from tests.integration.conftest import Start, Started, progress_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -106,8 +106,8 @@ def test_killed_twice_then_finished(
     assert last.wait(400) == 0, last.output
     assert f"{CELLS} cells, {len(finished)} of them done" in last.output
     assert not [title for title in finished if title in last.output], "a finished cell ran again"
-    steps = [int(line.rpartition(" ")[2]) for line in last.output.splitlines() if "goes on from step" in line]
-    assert sorted(steps) == sorted(begun.values()), "each cell that was started goes on from its checkpoint"
+    steps = [int(line.rpartition(" ")[2]) for line in last.output.splitlines() if "continues from step" in line]
+    assert sorted(steps) == sorted(begun.values()), "each cell that was started continues from its checkpoint"
     assert kept.items() <= sweeps.rows().items()
     assert len(sweeps.titles()) == len(sweeps.rows()) == CELLS
     assert not sweeps.begun()
@@ -133,7 +133,7 @@ def test_a_killed_trial_is_tried_again_and_an_interruption_ends_cleanly(
 
     def another() -> bool:
         """The killed trial has a new process, and the sweep knows it."""
-        told = running.output.count("goes on from step") >= len(killed)
+        told = running.output.count("continues from step") >= len(killed)
         return "FAILED" in running.output or (told and sweeps.running().get(victim, 0) not in {0, *killed})
 
     while "FAILED" not in running.output:
@@ -145,7 +145,7 @@ def test_a_killed_trial_is_tried_again_and_an_interruption_ends_cleanly(
             killed.add(pid)
     lost = [line for line in running.output.splitlines() if line.startswith("lost: ")]
     assert [line[-12:] for line in lost[-RETRIES:]] == [f"{time} of {RETRIES} times" for time in range(1, RETRIES + 1)]
-    assert "goes on from step" in running.output
+    assert "continues from step" in running.output
     (row,) = Store(sweeps.store).results().to_pylist()
     assert (row["cell"], row["status"]) == (victim, "failed")
     assert "the process ended unexpectedly: out of memory? lower batch.micro" in row["error"]
@@ -174,4 +174,4 @@ def test_stopped_runs_write_their_checkpoints_first(
     (step,) = sweeps.begun().values()
     assert step >= evaluated > 0
     again = sweeps.go(checkpoint_minutes=1000)
-    again.wait_for(lambda: f"goes on from step {step}" in again.output, 150)
+    again.wait_for(lambda: f"continues from step {step}" in again.output, 150)

@@ -13,8 +13,7 @@ import pytest
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.store import CellRecord, Store
-from aang_ray.sweep.cluster import ask
-from aang_ray.sweep.status import cluster_lines
+from aang_ray.sweep.cluster import ask, cluster_lines
 from aang_ray.train.checkpoint import CheckpointFiles, checkpoint_folder
 from aang_ray.train.plan import resolve
 from aang_ray.train.run import run_cell
@@ -170,8 +169,8 @@ def test_a_machine_that_got_its_notice_leaves_a_fresh_checkpoint(
     assert second == "  drained, going away: 1 node with 1 CPU"
     doomed.kill()
     machines.add("second")
-    sweep.wait_for(lambda: "goes on from step" in sweep.output, 240)
-    (went_on,) = re.findall(r"goes on from step (\d+)\n", sweep.output)
+    sweep.wait_for(lambda: "continues from step" in sweep.output, 240)
+    (went_on,) = re.findall(r"continues from step (\d+)\n", sweep.output)
     assert int(went_on) >= written
     sweep.wait_for(lambda: progress_of(store)[cell]["step"] > int(went_on), 120)
     sweep.terminate()

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from aang_ray.config import parse_config
 from aang_ray.store import Store
-from aang_ray.sweep import callback as module
-from aang_ray.sweep.callback import CRASHED, RETRIES, SweepCallback, describe_crash, describe_end
+from aang_ray.sweep import tune as module
 from aang_ray.sweep.plan import PlannedCell
-from aang_ray.sweep.progress import ProgressFile, ProgressLines
+from aang_ray.sweep.progress import SweepProgress
+from aang_ray.sweep.tune import CRASHED, RETRIES, SweepCallback, describe_crash, describe_end
 from tests.sweep.conftest import done_record, fake_resolve
 
 DIED = "ray.exceptions.ActorDiedError: The actor died unexpectedly"
@@ -40,11 +40,12 @@ class Sweep:
         self.cells = [PlannedCell(config, config.cell, "waiting") for config in configs]
         self.store = Store(store)
         self.stream = io.StringIO()
-        lines = ProgressLines(self.cells, Console(file=self.stream, width=300))
-        self.file = ProgressFile(self.store.uri, "nightly", "key")
-        self.file.add(self.cells)
-        self.callback = SweepCallback(self.store, lines, self.file)
-        self.callback.add(self.cells)
+        self._progress = SweepProgress(self.store.uri, "nightly", "key", Console(file=self.stream, width=300))
+        self._progress.add(self.cells)
+        self.callback = SweepCallback(self.store, self._progress)
+        self.callback.cells = {cell.cell: cell for cell in self.cells}
+        self.failed: list[str] = []
+        self.callback.failed = self.failed.append
 
     def start(self, number: int = 0) -> Trial:
         trial = Trial(f"trial-{number}", {"trial": {"cell": self.cells[number].cell}})
@@ -71,13 +72,23 @@ class Sweep:
             self.callback.on_trial_error(0, [], trial)
 
     @property
+    def ended(self) -> dict[str, str]:
+        """Cell -> how its trial ended."""
+        return {cell: end["status"] for cell, end in self.callback.ends.items()}
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Failed cell -> its error."""
+        return {cell: end["error"] for cell, end in self.callback.ends.items() if end["status"] == "failed"}
+
+    @property
     def lines(self) -> list[str]:
         return self.stream.getvalue().splitlines()
 
     @property
     def progress(self) -> dict[str, Any]:
         """The progress file's entry of the first cell."""
-        return vars(self.file._cells[self.cells[0].cell])
+        return vars(self._progress._cells[self.cells[0].cell])
 
 
 @pytest.fixture(autouse=True)
@@ -103,15 +114,15 @@ def test_a_cell_that_is_done(tmp_path: Path) -> None:
     sweep.result(trial, **DONE)
     sweep.complete(trial)
     assert sweep.callback.alive == set()
-    assert sweep.callback.ended == {sweep.cells[0].cell: "done"}
+    assert sweep.ended == {sweep.cells[0].cell: "done"}
     assert sweep.lines == ["[1/1] movie · finetune · seed 0 · dev 75.00 · test 50.00 accuracy · 3 s"]
     assert sweep.progress["state"] == "ended"
 
 
-def test_a_cell_that_goes_on_is_announced_with_its_step(tmp_path: Path) -> None:
+def test_a_cell_that_continues_is_announced_with_its_step(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     sweep.result(sweep.start(), resumed=True, step=20)
-    assert sweep.lines == ["movie · finetune · seed 0 · goes on from step 20"]
+    assert sweep.lines == ["movie · finetune · seed 0 · continues from step 20"]
 
 
 def test_a_failed_cell_is_no_lost_trial(tmp_path: Path) -> None:
@@ -119,7 +130,7 @@ def test_a_failed_cell_is_no_lost_trial(tmp_path: Path) -> None:
     trial = sweep.start()
     sweep.result(trial, status="failed", error="loss is nan")
     sweep.complete(trial)
-    assert sweep.callback.errors == {sweep.cells[0].cell: "loss is nan"}
+    assert sweep.errors == {sweep.cells[0].cell: "loss is nan"}
     assert sweep.callback.losses == 0
 
 
@@ -141,8 +152,20 @@ def test_a_lost_trial_is_tried_again_and_then_is_a_failed_row(tmp_path: Path) ->
     assert "out of memory?" in row.error
     assert "it was tried 4 times" in row.error
     assert row.log_tail == f"last words of 0123\nFailure # 4 (occurred at noon)\n{DIED}"
-    assert sweep.callback.errors == {cell: row.error}
+    assert sweep.errors == {cell: row.error}
     assert sweep.callback.losses == RETRIES + 1
+    assert sweep.failed == [cell]
+
+
+def test_a_trial_given_to_a_process_that_had_just_died_waits_for_another_start(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "store")
+    trial = Trial("trial-0", {"trial": {"cell": sweep.cells[0].cell}}, num_failures=1)
+    sweep.callback.on_trial_error(0, [], trial)
+    assert (sweep.store.done(), sweep.ended, sweep.failed) == ({}, {}, [])
+    assert (sweep.callback.losses, sweep.progress["state"]) == (1, "waiting")
+    assert sweep.lines == [
+        "lost: movie · finetune · seed 0 · the process that it was given had died · the same command runs it again"
+    ]
 
 
 def test_a_machine_whose_end_was_announced_does_not_count(tmp_path: Path) -> None:
@@ -158,7 +181,8 @@ def test_a_trial_that_died_after_its_row_is_done(tmp_path: Path) -> None:
     sweep.store.write(done_record(sweep.cells[0].config))
     trial.num_failures = RETRIES
     sweep.die(trial)
-    assert sweep.callback.ended == {sweep.cells[0].cell: "elsewhere"}
+    assert sweep.ended == {sweep.cells[0].cell: "elsewhere"}
+    assert sweep.failed == []
     assert sweep.lines == ["[1/1] movie · finetune · seed 0 · done already, by another process"]
 
 
@@ -168,14 +192,14 @@ def test_a_trial_that_died_after_its_last_report_keeps_its_end(tmp_path: Path) -
     sweep.result(trial, status="failed", error="loss is nan")
     trial.num_failures = RETRIES
     sweep.die(trial)
-    assert sweep.callback.ended == {sweep.cells[0].cell: "failed"}
-    assert sweep.callback.errors == {sweep.cells[0].cell: "loss is nan"}
+    assert sweep.ended == {sweep.cells[0].cell: "failed"}
+    assert sweep.errors == {sweep.cells[0].cell: "loss is nan"}
 
 
 def test_a_trial_that_was_ended_without_a_report_has_no_end(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     sweep.complete(sweep.start())
-    assert sweep.callback.ended == {}
+    assert sweep.ended == {}
 
 
 def test_a_stopped_cell_goes_on_another_time(tmp_path: Path) -> None:
@@ -184,7 +208,7 @@ def test_a_stopped_cell_goes_on_another_time(tmp_path: Path) -> None:
     sweep.result(trial, status="stopped")
     assert sweep.callback.alive, "its trial has not ended yet"
     sweep.complete(trial)
-    assert (sweep.callback.alive, sweep.callback.ended) == (set(), {})
+    assert (sweep.callback.alive, sweep.ended) == (set(), {})
     assert sweep.lines == ["movie · finetune · seed 0 · stopped, its checkpoint is written"]
     assert sweep.progress["state"] == "stopped"
 
@@ -194,16 +218,16 @@ def test_a_trial_that_came_too_late_to_start_is_not_mentioned(tmp_path: Path) ->
     trial = sweep.start()
     sweep.result(trial, status="not started")
     sweep.complete(trial)
-    assert (sweep.lines, sweep.callback.ended, sweep.progress["state"]) == ([], {}, "waiting")
+    assert (sweep.lines, sweep.ended, sweep.progress["state"]) == ([], {}, "waiting")
 
 
 def test_a_run_that_the_scheduler_ends_at_a_rung_was_cut_short(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     trial = sweep.start()
     sweep.result(trial, rung=0.5, step=30, dev=0.6)
-    assert sweep.callback.ended == {}, "it may go on"
+    assert sweep.ended == {}, "it may go on"
     sweep.complete(trial)
-    assert sweep.callback.ended == {sweep.cells[0].cell: "cut"}
+    assert sweep.ended == {sweep.cells[0].cell: "cut"}
     assert sweep.lines == ["[1/1] movie · finetune · seed 0 · cut short after step 30 · dev 60.00 so far"]
 
 

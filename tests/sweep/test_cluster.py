@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.sweep import cluster as module
-from aang_ray.sweep.cluster import KeptLogs, PlacementQuestion, check_fits, describe_nodes, has_autoscaler
+from aang_ray.sweep.cluster import PlacementQuestion, check_fits, describe_nodes, has_autoscaler, keep_logs
 from aang_ray.sweep.plan import Need
 
 GROUP = "a219246ec906f048163551e3b4bd01000000"
@@ -57,25 +58,18 @@ class Cluster:
         self.nodes: list[dict[str, float]] = []
         self.answer: Callable[[float], object] = lambda now: status(version=0)
         self.now = 0.0
+        self.groups: list[object] = []
+        """Placement groups that are there."""
+
+    def place(self, bundles: list[dict[str, float]]) -> object:
+        self.groups.append(SimpleNamespace(id=SimpleNamespace(hex=lambda: GROUP)))
+        return self.groups[-1]
 
     def monotonic(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
-
-
-class Asked:
-    """A placement group with an id, without Ray."""
-
-    def __init__(self, need: Need) -> None:
-        self.need = need
-
-    def __enter__(self) -> PlacementQuestion:
-        return PlacementQuestion(GROUP)
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -85,7 +79,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr(module, "time", cluster)
     monkeypatch.setattr(module, "living_nodes", lambda: cluster.nodes)
     monkeypatch.setattr(module, "_status", lambda: cluster.answer(cluster.now))
-    monkeypatch.setattr(module, "_requested", Asked)
+    monkeypatch.setattr("ray.util.placement_group", cluster.place)
+    monkeypatch.setattr("ray.util.remove_placement_group", cluster.groups.remove)
     return cluster
 
 
@@ -112,6 +107,7 @@ def test_a_trial_that_no_node_can_hold_is_refused_within_a_minute(cluster: Clust
     with pytest.raises(RunFailure, match="has not said within 45 s"):
         check_fits([ONE])
     assert cluster.now < 60
+    assert cluster.groups == []
 
 
 def test_a_node_that_comes_is_an_answer_and_so_is_the_autoscalers_silence(cluster: Cluster) -> None:
@@ -147,8 +143,6 @@ def test_logs_are_kept_in_the_store_or_beside_a_remote_one(tmp_path: Path, monke
     (logs / "worker.err").write_text("the reason")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for store, parent in ((str(tmp_path / "store"), tmp_path / "store" / ".logs"), ("s3://bucket/store", tmp_path)):
-        folder = KeptLogs(tmp_path / "ray").keep(store)
-        assert folder is not None
+        folder = keep_logs(tmp_path / "ray", store)
         assert folder.parent == parent
         assert (folder / "worker.err").read_text() == "the reason"
-    assert KeptLogs(None).keep(str(tmp_path)) is None, "another's cluster keeps its own logs"

@@ -18,13 +18,14 @@ from ray.core.generated.autoscaler_pb2_grpc import (
     AutoscalerStateServiceServicer,
     add_AutoscalerStateServiceServicer_to_server,
 )
+from rich.console import Console
 
 from aang_ray.config import parse_config
+from aang_ray.errors import RunFailure
 from aang_ray.sweep import cluster as module
-from aang_ray.sweep.cluster import NoAnswer, ask
+from aang_ray.sweep.cluster import ask, cluster_lines, describe_cluster
 from aang_ray.sweep.plan import PlannedCell
-from aang_ray.sweep.progress import ProgressFile
-from aang_ray.sweep.status import cluster_lines, describe_cluster
+from aang_ray.sweep.progress import SweepProgress
 from tests.integration.conftest import free_ports
 from tests.sweep.conftest import fake_resolve
 
@@ -138,7 +139,7 @@ def test_a_head_answers(service: Service) -> None:
 def test_a_head_that_hangs_is_not_waited_for(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ASK_SECONDS", 0.2)
     service.silent = True
-    with pytest.raises(NoAnswer, match=r"nothing came within 0\.2 s"):
+    with pytest.raises(RunFailure, match=r"nothing came within 0\.2 s"):
         ask(os.environ["RAY_ADDRESS"])
 
 
@@ -172,8 +173,8 @@ def test_a_sweep_of_this_machine_alone_has_no_cluster_to_ask(
 def test_the_store_is_read_whatever_the_cluster_says(service: Service, tmp_path: Path) -> None:
     """The token is set in a separate process, because Ray reads its mode only once."""
     run = fake_resolve(parse_config({"method": "finetune"}, "test"))
-    with ProgressFile(str(tmp_path / "store"), "nightly", "key") as file:
-        file.add([PlannedCell(run, run.cell, "waiting")])
+    with SweepProgress(str(tmp_path / "store"), "nightly", "key", Console(quiet=True)) as progress:
+        progress.add([PlannedCell(run, run.cell, "waiting")])
     service.token = TOKEN
     plain = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
     address = os.environ["RAY_ADDRESS"]

@@ -10,23 +10,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow.fs import FileSelector
 from rich.console import Console
 
 from aang_ray.config import parse_config
 from aang_ray.store import Store
+from aang_ray.store.files import open_location
 from aang_ray.sweep import progress as module
 from aang_ray.sweep.plan import PlannedCell
-from aang_ray.sweep.progress import ProgressFile, ProgressLines
+from aang_ray.sweep.progress import FOLDER, SweepProgress
 from tests.sweep.conftest import done_record, fake_resolve
 
 
 def cell(method: str) -> PlannedCell:
     config = fake_resolve(parse_config({"method": method}, "test"))
     return PlannedCell(config, config.cell, "waiting")
+
+
+def progress_of(*cells: PlannedCell, store: Path | str, console: Console | None = None) -> SweepProgress:
+    """The progress of a sweep of some cells."""
+    progress = SweepProgress(str(store), "nightly", "key", console or Console(quiet=True))
+    progress.add(cells)
+    return progress
 
 
 class Clock:
@@ -47,10 +57,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_line_for_every_trial(terminal: bool) -> None:
+def test_a_line_for_every_trial(terminal: bool, tmp_path: Path) -> None:
     stream = io.StringIO()
     cells = [cell("finetune"), cell("static")]
-    with ProgressLines(cells, Console(file=stream, force_terminal=terminal, width=60)) as progress:
+    console = Console(file=stream, force_terminal=terminal, width=60)
+    with progress_of(*cells, store=tmp_path, console=console) as progress:
         progress.ended(cells[1], "dev 76.00 · test 75.00 accuracy · 3 s")
         progress.ended(cells[0], "FAILED: [brackets] stay")
     text = stream.getvalue()
@@ -58,38 +69,64 @@ def test_a_line_for_every_trial(terminal: bool) -> None:
     assert "[2/2] movie · finetune · seed 0 · FAILED: [brackets] stay\n" in text
 
 
-def test_the_time_left_follows_the_work_done(clock: Clock) -> None:
+def test_the_time_left_follows_the_work_done(clock: Clock, tmp_path: Path) -> None:
     # Work 1920 + 4800 texts. After 60 s the first is through and half of the second: 4320 done, 2400 left,
     # so 60 s x 2400 / 4320 = 33 s.
     stream = io.StringIO()
     cells = [cell("finetune"), cell("static")]
-    with ProgressLines(cells, Console(file=stream, width=100)) as progress:
+    with progress_of(*cells, store=tmp_path, console=Console(file=stream, width=100)) as progress:
         progress.ended(cells[0], "done")
         clock.now = 60.0
-        progress.evaluated(cells[1].cell, 30, 60)
+        progress.update(cells[1].cell, step=30)
         clock.now = 61.0
-        progress.evaluated(cells[1].cell, 31, 60)  # too soon for another line
+        progress.update(cells[1].cell, step=31)  # too soon for another line
     assert stream.getvalue().splitlines()[1:] == ["1/2 cells, 64 % of the work, about 33 s left"]
 
 
-def test_no_time_is_estimated_before_a_twentieth_of_the_work(clock: Clock) -> None:
+def test_no_time_is_estimated_before_a_twentieth_of_the_work(clock: Clock, tmp_path: Path) -> None:
     stream = io.StringIO()
     cells = [cell("finetune"), cell("static")]
-    with ProgressLines(cells, Console(file=stream, width=100)) as progress:
+    with progress_of(*cells, store=tmp_path, console=Console(file=stream, width=100)) as progress:
         clock.now = 100.0
-        progress.evaluated(cells[1].cell, 3, 60)  # 240 of 6720 texts
+        progress.update(cells[1].cell, step=3)  # 240 of 6720 texts
         clock.now = 200.0
-        progress.evaluated(cells[1].cell, 6, 60)
+        progress.update(cells[1].cell, step=6)
     assert stream.getvalue().splitlines() == [
         "0/2 cells, 4 % of the work, time left: not known yet",
         "0/2 cells, 7 % of the work, about 43 min 20 s left",
     ]
 
 
-def test_cells_that_come_later_count_from_then_on() -> None:
+def test_cells_that_are_done_or_whose_failure_is_kept_do_not_count(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    cells = [replace(cell("finetune"), state="done"), replace(cell("static"), state="failed"), cell("aang")]
+    progress = SweepProgress(str(tmp_path), "nightly", "key", Console(file=stream, width=60))
+    with progress:
+        progress.add(cells, keep_failed=True)
+        progress.ended(cells[2], "done")
+    assert stream.getvalue().startswith("[1/1]")
+    assert len(content(tmp_path)["cells"]) == 3
+
+
+def test_cells_to_come_count_as_much_as_the_mean_of_the_others(clock: Clock, tmp_path: Path) -> None:
+    # Work 1920 + 4800 texts, and 2 x 3360 to come. After 60 s the first cell has ended: 11520 texts are left.
     stream = io.StringIO()
     cells = [cell("finetune"), cell("static")]
-    with ProgressLines([], Console(file=stream, width=60)) as progress:
+    with progress_of(*cells, store=tmp_path, console=Console(file=stream, width=100)) as progress:
+        progress.to_come = 2
+        clock.now = 60.0
+        progress.ended(cells[0], "done")
+    assert stream.getvalue().splitlines() == [
+        "[1/4] movie · finetune · seed 0 · done",
+        "1/4 cells, 14 % of the work, about 6 min 00 s left",
+    ]
+    assert content(tmp_path)["to_come"] == 2
+
+
+def test_cells_that_come_later_count_from_then_on(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    cells = [cell("finetune"), cell("static")]
+    with progress_of(store=tmp_path, console=Console(file=stream, width=60)) as progress:
         progress.add(cells[:1])
         progress.ended(cells[0], "done")
         progress.add(cells[1:])
@@ -97,11 +134,11 @@ def test_cells_that_come_later_count_from_then_on() -> None:
     assert [line[:5] for line in stream.getvalue().splitlines()] == ["[1/1]", "[2/2]"]
 
 
-def test_a_minute_without_any_cell_is_no_error(clock: Clock) -> None:
+def test_a_minute_without_any_cell_is_no_error(clock: Clock, tmp_path: Path) -> None:
     stream = io.StringIO()
-    lines = ProgressLines([], Console(file=stream, width=80))
+    progress = progress_of(store=tmp_path, console=Console(file=stream, width=80))
     clock.now += 61.0
-    with lines:
+    with progress:
         pass
     assert "0/0 cells, 0 % of the work" in stream.getvalue()
 
@@ -131,13 +168,12 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 @pytest.mark.usefixtures("hurried")
 def test_a_change_is_written_soon_and_time_goes_on(tmp_path: Path) -> None:
-    with ProgressFile(str(tmp_path), "nightly", "key") as file:
-        file.add([STATIC])
+    with progress_of(STATIC, store=tmp_path) as progress:
         until(lambda: bool(content(tmp_path)["cells"]))
         (found,) = content(tmp_path)["cells"]
         assert (found["cell"], found["title"], found["state"]) == (STATIC.cell, STATIC.title, "waiting")
         assert (found["step"], found["steps"], found["work"], found["metric"]) == (0, 60, 4800, "accuracy")
-        file.update(STATIC.cell, state="running", step=30, score=0.75)
+        progress.update(STATIC.cell, state="running", step=30, score=0.75)
         until(lambda: bool(content(tmp_path)["cells"][0]["step"] == 30))
         (found,) = content(tmp_path)["cells"]
         assert (found["state"], found["score"]) == ("running", 0.75)
@@ -150,9 +186,8 @@ def test_a_change_is_written_soon_and_time_goes_on(tmp_path: Path) -> None:
 
 def test_the_last_change_is_in_the_file_at_the_end(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with ProgressFile(str(tmp_path), "nightly", "key") as file:
-            file.add([STATIC])
-            file.update(STATIC.cell, state="stopped", step=30)
+        with progress_of(STATIC, store=tmp_path) as progress:
+            progress.update(STATIC.cell, state="stopped", step=30)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -163,19 +198,23 @@ def test_the_last_change_is_in_the_file_at_the_end(tmp_path: Path) -> None:
 
 def test_the_same_sweep_has_one_file_and_another_of_the_same_name_its_own(tmp_path: Path) -> None:
     for key in ("a", "b", "a"):
-        with ProgressFile(str(tmp_path), "nightly", key):
+        with SweepProgress(str(tmp_path), "nightly", key, Console(quiet=True)):
             pass
     assert len(list((tmp_path / ".progress" / "sweeps").iterdir())) == 2
 
 
 def test_a_store_behind_a_uri() -> None:
-    with ProgressFile("memory://progress", "nightly", "key") as file:
-        file.add([STATIC])
+    with progress_of(STATIC, store="memory://progress"):
+        pass
+    location = open_location("memory://progress")
+    (info,) = location.filesystem.get_file_info(FileSelector(location.path(*FOLDER)))
+    with location.filesystem.open_input_file(info.path) as stream:
+        assert json.loads(stream.read())["ended"]
 
 
 def test_rows_and_progress_do_not_meet(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with ProgressFile(store.uri, "nightly", "key"):
+    with progress_of(STATIC, store=store.uri):
         store.write(done_record(STATIC.config))
         assert store.done() == {STATIC.cell: "done"}
         assert store.results().num_rows == 1
@@ -183,16 +222,17 @@ def test_rows_and_progress_do_not_meet(tmp_path: Path) -> None:
 
 def test_a_store_that_fails_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / ".progress").write_text("a file where a folder should be")
-    with caplog.at_level(logging.WARNING), ProgressFile(str(tmp_path), "nightly", "key") as file:
-        file.add([STATIC])
+    with caplog.at_level(logging.WARNING), progress_of(STATIC, store=tmp_path):
+        pass
     assert "could not be written" in caplog.text
 
 
 KILLED = """
 import sys, time
+from rich.console import Console
 from aang_ray.sweep import progress
 progress.BEAT_SECONDS = progress.QUICKEST_SECONDS = 0.0
-with progress.ProgressFile(sys.argv[1], "nightly", "key"):
+with progress.SweepProgress(sys.argv[1], "nightly", "key", Console(quiet=True)):
     print("running", flush=True)
     time.sleep(60)
 """

@@ -9,14 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from aang_ray.config import RunConfig, parse_config
+from aang_ray.config import parse_config
 from aang_ray.store import Scores, Store
-from aang_ray.sweep.plan import PlannedCell, plan
+from aang_ray.sweep.plan import PlannedCell
+from aang_ray.sweep.progress import SweepProgress
 from aang_ray.sweep.search import Searches
 from aang_ray.sweep.spec import SearchSpec
 from aang_ray.train.record import failed_record
 from tests.sweep.conftest import done_record, fake_resolve
+
+
+@pytest.fixture(autouse=True)
+def resolving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aang_ray.sweep.search.resolve", fake_resolve)
+
 
 SPACE = {"optim.body_lr": {"log": [1e-5, 1e-2]}, "n": [3, 6]}
 
@@ -36,15 +44,9 @@ class Run:
         runs = [parse_config({"method": method}, "test") for method in methods]
         spec = SearchSpec.model_validate({"samples": samples, "space": space or SPACE})
         self.store = Store(store)
-
-        def lay_out(run: RunConfig) -> list[PlannedCell]:
-            return plan([run], seeds, {}, fake_resolve)
-
-        self.planned: list[PlannedCell] = []
         self.ran: list[str] = []
-        self.search = Searches(
-            runs, spec, len(seeds), self.store, lay_out, self.planned.extend, keep_failed=keep_failed
-        )
+        self.progress = SweepProgress(self.store.uri, "nightly", "key", Console(quiet=True))
+        self.search = Searches(runs, spec, seeds, self.store, self.progress, keep_failed=keep_failed)
 
     def start(self) -> PlannedCell | None:
         """Start the next trial, which is named after its cell; return the cell."""
@@ -92,7 +94,7 @@ def test_a_configuration_is_run_with_all_its_seeds_and_judged_by_their_mean(tmp_
     assert [cell.config.seed for cell in run.search.cells.values()] == [0, 1] * 3
     assert len({cell.config.group for cell in run.search.cells.values()}) == 3
     assert told(run) == [pytest.approx(0.6)] * 3
-    assert run.planned == list(run.search.cells.values())
+    assert list(run.progress._cells) == list(run.search.cells)
 
 
 def test_values_come_from_the_space_and_nothing_else_changes(tmp_path: Path) -> None:
@@ -149,7 +151,29 @@ def test_a_trial_that_tune_gave_up_fails_its_configuration(tmp_path: Path) -> No
     run = Run(tmp_path, samples=1, seeds=(0,))
     assert run.start() is not None
     run.search.on_trial_complete("trial-0", None, error=True)
+    run.search.fail(run.ran[0])  # as the callback says when no retry is left
     assert told(run) == [-math.inf]
+
+
+def test_a_trial_whose_process_died_before_it_started_is_asked_for_again_by_the_next_start(tmp_path: Path) -> None:
+    run = Run(tmp_path, samples=1, seeds=(0,))
+    first = run.start()
+    run.search.on_trial_complete("trial-0", None, error=True)
+    assert told(run) == [None]
+    assert Run(tmp_path, samples=1, seeds=(0,)).start() == first
+
+
+def test_all_cells_of_the_search_count_from_the_beginning(tmp_path: Path) -> None:
+    run = Run(tmp_path, samples=3)
+    assert (run.progress.to_come, run.progress._count()) == (6, "0/6")
+    cell = run.start()
+    assert cell is not None
+    assert (run.progress.to_come, run.progress._count()) == (4, "0/6")
+    run.progress.ended(cell, "done")
+    assert run.progress._count() == "1/6"
+    run.end(cell, 0.5)
+    again = Run(tmp_path, samples=3)
+    assert (again.progress.to_come, again.progress._count()) == (4, "0/5"), "one is done"
 
 
 def test_a_stopped_trial_is_asked_for_again_by_the_next_start(tmp_path: Path) -> None:
@@ -165,7 +189,7 @@ def test_a_search_that_stops_asks_for_no_further_configuration(tmp_path: Path) -
     run.start()
     run.search.closed = True
     assert run.start() is None
-    assert run.search.unasked == 2
+    assert run.search.to_come == 2
 
 
 def test_failed_cells_are_kept_if_that_is_asked_for(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from aang_ray.errors import UserError
 from aang_ray.store import Store
 from aang_ray.store.files import open_location
 from aang_ray.sweep.plan import PlannedCell
-from aang_ray.sweep.progress import CellProgress, write_json
+from aang_ray.sweep.progress import CellProgress, SweepFile
 from aang_ray.sweep.status import SILENT_SECONDS, SweepStatus, read_status, show_status
 from aang_ray.train.record import failed_record
 from tests.sweep.conftest import done_record, fake_resolve
@@ -41,25 +40,24 @@ class Driver:
         self.cells = {cell.cell: CellProgress.of(cell) for cell in cells}
         self.write()
 
-    def write(self, silent: float = 0.0, *, ended: bool = False, started: datetime = NOW) -> None:
+    def write(self, silent: float = 0.0, *, ended: bool = False, started: datetime = NOW, to_come: int = 0) -> None:
         """Write the file as if this had been `silent` seconds ago."""
-        content = {
-            "name": self.name,
-            "started_at": started.isoformat(),
-            "updated_at": (NOW - timedelta(seconds=silent)).isoformat(),
-            "ended": ended,
-            "cells": [asdict(cell) for cell in self.cells.values()],
-        }
-        path = self.location.path(".progress", "sweeps", f"{self.name}-{len(self.cells)}.json")
-        write_json(self.location, path, content)
+        file = SweepFile(
+            name=self.name,
+            started_at=started,
+            updated_at=NOW - timedelta(seconds=silent),
+            ended=ended,
+            to_come=to_come,
+            cells=list(self.cells.values()),
+        )
+        file.write(self.location, self.location.path(".progress", "sweeps", f"{self.name}-{len(self.cells)}.json"))
 
     def runs(self, run: RunConfig, ago: float = 0.0, **changes: Any) -> None:
         """Let a cell run whose last report was some seconds ago."""
         at = (NOW - timedelta(seconds=ago)).isoformat()
         report: dict[str, Any] = {"step": 30, "seconds": 24.0, "score": 0.75, "host": "node-a", "pid": 7}
-        self.cells[run.cell] = replace(
-            self.cells[run.cell], **({"state": "running", "updated_at": at} | report | changes)
-        )
+        changes = {"state": "running", "updated_at": at} | report | changes
+        self.cells[run.cell] = self.cells[run.cell].model_copy(update=changes)
         self.write()
 
 
@@ -128,7 +126,7 @@ def test_what_a_dead_driver_ran_is_not_running(store: Store, driver: Driver, end
     text = shown(read_status(store, now=NOW))
     assert "4 cells: 2 stopped, 2 waiting" in text
     assert "not running: its process last wrote" in text
-    assert "start it again to go on" in text
+    assert "start it again to continue" in text
     assert "10 min 00 s ago" in text
 
 
@@ -157,6 +155,22 @@ def test_the_time_left(store: Store, driver: Driver) -> None:
     # A second trial, not yet evaluated, halves it and moves no measure.
     driver.runs(STATIC, step=0, seconds=0.0, score=None, host="node-b")
     assert read_status(store, now=NOW).seconds_left == pytest.approx(10080 * 36 / 5280 / 2)
+
+
+def test_cells_that_a_search_has_still_to_choose_count_as_much_as_the_mean_of_the_others(
+    store: Store, driver: Driver
+) -> None:
+    for run in (FINETUNE, STATIC, SECOND):
+        store.write(done_record(run))  # 8640 texts in 36 s
+    driver.write(to_come=2)
+    text = shown(read_status(store, now=NOW))
+    assert "nightly: 6 cells: 3 done, 1 waiting, 2 not chosen yet" in text
+    driver.runs(AANG)  # another 3360 texts in 24 s, and as many are left
+    driver.write(to_come=2)  # the four cells have 15360 texts
+    assert read_status(store, now=NOW).seconds_left == pytest.approx((3360 + 2 * 15360 / 4) * 60 / 12000)
+    store.write(done_record(AANG))
+    driver.write(to_come=2, ended=True)
+    assert "start it again to continue" in shown(read_status(store, now=NOW))
 
 
 def test_an_early_stop_counts_the_steps_that_were_made(store: Store, driver: Driver) -> None:
@@ -209,7 +223,7 @@ def test_the_last_sweep_unless_one_is_named(store: Store) -> None:
     for day, (name, cells) in enumerate((("one", CELLS[:1]), ("two", CELLS[:2]), ("one", CELLS[:3]))):
         Driver(store, name, cells).write(started=NOW + timedelta(days=day))
     last = read_status(store, now=NOW)
-    assert (last.name, len(last.cells)) == ("one", 3)
+    assert (last.file.name, len(last.cells)) == ("one", 3)
     assert len(read_status(store, Path("elsewhere/two.yaml"), NOW).cells) == 2
     with pytest.raises(UserError, match=r"knows no sweep three\.yaml; it knows one, two"):
         read_status(store, Path("three.yaml"))
@@ -224,4 +238,4 @@ def test_a_store_without_a_sweep_is_named(tmp_path: Path) -> None:
 def test_files_of_another_version_are_left_alone(store: Store, driver: Driver, text: str) -> None:
     (Path(store.uri) / ".progress" / "sweeps" / "old-0123.json").write_text(text)
     (Path(store.uri) / ".progress" / "0123456789abcdef.json").write_text("{}")
-    assert read_status(store, now=NOW).name == "nightly"
+    assert read_status(store, now=NOW).file.name == "nightly"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from signal import SIGINT, SIGTERM, Signals
 from types import SimpleNamespace
@@ -15,12 +16,11 @@ from rich.console import Console
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.store import CellRecord, Store
 from aang_ray.sweep import tune as module
-from aang_ray.sweep.callback import SweepCallback
-from aang_ray.sweep.cluster import KeptLogs
 from aang_ray.sweep.plan import Need, PlannedCell
-from aang_ray.sweep.progress import ProgressFile, ProgressLines
+from aang_ray.sweep.progress import SweepProgress
 from aang_ray.sweep.spec import Asha
-from aang_ray.sweep.tune import AHEAD, WAIT_SECONDS, Brackets, BracketScheduler, Engine, Sweep, SweepStopper
+from aang_ray.sweep.tune import AHEAD, WAIT_SECONDS, BracketScheduler, Engine, SweepCallback, SweepStopper
+from aang_ray.train.control import StopSignals
 from tests.sweep.conftest import done_record, fake_resolve, history_row
 
 ASHA = Asha(grace=0.1, reduction=3)
@@ -41,11 +41,12 @@ def planned(*configs: RunConfig) -> list[PlannedCell]:
 class Runs:
     """Trials that report the scores of a test to a scheduler."""
 
-    def __init__(self, cells: list[PlannedCell], past: list[Any] | None = None) -> None:
-        self.brackets = Brackets(cells, ASHA)
-        self.scheduler = BracketScheduler(ASHA, past or [])
+    def __init__(self, cells: list[PlannedCell], store: Store | None = None, done: Sequence[PlannedCell] = ()) -> None:
+        self.scheduler = BracketScheduler([*done, *cells], ASHA)
+        if store is not None:
+            self.scheduler.replay(store, done)
         self.trials = {
-            cell.cell: SimpleNamespace(trial_id=cell.cell, config={"trial": self.brackets.parameters(cell.config)})
+            cell.cell: SimpleNamespace(trial_id=cell.cell, config={"trial": self.scheduler.parameters(cell.config)})
             for cell in cells
         }
         for trial in self.trials.values():
@@ -93,7 +94,7 @@ def test_variants_of_a_method_with_rows_of_their_own_do_not_compete() -> None:
     plain = planned(*(config(rate, method="static") for rate in RATES))
     last_stage = planned(*(config(rate, method="static", final_finetune={"steps": 5}) for rate in RATES))
     sizes = planned(*(config(method="static", n=n) for n in (2, 3)))
-    brackets = Brackets([*plain, *last_stage, *sizes], ASHA)
+    brackets = BracketScheduler([*plain, *last_stage, *sizes], ASHA)
     names = [{brackets.parameters(cell.config)["bracket"] for cell in cells} for cells in (plain, last_stage, sizes)]
     assert [len(name) for name in names] == [1, 1, 1]
     assert names[0] == names[2], "n is a choice within a row"
@@ -102,7 +103,7 @@ def test_variants_of_a_method_with_rows_of_their_own_do_not_compete() -> None:
 
 def test_a_configuration_without_a_rival_has_no_rungs() -> None:
     cells = planned(config(seed=0), config(seed=1), *(config(rate, method="static") for rate in RATES))
-    brackets = Brackets(cells, ASHA)
+    brackets = BracketScheduler(cells, ASHA)
     assert [len(brackets.parameters(cell.config)["rungs"]) for cell in cells] == [0, 0, 3, 3, 3]
 
 
@@ -126,15 +127,10 @@ def test_done_cells_of_the_store_count_with_their_best_score_until_each_rung(tmp
     store = Store(tmp_path)
     cells = planned(*(config(rate) for rate in RATES))
     store.write(CellRecord(done_record(cells[0].config).result, tuple(map(history_row, (6, 12, 18)))))
-    brackets = Brackets(cells, ASHA)
-    past = brackets.past(store, cells[:1])
-    assert [(cell, scores) for _, cell, scores in past] == [
-        (cells[0].cell, [(share, 0.75) for share, _ in ASHA.rungs(cells[0].config)])
-    ]
-    runs = Runs(cells[1:], past)
-    # `Runs` gives the two others rungs, too, so they are rivals of the done cell.
-    assert runs.rung(cells[1], 0, 0.6) == "STOP"
-    assert runs.rung(cells[2], 0, 0.8) == "CONTINUE"
+    runs = Runs(cells[1:], store, cells[:1])
+    for rung in range(3):
+        assert runs.rung(cells[1], rung, 0.74) == "STOP"
+        assert runs.rung(cells[2], rung, 0.76) == "CONTINUE"
 
 
 def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *needs: Need, own: bool, grows: bool = False) -> Engine:
@@ -142,9 +138,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *needs: Need, own: b
     monkeypatch.setattr(module, "living_nodes", lambda: [{"CPU": 2.0}] * 2)
     monkeypatch.setattr(module, "own_cluster", lambda: own)
     monkeypatch.setattr(module, "has_autoscaler", lambda: grows)
-    console = Console(file=io.StringIO())
-    file = ProgressFile(str(tmp_path), "nightly", "key")
-    return Engine(Sweep(Store(tmp_path), console, ProgressLines([], console), file, None), needs, KeptLogs(None))
+    return Engine(Store(tmp_path), SweepProgress(str(tmp_path), "nightly", "key", Console(quiet=True)), needs)
 
 
 def test_how_many_trials_tune_may_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -176,22 +170,21 @@ def test_what_a_trial_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 class Stopping:
     """Two running trials, with a clock that only the test moves."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, max_hours: float | None = None) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Path, max_hours: float | None = None) -> None:
         self.now, self.told = 1000.0, 0
-        self.signal: Signals | None = None
+        self.signals = StopSignals()
         monkeypatch.setattr("time.monotonic", lambda: self.now)
         self.alive = {"one", "two"}
         self.stream = io.StringIO()
-        lines = ProgressLines([], Console(file=self.stream, width=300))
-        callback = cast(SweepCallback, self)
-        self.stopper = SweepStopper(callback, lines, self.tell, lambda: self.signal, max_hours)
+        progress = SweepProgress(str(store), "nightly", "key", Console(file=self.stream, width=300))
+        self.stopper = SweepStopper(cast(SweepCallback, self), progress, self.tell, self.signals, max_hours)
 
     def tell(self) -> None:
         self.told += 1
 
 
-def test_a_sweep_that_nobody_stops_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = Stopping(monkeypatch)
+def test_a_sweep_that_nobody_stops_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sweep = Stopping(monkeypatch, tmp_path)
     sweep.now += 1e9
     assert not sweep.stopper.stop_all()
     assert not sweep.stopper("trial", {"step": 1})
@@ -200,10 +193,10 @@ def test_a_sweep_that_nobody_stops_goes_on(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(("signal", "hurry"), [(SIGINT, "; Ctrl-C again does not wait"), (SIGTERM, "")])
 def test_after_a_signal_the_runs_are_told_once_and_have_a_minute(
-    monkeypatch: pytest.MonkeyPatch, signal: Signals, hurry: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, signal: Signals, hurry: str
 ) -> None:
-    sweep = Stopping(monkeypatch)
-    sweep.signal = signal
+    sweep = Stopping(monkeypatch, tmp_path)
+    sweep.signals.received = signal
     assert not sweep.stopper.stop_all()
     sweep.now += WAIT_SECONDS
     assert not sweep.stopper.stop_all()
@@ -213,8 +206,8 @@ def test_after_a_signal_the_runs_are_told_once_and_have_a_minute(
     assert sweep.stream.getvalue() == f"stopping: 2 runs write their checkpoints{hurry}\n"
 
 
-def test_when_the_time_is_up_it_ends_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = Stopping(monkeypatch, max_hours=0.5)
+def test_when_the_time_is_up_it_ends_the_same_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sweep = Stopping(monkeypatch, tmp_path, max_hours=0.5)
     sweep.now += 1799
     assert not sweep.stopper.stop_all()
     assert sweep.told == 0
@@ -224,16 +217,16 @@ def test_when_the_time_is_up_it_ends_the_same_way(monkeypatch: pytest.MonkeyPatc
     assert sweep.stream.getvalue() == "stopping: 2 runs write their checkpoints\n"
 
 
-def test_trials_that_wait_for_a_node_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = Stopping(monkeypatch)
-    sweep.alive, sweep.signal = set(), SIGINT
+def test_trials_that_wait_for_a_node_are_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sweep = Stopping(monkeypatch, tmp_path)
+    sweep.alive, sweep.signals.received = set(), SIGINT
     assert sweep.stopper.stop_all()
     assert sweep.stream.getvalue() == ""
 
 
-def test_it_ends_with_the_last_run_that_ran_when_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = Stopping(monkeypatch)
-    sweep.signal = SIGTERM
+def test_it_ends_with_the_last_run_that_ran_when_it_began(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sweep = Stopping(monkeypatch, tmp_path)
+    sweep.signals.received = SIGTERM
     assert not sweep.stopper.stop_all()
     sweep.alive = {"two"}
     assert not sweep.stopper.stop_all()
@@ -241,5 +234,5 @@ def test_it_ends_with_the_last_run_that_ran_when_it_began(monkeypatch: pytest.Mo
     assert sweep.stopper.stop_all()
 
 
-def test_tune_may_pickle_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(pickle.loads(pickle.dumps(Stopping(monkeypatch).stopper)), SweepStopper)
+def test_tune_may_pickle_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert isinstance(pickle.loads(pickle.dumps(Stopping(monkeypatch, tmp_path).stopper)), SweepStopper)
