@@ -12,9 +12,10 @@ import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from aang_ray import __version__
-from aang_ray.api import DEFAULT_STORE, STORE_VARIABLE, open_store
+from aang_ray import __version__, store_verbs
+from aang_ray.api import DEFAULT_STORE, open_store
 from aang_ray.errors import RunFailure, UserError
+from aang_ray.store_verbs import StoreUri
 from aang_ray.train.control import Interrupted
 
 INTERRUPTED = 130
@@ -44,6 +45,8 @@ data_app = typer.Typer(help="End tasks.", no_args_is_help=True)
 space_app = typer.Typer(help="Search spaces of auxiliary objectives.", no_args_is_help=True)
 preset_app = typer.Typer(help="The paper's grids, for `aang sweep --preset`.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(store_verbs.app)  # without a name: its verbs stand beside these
+app.add_typer(store_verbs.store_app, name="store")
 app.add_typer(space_app, name="space")
 app.add_typer(preset_app, name="preset")
 
@@ -51,11 +54,6 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting, for example optim.body_lr=1e-4; may be repeated."),
 ]
-StoreUri = Annotated[
-    str,
-    typer.Option("--store", envvar=STORE_VARIABLE, metavar="URI", help="Folder or URI of the Parquet store."),
-]
-Format = Literal["terminal", "markdown", "latex", "html", "csv", "json"]
 
 
 @app.callback(invoke_without_command=True)
@@ -170,71 +168,6 @@ def status(
 
 
 @app.command()
-def table(
-    store: StoreUri = DEFAULT_STORE,
-    output: Annotated[
-        Format | None,
-        typer.Option("--format", help="Format of the table.", show_default="terminal, or markdown in a pipe"),
-    ] = None,
-    metric: Annotated[str | None, typer.Option(help="accuracy or macro_f1, for every task.")] = None,
-    oracle: Annotated[
-        bool, typer.Option("--oracle", help="Add the column of configurations chosen on test, as in the papers.")
-    ] = False,
-    clean: Annotated[
-        bool, typer.Option("--clean", help="Compare scores on the test texts that are neither in train nor in dev.")
-    ] = False,
-    paper: Annotated[
-        bool, typer.Option("--paper", help="The shape of Table 2 of the AANG paper, beside its scores.")
-    ] = False,
-    rows: Annotated[
-        str, typer.Option(metavar="KEYS", help="What has rows: method, task or settings, for example method,n.")
-    ] = "method",
-    cols: Annotated[
-        str, typer.Option(metavar="KEYS", help="What has columns, for example data.train_size or n.")
-    ] = "task",
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="ROW", help="Compare with this row; none: the best without auxiliary objectives."),
-    ] = None,
-    tests: Annotated[
-        bool, typer.Option("--tests", help="Add intervals, Holm's correction, Wilcoxon's test and the seeds needed.")
-    ] = False,
-    trace: Annotated[
-        str | None,
-        typer.Option(metavar="ROW@COLUMN", help="Print the runs and configurations behind a number instead."),
-    ] = None,
-) -> None:
-    """Print the table of a store: methods by tasks, mean and standard deviation over the seeds."""
-    from aang_ray import report
-    from aang_ray.store import Store
-
-    axes: dict[str, Any] = {"metric": metric, "rows": _split(rows), "cols": _split(cols)}
-    if trace is not None:
-        typer.echo(report.trace(Store(store), trace, **axes), nl=False)
-        return
-    view: Literal["test", "test_clean"] = "test_clean" if clean else "test"
-    options: dict[str, Any] = {"oracle": oracle, "view": view, "against": against, "tests": tests, "paper": paper}
-    form = output or ("terminal" if sys.stdout.isatty() else "markdown")
-    typer.echo(report.render(report.build_table(Store(store), **axes, **options), form))
-
-
-@app.command()
-def show(
-    cell: Annotated[
-        str | None, typer.Argument(help="Name of the run, or its first characters; none: list all runs.")
-    ] = None,
-    store: StoreUri = DEFAULT_STORE,
-    full: Annotated[bool, typer.Option("--full", help="Show all settings, not only those that were changed.")] = False,
-) -> None:
-    """Show one run: configuration, scores, history, weights, and the error and traceback of a failed one."""
-    from aang_ray.report.show import describe_run, list_runs
-    from aang_ray.store import Store
-
-    opened = Store(store)
-    typer.echo(list_runs(opened) if cell is None else describe_run(opened, cell, full=full), nl=False)
-
-
-@app.command()
 def theory(
     lipschitz: Annotated[float, typer.Option(help="L: Lipschitz constant of both losses.")] = 0.2,
     smooth_end: Annotated[
@@ -322,10 +255,6 @@ def preset_show(name: Annotated[str, typer.Argument(help="For example paper/cita
     from aang_ray.sweep.presets import preset
 
     typer.echo(yaml.safe_dump(preset(name), sort_keys=False), nl=False)
-
-
-def _split(keys: str) -> list[str]:
-    return [key.strip() for key in keys.split(",") if key.strip()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

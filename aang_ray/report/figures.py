@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
 _DASHES = ("-", "--", ":", "-.")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -130,14 +130,14 @@ def _weights(logged: Logged, figure: Figure) -> None:
     spread = frame.groupby(["row", "column", "stage"])["value"].transform(lambda values: values.max() - values.min())
     frame = _needs(frame[spread > 1e-6], "learned weights: run a method such as aang")
     stages = [stage for stage in STAGES if stage in set(frame["stage"])]
-    places = list(frame.groupby(["row", "column"]).groups)
+    places: list[Any] = list(frame.groupby(["row", "column"]).groups)
     grid = figure.subplots(len(places), len(stages), squeeze=False, sharex="row")
     figure.set_size_inches(2.5 * len(stages), 1.3 + 1.7 * len(places))
     for line, (row, column) in zip(grid, places, strict=True):
         part = frame[(frame["row"] == row) & (frame["column"] == column)]
         best = logged.runs[(logged.runs["row"] == row) & (logged.runs["column"] == column)]["best_step"]
         for axes, stage in zip(line, stages, strict=True):
-            names = frame[frame["stage"] == stage]["name"].unique()
+            names = list(frame[frame["stage"] == stage]["name"].unique())
             _lines(axes, part[part["stage"] == stage], names)
             for step in best:
                 axes.axvline(step, color="#444444", linewidth=0.8, alpha=0.7)
@@ -191,7 +191,11 @@ def _curve(table: pd.DataFrame, rows: Sequence[str], tasks: Sequence[str], figur
         part = table[table["block"] == block]
         for number, (row, lines) in enumerate(part.groupby("row", observed=True)):
             lines = lines.sort_values("size")
-            style = {"color": COLOURS[number % len(COLOURS)], "marker": "osD^v"[number % 5], "markersize": 4}
+            style: dict[str, Any] = {
+                "color": COLOURS[number % len(COLOURS)],
+                "marker": "osD^v"[number % 5],
+                "markersize": 4,
+            }
             errors = 100 * lines["test_sd"].fillna(0.0)
             axes.errorbar(lines["size"], 100 * lines["test_mean"], errors, label=row, capsize=2, **style)
         axes.set_xscale("log")
@@ -218,7 +222,11 @@ def _cost(logged: Logged, figure: Figure, cost: str = "seconds") -> None:
         part = logged.table[logged.table["column"] == column]
         for line in part.to_dict("records"):
             at = rows.index(line["row"])
-            style = {"color": COLOURS[at % len(COLOURS)], "marker": "osD^v"[at // len(COLOURS) % 5], "markersize": 5}
+            style: dict[str, Any] = {
+                "color": COLOURS[at % len(COLOURS)],
+                "marker": "osD^v"[at // len(COLOURS) % 5],
+                "markersize": 5,
+            }
             error = None if pd.isna(line["test_sd"]) else 100 * line["test_sd"]
             axes.errorbar(line[cost], 100 * line["test_mean"], error, capsize=2, linestyle="", **style)
         axes.set_xscale("log")
@@ -260,9 +268,10 @@ def _space(logged: Logged, figure: Figure) -> None:
         grid = pd.DataFrame(math.nan, transforms, representations)
         for objective, line in chosen.iterrows():
             grid.loc[line["T"], line["R"]] = late[objective]
-        image = axes.imshow(grid.to_numpy(), cmap="PuOr_r", norm=norm, aspect="auto")
+        values = grid.to_numpy(dtype=float)
+        image = axes.imshow(values, cmap="PuOr_r", norm=norm, aspect="auto")
         for y, x in ((y, x) for y in range(len(transforms)) for x in range(len(representations))):
-            value = grid.iloc[y, x]
+            value = float(values[y, x])
             text = "" if math.isnan(value) else f"{value:.2f}"
             dark = not math.isnan(value) and abs(norm(value) - 0.5) > 0.35
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
@@ -277,7 +286,7 @@ def _space(logged: Logged, figure: Figure) -> None:
 def _distances(logged: Logged, figure: Figure) -> None:
     """Mean local distance of each objective to the end task, over steps; deviation over seeds."""
     frame = _needs(logged.distances(), "local distances: run with gradients.local_distances=true")
-    places = list(frame.groupby(["row", "column"]).groups)
+    places: list[Any] = list(frame.groupby(["row", "column"]).groups)
     objectives = frame["objective"].nunique()
     panels = _panels(figure, len(places), 2, (4.6, 0.8 + 0.22 * objectives))
     for axes, (row, column) in zip(panels, places, strict=True):
@@ -305,7 +314,7 @@ def _losses(logged: Logged, figure: Figure) -> None:
     frame = _needs(frame[frame["objective"].str.count("/") == 3], "losses of auxiliary objectives")
     stages = frame["objective"].str.split("/", expand=True)
     frame = frame.assign(transform=stages[1], representation=stages[2], output=stages[3])
-    places = list(frame.groupby(["row", "column", "output"]).groups)
+    places: list[Any] = list(frame.groupby(["row", "column", "output"]).groups)
     panels = _panels(figure, len(places), 3, (3.4, 2.4))
     transforms, representations = list(frame["transform"].unique()), list(frame["representation"].unique())
     for axes, (row, column, output) in zip(panels, places, strict=True):

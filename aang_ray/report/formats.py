@@ -117,7 +117,10 @@ def _matrix(chosen: pd.DataFrame) -> Grid:
     view, pivot = chosen.attrs["view"], chosen.attrs["pivot"]
     metrics, block = chosen["metric"].unique(), chosen["block"].iloc[0]
     single = pivot and len(metrics) == 1 and not chosen.attrs["task_columns"]
-    texts = [f"{_test(line, view)} ({len(line['seeds'])})" for line in chosen.to_dict("records")]
+    texts = [
+        ABSENT if pd.isna(line[f"{view}_mean"]) else f"{_test(line, view)} ({len(line['seeds'])})"
+        for line in chosen.to_dict("records")
+    ]
     heading = chosen["column"].astype(str) + ("" if single else ", " + chosen["metric"])
     lines = chosen.assign(heading=pd.Categorical(heading, list(dict.fromkeys(heading))), text=texts)
     rows = chosen["row"].cat.categories
@@ -158,7 +161,7 @@ def _paper(chosen: pd.DataFrame) -> Grid:
     for column, part in chosen.groupby("column", observed=True):
         several = part[part["objectives"] > 1]
         if len(several):
-            best = several.loc[several["dev_mean"].idxmax()]
+            best = max(several.to_dict("records"), key=lambda line: float(line["dev_mean"]))
             at = text["method"] == best["row"]
             name = f"{column}, {best['metric']}"
             text.loc[at, name] = text.loc[at, name] + f" [p {_p(best)}]"
@@ -395,5 +398,6 @@ def _entries(table: pd.DataFrame) -> pd.DataFrame:
     entries = table[names].astype(object)
     for name in ("pairs", "seeds_needed"):
         if name in entries:
-            entries[name] = entries[name].map(lambda value: value if pd.isna(value) else int(value)).astype(object)
+            whole = [None if pd.isna(value) else int(value) for value in entries[name]]
+            entries[name] = pd.Series(whole, entries.index, dtype=object)
     return entries.where(entries.notna(), None)

@@ -75,7 +75,7 @@ def read_runs(store: Store, metric: str | None = None, split: Sequence[str] = ()
         raise UserError(f"there is no store at {store.uri}; run a sweep first, or name another with --store")
     scores = [f"{view}_{name}" for view in VIEWS for name in METRICS]
     sizes = {"test_examples": "test_examples", "test_clean_examples": "clean_examples"}
-    runs = store.results([*_SAME, "row", "n", "space", "metric", "config", *scores, *sizes]).to_pandas()
+    runs: pd.DataFrame = store.results([*_SAME, "row", "n", "space", "metric", "config", *scores, *sizes]).to_pandas()
     runs["metric"] = metric or runs["metric"]
     for view in VIEWS:
         runs[view] = runs[f"{view}_macro_f1"].where(runs["metric"] == "macro_f1", runs[f"{view}_accuracy"])
@@ -98,8 +98,9 @@ def read_runs(store: Store, metric: str | None = None, split: Sequence[str] = ()
             raise UserError(f"no run of store {store.uri} has the setting {key}; name one as in `aang show --full`")
     _label_columns([groups[name] for name in runs["group"][runs["status"] == "done"].unique()], split)
     for name in ("problem", "column", "choices", "split"):
-        runs[name] = runs["group"].map({group: one[name] for group, one in groups.items()}).astype(object)
-    return runs.drop(columns=["config", "space", "n", *scores, "test_clean_examples"])
+        runs[name] = pd.Series([groups[group][name] for group in runs["group"]], dtype=object)
+    kept: pd.DataFrame = runs.drop(columns=["config", "space", "n", *scores, "test_clean_examples"])
+    return kept
 
 
 def _group(row: Mapping[Any, Any], split: Sequence[str]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def build_table(
             frame.loc[column.index, "p_holm"] = pd.Series(holm(p_values), column.index, dtype=float)
     for axis in ("row", "column"):
         order = runs if axis == "row" and "task" not in rows else runs[runs["status"] == "done"]
-        labels = dict(sorted(zip(order[f"{axis}_order"], order[axis], strict=True)))
+        labels: dict[Any, str] = dict(sorted(zip(order[f"{axis}_order"], order[axis], strict=True)))
         frame[axis] = pd.Categorical(frame[axis], list(dict.fromkeys(labels.values())))
     numbers = [
         name for name in names if name.endswith(("_mean", "_sd", "_low", "_high", "difference")) or name[:2] == "p_"

@@ -72,17 +72,15 @@ def agreement(part: pd.DataFrame) -> dict[str, Any]:
     statistic, p = stats.friedmanchisquare(*late.to_numpy())
     w = float(statistic) / (seeds * (objectives - 1))
     about = f"(Kendall's W {w:.2f}, Friedman p {p_text(float(p))}, {seeds} seeds)"
-    sentence = (
-        f"The seeds order the objectives alike {about}."
-        if p < LEVEL
-        else f"The seeds agree on the order of the objectives no better than chance {about}: these weights follow noise."
-    )
+    alike = f"The seeds order the objectives alike {about}."
+    noise = f"The seeds order the objectives no more alike than chance would {about}: these weights follow noise."
+    sentence = alike if p < LEVEL else noise
     return {"w": w, "p": float(p), "sentence": sentence}
 
 
 def _objectives(part: pd.DataFrame, everything: bool) -> tuple[str, pd.DataFrame]:
-    by_objective = part.groupby("objective")[["early", "late"]]
-    frame = by_objective.mean().assign(deviation=by_objective["late"].std())
+    by_objective = part.groupby("objective")
+    frame = by_objective[["early", "late"]].mean().assign(deviation=by_objective["late"].std())
     frame = frame.sort_values("late", ascending=False)
     shown = frame if everything else frame.head(SHOWN)
     grid = pd.DataFrame(
@@ -108,7 +106,7 @@ def _primitives(frame: pd.DataFrame) -> str:
         if len(sums) > 1:
             lines += [
                 [STAGES[stage], name, _number(line["early"]), _number(line["late"]), _number(shares[name])]
-                for name, line in sums.iterrows()
+                for name, line in zip(map(str, sums.index), sums.to_dict("records"), strict=True)
             ]
     header = ["stage", "primitive", "early", "late", "share of the objectives"]
     return markdown_grid(pd.DataFrame(lines, columns=header)) if lines else ""

@@ -1,4 +1,4 @@
-"""What the store holds of a run: as Python values, as three Arrow tables, and the way from one to the other.
+"""What the store holds of a run: as Python values, as Arrow tables, and the way from one to the other.
 
 `task` and `method` are not columns of the files. They are the hive partitions of the path, and every reader of hive
 layouts (pyarrow, pandas, DuckDB, Spark) adds them. Scores are flat columns, `<view>_<score>`, so that they can be
@@ -8,20 +8,24 @@ queried by name. The configuration is JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
-"""Version 2 added `stage` to `history`, made dev nullable there, and added the views before a last stage to `results`.
+SCHEMA_VERSION = 3
+"""Version 3 added the table `predictions`.
+
+Version 2 added `stage` to `history`, made dev nullable there, and added the views before a last stage to `results`.
 
 One rule reads older files: a nullable column that an older file lacks is null.
 """
 VERSION_KEY = b"aang_ray.schema"
 
-TableName = Literal["results", "history", "weights"]
+TableName = Literal["results", "history", "weights", "predictions"]
 PARTITIONS = ("task", "method")
 VIEWS = ("dev", "test", "test_clean", "dev_before", "test_before", "test_clean_before")
 
@@ -95,12 +99,23 @@ _WEIGHTS = [
     _field("health", _NUMBERS),
 ]
 
+_PREDICTIONS = [
+    _field("cell", pa.string()),
+    _field("split", pa.string()),
+    # Where the example stands in the split, and a hash of its content as the model read it.
+    _field("position", pa.int32()),
+    _field("example", pa.string()),
+    _field("label", pa.string()),
+    _field("probabilities", pa.map_(pa.string(), pa.float32())),
+]
+
 _VERSION = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
 
 SCHEMAS: dict[TableName, pa.Schema] = {
     "results": pa.schema(_RESULTS, metadata=_VERSION),
     "history": pa.schema(_HISTORY, metadata=_VERSION),
     "weights": pa.schema(_WEIGHTS, metadata=_VERSION),
+    "predictions": pa.schema(_PREDICTIONS, metadata=_VERSION),
 }
 """Columns of the files."""
 
@@ -217,6 +232,15 @@ class CellRecord:
     result: ResultRow
     history: tuple[HistoryRow, ...] = field(default=())
     weights: tuple[WeightRow, ...] = field(default=())
+    predictions: ClassVar[pa.Table | None] = None
+    """Rows of the table `predictions`, which `with_predictions` sets. It is no field, so that records are compared and
+    shown without the thousands of examples; `Store.record` does not read it."""
+
+    def with_predictions(self, predictions: pa.Table | None) -> CellRecord:
+        """Return this record with the predictions that `prediction_table` made."""
+        record = replace(self)
+        object.__setattr__(record, "predictions", predictions)
+        return record
 
 
 _SCORE_FIELDS = tuple(field.name for field in fields(Scores))
@@ -224,18 +248,58 @@ _RESULT_FIELDS = tuple(field.name for field in fields(ResultRow))
 
 
 def to_tables(record: CellRecord) -> dict[TableName, pa.Table]:
-    """Return the three tables of one run. `results` has one row; the others have a row for each time of logging."""
+    """Return the tables of one run.
+
+    `results` has one row, `predictions` one for each example, the others one for each time of logging.
+    """
     cell = record.result.cell
     rows: dict[TableName, list[dict[str, Any]]] = {
         "history": [{"cell": cell, **_history_columns(row)} for row in record.history],
         "weights": [{"cell": cell, **_weight_columns(row)} for row in record.weights],
         "results": [_result_columns(record.result)],
     }
-    return {name: pa.Table.from_pylist(values, schema=SCHEMAS[name]) for name, values in rows.items()}
+    tables: dict[TableName, pa.Table] = {
+        name: pa.Table.from_pylist(values, schema=SCHEMAS[name]) for name, values in rows.items()
+    }
+    return tables if record.predictions is None else {**tables, "predictions": record.predictions}
+
+
+def prediction_table(
+    cell: str,
+    split: str,
+    label_names: Sequence[str],
+    positions_E: npt.NDArray[np.int64],
+    examples: Sequence[str],
+    labels_E: npt.NDArray[np.int64],
+    probabilities_EC: npt.NDArray[np.float32],
+) -> pa.Table:
+    """Return the rows of `predictions` of one split.
+
+    Args:
+        cell: Name of the run.
+        split: `dev` or `test`.
+        label_names: Name of each class, [C].
+        positions_E: Where the examples stand in the split.
+        examples: Hash of each example's content.
+        labels_E: Class of each example.
+        probabilities_EC: Probability of each class.
+    """
+    count, classes = probabilities_EC.shape
+    names = pa.array([*label_names] * count, pa.string())
+    offsets = pa.array(np.arange(count + 1) * classes, pa.int32())
+    columns = {
+        "cell": pa.array([cell] * count, pa.string()),
+        "split": pa.array([split] * count, pa.string()),
+        "position": pa.array(positions_E, pa.int32()),
+        "example": pa.array(list(examples), pa.string()),
+        "label": pa.array([label_names[label] for label in labels_E], pa.string()),
+        "probabilities": pa.MapArray.from_arrays(offsets, names, pa.array(probabilities_EC.ravel(), pa.float32())),
+    }
+    return pa.table(columns, schema=SCHEMAS["predictions"])
 
 
 def from_tables(tables: Mapping[TableName, pa.Table]) -> CellRecord:
-    """Return the run whose three tables these are, as the store reads them: with `task` and `method`."""
+    """Return the run whose tables these are, as the store reads them: with `task` and `method`."""
     rows = {name: table.to_pylist(maps_as_pydicts="strict") for name, table in tables.items()}
     (result,) = rows["results"]
     return CellRecord(

@@ -50,6 +50,10 @@ class LabelledSplit(Protocol):
 
     def __len__(self) -> int: ...
 
+    def digests(self, indices: Int64) -> list[str]:
+        """Return a hash of the content of each chosen example."""
+        ...
+
 
 class Task(Protocol):
     """An end task of any domain."""

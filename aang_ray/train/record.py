@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import pyarrow as pa
+
 import aang_ray
 from aang_ray.config.run import RunConfig
 from aang_ray.store.schema import CellRecord, HistoryRow, ResultRow, Scores, Status, WeightRow
@@ -100,6 +102,7 @@ def cell_record(
     log: str = "",
     scores: SplitScores | None = None,
     clean_interval: tuple[float, float] | None = None,
+    predictions: pa.Table | None = None,
 ) -> CellRecord:
     """Return the record of a cell, however it ended.
 
@@ -115,6 +118,7 @@ def cell_record(
         log: Log of a failed run, of which the last `LOG_LINES` lines are kept.
         scores: Scores of the best model of a run that is done.
         clean_interval: 95 % bootstrap interval of the metric on the de-duplicated test view.
+        predictions: Rows of the table `predictions`: of the best model of a run that is done.
     """
     auxiliary, before = config.method.auxiliary, progress.before
     low, high = clean_interval or (None, None)
@@ -151,7 +155,7 @@ def cell_record(
         versions=versions(),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return CellRecord(result, tuple(progress.history), tuple(progress.weights))
+    return CellRecord(result, tuple(progress.history), tuple(progress.weights)).with_predictions(predictions)
 
 
 def failed_record(config: RunConfig, error: str, log: str = "") -> CellRecord:

@@ -84,6 +84,6 @@ def test_a_view_without_scores_has_no_pairs() -> None:
 
 
 def test_p_values_are_never_zero() -> None:
-    assert [p_text(p) for p in (1e-9, 0.00099, 0.001, 0.0345, 1.0, None, float("nan"))] == [
+    assert [p_text(p) for p in (1e-9, 0.00099, 0.001, 0.0344, 1.0, None, float("nan"))] == [
         *("< 0.001", "< 0.001", "0.001", "0.034", "1.000", "–", "–")
     ]

@@ -47,6 +47,10 @@ def notes(table: pd.DataFrame) -> list[str]:
     return found
 
 
+def budgets(store: Store) -> list[str]:
+    return [note for note in notes(build_table(store)) if "budgets" in note]
+
+
 def test_a_worked_example(store: Store, write: Write) -> None:
     """Paired over seeds 0, 1, 2.
 
@@ -219,9 +223,9 @@ def test_runs_that_were_cut_short_are_in_no_average_and_marked(store: Store, wri
 def test_unequal_budgets_are_told(store: Store, write: Write) -> None:
     write(store)
     write(store, method="static")
-    assert notes(build_table(store)) == []
+    assert budgets(store) == []
     write(store, method="aang", schedule__steps=200)
-    assert notes(build_table(store)) == [
+    assert budgets(store) == [
         "movie: budgets of end-task examples differ: aang-td 6,400, finetune 3,200, static-td 3,200."
     ]
 
@@ -230,9 +234,9 @@ def test_rounds_have_the_budget_that_their_runs_have_seen(store: Store, write: W
     """Twice the steps, of which half are the end task's: 3,200 examples; a quarter of them where that is what was."""
     write(store)
     write(store, method="alphavil", schedule__steps=200)
-    assert notes(build_table(store)) == []
+    assert budgets(store) == []
     write(store, method="diw", examples=800)
-    assert notes(build_table(store)) == [
+    assert budgets(store) == [
         "movie: budgets of end-task examples differ: alphavil-td 3,200, diw-td 800, finetune 3,200."
     ]
 
@@ -258,9 +262,7 @@ def test_rows_that_are_older_than_a_setting_stand_with_its_default(store: Store,
 def test_a_final_fine_tuning_counts_in_the_budget(store: Store, write: Write) -> None:
     write(store)
     write(store, final_finetune__steps=10)
-    assert notes(build_table(store)) == [
-        "movie: budgets of end-task examples differ: finetune 3,200, finetune+finetune 3,520."
-    ]
+    assert budgets(store) == ["movie: budgets of end-task examples differ: finetune 3,200, finetune+finetune 3,520."]
 
 
 @pytest.mark.parametrize(
@@ -316,7 +318,7 @@ def test_a_task_whose_test_texts_all_stand_in_train_or_dev_has_no_clean_score(
     assert "movie: accuracy in %, 1,500 test examples, all of them also in train or in dev" in render(table)
     clean = build_table(empty, view="test_clean")
     assert line(clean, "static-td").pairs == 0
-    assert "| finetune  |                – |" in render(clean)
+    assert re.search(r"\| finetune  \| +– \| +50.00 ± 0.00 \(3\) \|", render(clean))
 
 
 def test_rows_and_columns_of_ones_own(store: Store, write: Write) -> None:
