@@ -49,7 +49,7 @@ def train(
         (evaluations) and `weights` (of the objectives over time).
 
     Raises:
-        UserError: for a configuration, a task or an encoder that is not valid; the message is one line.
+        UserError: For a configuration, a task or an encoder that is not valid; the message is one line.
     """
     from aang_ray.config import RunConfig, load_config, parse_config
     from aang_ray.config.load import override
@@ -100,7 +100,7 @@ def sweep(
         How many runs there are (`cells`), how many are `done`, which `failed` and how many are `remaining`.
 
     Raises:
-        UserError: for a sweep, a task or an encoder that is not valid; the message is one line.
+        UserError: For a sweep, a task or an encoder that is not valid; the message is one line.
     """
     import yaml
 
@@ -144,7 +144,7 @@ def table(store: Store | str | Path | None = None, *, metric: str | None = None,
         fractions. `attrs["notes"]` holds the foot notes. `aang_ray.report.render` makes Markdown or LaTeX of it.
 
     Raises:
-        UserError: where the store has no finished run.
+        UserError: Where the store has no finished run.
     """
     from aang_ray.report import build_table
 
@@ -168,7 +168,7 @@ def objectives(space: str | Path = "td", *, published: bool = False) -> pd.DataF
         and the `reason` where it is ruled out.
 
     Raises:
-        UserError: for a space that is not valid.
+        UserError: For a space that is not valid.
     """
     import pandas as pd
 
@@ -186,7 +186,7 @@ def open_store(store: Store | str | Path | None) -> Store:
     """Return the store of a folder or URI; None: of `AANG_STORE`, or of the folder `results`.
 
     Raises:
-        UserError: for a folder below the working directory of a Ray job, because Ray removes it when the job ends.
+        UserError: For a folder below the working directory of a Ray job, because Ray removes it when the job ends.
     """
     from aang_ray.errors import UserError
     from aang_ray.store import Store

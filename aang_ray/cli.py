@@ -54,6 +54,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting, for example optim.body_lr=1e-4; may be repeated."),
 ]
+Word = str | None
 
 
 @app.callback(invoke_without_command=True)
@@ -85,27 +86,17 @@ def train(
 @app.command(cls=_OfMethods)
 def sweep(
     file: Annotated[Path | None, typer.Argument(help="Sweep file, for example jobs/demo.yaml.")] = None,
-    preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A grid of the paper in place of a file; see `aang preset list`.")
-    ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option("--task", help="Task in place of those of the file; may be repeated.")
-    ] = None,
-    metric: Annotated[str | None, typer.Option("--metric", help="accuracy or macro_f1.")] = None,
-    seeds: Annotated[
-        str | None, typer.Option("--seeds", help="Seeds in place of those of the file: 0,1,2 or 0-4.")
-    ] = None,
+    preset: Annotated[Word, typer.Option(metavar="NAME", help="A grid of the paper; see `aang preset list`.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Task in place of the file's; may be repeated.")] = None,
+    metric: Annotated[Word, typer.Option(help="accuracy or macro_f1.")] = None,
+    seeds: Annotated[Word, typer.Option(help="Seeds in place of those of the file: 0,1,2 or 0-4.")] = None,
     settings: Settings = None,
     store: StoreUri = DEFAULT_STORE,
     max_hours: Annotated[float | None, typer.Option(help="End after so many hours; run again to continue.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the runs and an estimate of the time.")] = False,
     keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Do not run failed runs again.")] = False,
-    scheduler: Annotated[
-        Literal["asha"] | None, typer.Option(help="Cut runs of less promising configurations short.")
-    ] = None,
-    grace: Annotated[
-        float, typer.Option(help="asha: share of its steps that every run may take before the first cut.")
-    ] = 0.1,
+    scheduler: Annotated[Literal["asha"] | None, typer.Option(help="Cut less promising runs short.")] = None,
+    grace: Annotated[float, typer.Option(help="asha: share of its steps that a run takes before the first cut.")] = 0.1,
     reduction: Annotated[int, typer.Option(help="asha: at each cut, one configuration out of so many continues.")] = 3,
 ) -> None:
     """Run a grid of configurations in parallel and print the table. Run again, it continues where it ended.
@@ -147,9 +138,7 @@ def sweep(
 
 @app.command()
 def status(
-    file: Annotated[
-        Path | None, typer.Argument(help="Name of a sweep file; none: the sweep that was started last.")
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(help="Name of a sweep file; none: the last sweep.")] = None,
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
     """Show how far a sweep is: runs done, running, waiting and failed, and the time left.
@@ -170,18 +159,12 @@ def status(
 @app.command()
 def theory(
     lipschitz: Annotated[float, typer.Option(help="L: Lipschitz constant of both losses.")] = 0.2,
-    smooth_end: Annotated[
-        float, typer.Option(help="beta_e: Lipschitz constant of the gradient of the end task's loss.")
-    ] = 100.0,
+    smooth_end: Annotated[float, typer.Option(help="beta_e: that of the gradient of the end task's loss.")] = 100.0,
     smooth_auxiliary: Annotated[float, typer.Option(help="beta_a: the same for the auxiliary objective.")] = 1.0,
-    dissimilarity: Annotated[
-        float, typer.Option(help="Delta: largest distance between the two gradients, at most 2L.")
-    ] = 0.1,
+    dissimilarity: Annotated[float, typer.Option(help="Delta: largest distance of the gradients, at most 2L.")] = 0.1,
     examples_end: Annotated[float, typer.Option(help="N_e: examples of the end task.")] = 500.0,
     examples_auxiliary: Annotated[float, typer.Option(help="N_a: examples of the auxiliary objective.")] = 5000.0,
-    end_task_weight: Annotated[
-        float, typer.Option(help="lambda_e: probability that a step takes an example of the end task.")
-    ] = 0.5,
+    end_task_weight: Annotated[float, typer.Option(help="lambda_e: probability of an end-task example.")] = 0.5,
     step_size: Annotated[float, typer.Option(help="c: the learning rate at step t is at most c/t.")] = 0.1,
     steps: Annotated[float, typer.Option(help="T: steps of SGD.")] = 1000.0,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the bound against Delta and N'.")] = None,
@@ -189,17 +172,8 @@ def theory(
     """Compute the bound of Theorem E.5 of the AANG paper on the generalisation error, both branches."""
     from aang_ray.theory import Problem, bound_of, default_ranges, generalisation_bound, plot_bound
 
-    problem = Problem(
-        lipschitz,
-        smooth_end,
-        smooth_auxiliary,
-        dissimilarity,
-        examples_end,
-        examples_auxiliary,
-        end_task_weight,
-        step_size,
-        steps,
-    )
+    losses = (lipschitz, smooth_end, smooth_auxiliary, dissimilarity)
+    problem = Problem(*losses, examples_end, examples_auxiliary, end_task_weight, step_size, steps)
     tightest = generalisation_bound(problem)
     for bound in (bound_of(problem, "dissimilarity"), bound_of(problem, "smoothness")):
         holds = " (the tighter one)" if bound == tightest else ""

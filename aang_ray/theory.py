@@ -3,17 +3,15 @@
 End task e and auxiliary objective a have losses in [0, 1] that are L-Lipschitz and beta_e-, beta_a-smooth, with
 ||grad f_a - grad f_e|| <= Delta everywhere (Assumption A.1). SGD takes T steps with step sizes of at most c/t. Each
 step uses an example of e with probability lambda_e, else of a. Let N' = N_e + N_a and gamma = lambda_e N' / N_e. Then
-SGD is uniformly stable, and by Theorem E.1 its generalisation error is at most
+the generalisation error is at most
 
     (1 + 1/q) (2 gamma L^2 c / (N' - gamma) + rho L c)^(1/(q+1)) (gamma T / N')^(q/(q+1)),   q = c beta_bar,
 
-This holds for two pairs (beta_bar, rho), so the smaller bound holds:
+for two pairs (beta_bar, rho), so the smaller bound holds:
 
 - `dissimilarity`: (lambda* beta*, (1 - lambda*)(Delta + 2L)), where beta* = min(beta_e, beta_a) and lambda* is the
   probability of the smoother function (of either function if both are equally smooth);
 - `smoothness`: (lambda_e beta_e + lambda_a beta_a, 0).
-
-A bound of 1 or more is trivial, because losses lie in [0, 1].
 """
 
 from __future__ import annotations
@@ -29,19 +27,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Branch = Literal["dissimilarity", "smoothness"]
-"""The two pairs (beta_bar, rho) of the theorem: the first depends on Delta, the second does not."""
-
-
 _LARGEST = 1e30
 """Upper limit of every quantity, so that powers and quotients stay finite."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The quantities of the theorem. Lengths are in units of the parameters, losses lie in [0, 1].
-
-    With the defaults, each of the two branches gives the smaller bound for some values of Delta.
-    """
+    """The quantities of the theorem. With the defaults, each branch gives the smaller bound for some Delta."""
 
     lipschitz: float = 0.2
     """L."""
@@ -81,12 +73,12 @@ class Problem:
 
     @property
     def examples(self) -> float:
-        """N' = N_e + N_a."""
+        """Return N' = N_e + N_a."""
         return self.examples_end + self.examples_auxiliary
 
     @property
     def gamma(self) -> float:
-        """lambda_e N' / N_e: how often an end-task example is drawn, relative to uniform sampling from all examples."""
+        """Return lambda_e N' / N_e."""
         return self.end_task_weight * self.examples / self.examples_end
 
 
@@ -106,10 +98,7 @@ class Bound:
 
 
 def bound_of(problem: Problem, branch: Branch) -> Bound:
-    """Return the bound of equation 12 of the paper with one of the two pairs (beta_bar, rho).
-
-    If both functions are equally smooth, either can count as the smoother one, and the smaller bound is returned.
-    """
+    """Return the bound of equation 12 of the paper with one of the two pairs (beta_bar, rho)."""
     end, auxiliary = problem.end_task_weight, 1 - problem.end_task_weight
     if branch == "smoothness":
         return _bound(problem, branch, end * problem.smooth_end + auxiliary * problem.smooth_auxiliary, 0.0)
@@ -155,9 +144,9 @@ def plot_bound(problem: Problem, dissimilarities: Sequence[float], sizes: Sequen
 
     Args:
         problem: The quantities of the theorem.
-        dissimilarities: Values of Delta to plot.
-        sizes: Values of N' to plot, each at least N_e.
-        path: Output file; its suffix gives the format, such as `.png` or `.svg`.
+        dissimilarities: Values of Delta.
+        sizes: Values of N', each at least N_e.
+        path: Output file; its suffix gives the format.
 
     Raises:
         UserError: if matplotlib is missing, or if the file cannot be written.
@@ -190,7 +179,6 @@ def plot_bound(problem: Problem, dissimilarities: Sequence[float], sizes: Sequen
 
 
 def _curves(axes: Axes, values: Sequence[float], problems: Sequence[Problem], label: str) -> None:
-    branches: tuple[tuple[Branch, str], ...] = (("dissimilarity", "with Δ"), ("smoothness", "without Δ"))
-    for branch, name in branches:
-        axes.plot(values, [bound_of(problem, branch).value for problem in problems], label=name)
+    axes.plot(values, [bound_of(problem, "dissimilarity").value for problem in problems], label="with Δ")
+    axes.plot(values, [bound_of(problem, "smoothness").value for problem in problems], label="without Δ")
     axes.set_xlabel(label)

@@ -3,7 +3,7 @@
     python benchmarks/quality.py [--seeds 0 1 2] [--max-hours 8] [--tasks movie] [--rows gpt] [--data ../shared/data]
 
 Every run is a cell of the store beside the results, so the benchmark can be stopped and typed again: cells that are
-done are not run twice, and a run that was stopped goes on from its checkpoint. Whole seeds of all rows of `movie` and
+done are not run twice, and a run that was stopped continues from its checkpoint. Whole seeds of all rows of `movie` and
 `citation_intent` come first, then `tweets` and `sciie`.
 
 All rows see the same end-task examples (steps x batch), in the same order, with one setting of everything: the rates

@@ -8,7 +8,8 @@ and the first another for W = 1. Steps of the two alternate; while the first com
 of the ratios of neighbouring steps is taken. The repeated dev batch and head make 0.91 the ceiling; whole
 objectives make it 0.83 at n = 6 and 0.89 at n = 24.
 
-**Bytes** a step, over those of plain data parallelism: one sum of the body's gradients. And its parts, from `Traffic`.
+**Bytes** a step, over those of plain data parallelism: one sum of the body's gradients. And its parts, from
+`Exchange.traffic`.
 
 **Overhead** of a trial after the first: 1-step runs of the packaged encoder, one at a time, by `aang sweep`; from one
 trial's end to the next's, less what the trial itself measured as its run (training and scoring). So it holds
@@ -30,7 +31,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def measure(config: RunConfig, workers: Workers, steps: int) -> dict[str, Any]:
     Batches are prepared outside the clock, as another thread does it in a run.
     """
     together = stepper(config, workers)
-    alone = stepper(config, Workers.alone()) if workers.first else None
+    alone = stepper(config, Workers()) if workers.first else None
     times: dict[str, list[float]] = {"1": [], "2": []}
     traffic: list[dict[str, int]] = []
     for number in range(steps + 1):
@@ -107,7 +107,7 @@ def measure(config: RunConfig, workers: Workers, steps: int) -> dict[str, Any]:
         together.step(prepared)
         workers.wait_for_all()
         times["2"].append(time.perf_counter() - started)
-        traffic.append(asdict(together.exchange.traffic))
+        traffic.append(dict(together.exchange.traffic))
     body = sum(parameter.nbytes for parameter in together.setup.encoder.parameters())
     warm = {way: seconds[1:] for way, seconds in times.items()}
     return {"seconds": warm, "traffic": traffic[1:], "body": body}
@@ -174,10 +174,10 @@ def show(rows: Mapping[str, Any], efficiency: Mapping[str, float], console: Cons
         seconds = (f"{statistics.median(row['seconds'][way]):.3f}" for way in ("1", "2"))
         table.add_row(n, *seconds, f"{efficiency[n]:.3f}")
     console.print(table)
-    kinds = list(next(iter(rows.values()))["traffic"][0])
+    kinds = sorted({kind for row in rows.values() for step in row["traffic"] for kind in step})
     table = Table("n", "body of DDP", *kinds, title="bytes a step, mean", title_justify="left")
     for n, row in rows.items():
-        means = (f"{statistics.mean(step[kind] for step in row['traffic']):,.0f}" for kind in kinds)
+        means = (f"{statistics.mean(step.get(kind, 0) for step in row['traffic']):,.0f}" for kind in kinds)
         table.add_row(n, f"{row['body']:,}", *means)
     console.print(table)
 

@@ -30,15 +30,12 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def parse_config(mapping: Mapping[str, Any], where: str) -> RunConfig:
-    """Return the configuration that a mapping of settings describes.
-
-    Args:
-        mapping: Settings as in a YAML file.
-        where: Source of the mapping, for error messages.
+    """Return the configuration that a mapping of settings describes; `where` names its source in messages.
 
     Raises:
         UserError: The mapping is not valid. The message is one line with the key, the allowed values, and the most
-            similar valid name.
+            similar
+        valid name.
     """
     try:
         return RunConfig.model_validate(mapping)
@@ -70,8 +67,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def override(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return a copy of `mapping` with every override `a.b=value` applied. Values are parsed as YAML.
 
-    A section is set before the settings inside it, in any order of the overrides: `method.aux_lr=1 method=aang` sets
-    both.
+    A section is set before the settings inside it: `method.aux_lr=1 method=aang` sets both.
 
     Raises:
         UserError: An override does not have this form, or its path goes through a value that is not a section.
@@ -128,22 +124,17 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
     key = ".".join(keys)
     match first["type"]:
         case "extra_forbidden":
-            names = _names_at(model, first["loc"][:-1])
+            names = sorted({name for one in _sections_at(model, first["loc"][:-1]) for name in one.model_fields})
             close = nearest(keys[-1], names)
             hint = f"did you mean {'.'.join([*keys[:-1], close])}?" if close else f"allowed: {', '.join(names)}"
             line = f"unknown key {key}; {hint}"
         case "missing":
             line = f"{key} is missing"
         case "union_tag_invalid" | "union_tag_not_found":
-            context = first.get("ctx", {})
-            allowed = [
-                tag.strip().strip("'") for tag in str(context.get("expected_tags", "")).split(",") if tag.strip()
-            ]
-            allowed = allowed or sorted(method_sections())
-            tag = str(context.get("tag", ""))
-            close = nearest(tag, allowed)
+            tag = str(first.get("ctx", {}).get("tag", ""))
+            close = nearest(tag, method_sections())
             hint = f"; did you mean {close}?" if close else ""
-            line = f"{key}.name: {tag!r} is not one of {', '.join(allowed)}{hint}"
+            line = f"{key}.name: {tag!r} is not one of {', '.join(method_sections())}{hint}"
         case "literal_error":
             allowed_text = str(first["ctx"]["expected"])
             choices = [c.strip().strip("'") for c in allowed_text.replace(" or ", ",").split(",")]
@@ -197,11 +188,6 @@ def _is_tag(name: str) -> bool:
         or name.startswith(("literal[", "constrained-", "function-"))
         or name in {"int", "float"}
     )
-
-
-def _names_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Return the valid keys of the section at an error's location."""
-    return sorted({name for option in _sections_at(model, location) for name in option.model_fields})
 
 
 def _sections_at(model: type[BaseModel], location: Sequence[int | str]) -> list[type[BaseModel]]:

@@ -1,7 +1,7 @@
 """The settings and properties of every method.
 
-To add a method, write its section here, set `implementation` to the class that implements it, and add the section to
-`MethodConfig` at the end of this file. docs/methods/README.md describes the steps.
+docs/methods/README.md describes how to add one: a section here, its class in `implementation`, and a place in
+`MethodConfig`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PretrainSection(MethodSection):
     """The common settings of methods with masked-LM stages (Gururangan et al. 2020; docs/semantics.md, section 4).
 
     After these stages, the run fine-tunes with its own settings. The stages use no labels, so their steps do not count
-    in the budget of end-task examples. Their tokens and seconds count.
+    in the budget of end-task examples.
     """
 
     implementation: ClassVar[str] = "plain:MaskedLm"
@@ -139,11 +139,7 @@ class AangConfig(MethodSection):
 
 
 class AttittudConfig(MethodSection):
-    """ATTITTUD (docs/semantics.md, section 6): static weights, and an auxiliary update split into three parts.
-
-    (eta_perp, eta_plus, eta_minus) = (1, 1, 1) is static multitask, (0, 0, 0) uses only the end task's gradient for the
-    body, and (1, 1, -1) reverses the harmful part.
-    """
+    """ATTITTUD (docs/semantics.md, section 6): static weights, and an auxiliary update split into three parts."""
 
     name: Literal["attittud"] = "attittud"
     implementation: ClassVar[str] = "attittud:Attittud"
@@ -441,8 +437,8 @@ class FamoConfig(LossSection):
 class RoundsSection(MethodSection):
     """The common settings of methods that train in rounds (docs/semantics.md, section 7).
 
-    The tasks are the end task and n objectives of the space, which are sampled once for the whole run (`n: all`: all
-    objectives). `schedule.steps` counts the optimiser steps of all tasks. Dev is scored only at the end of a round.
+    The tasks are the end task and n objectives of the space, sampled once for the whole run. `schedule.steps` counts
+    the optimiser steps of all tasks. Dev is scored only at the end of a round.
     """
 
     round_fraction: Share = 1.0

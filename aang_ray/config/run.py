@@ -29,12 +29,7 @@ from aang_ray.config.sections import (
 
 
 class RunConfig(Section):
-    """Everything that determines one run, as an immutable value.
-
-    Attributes:
-        cell: Name of the run (trial, checkpoint folder, row in the store): a hash of `identity()`.
-        group: Name of the configuration without its seed. It is the same for all runs that are averaged.
-    """
+    """Everything that determines one run, as an immutable value."""
 
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -61,11 +56,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _derivable(self) -> Self:
-        """Refuse settings that contradict each other.
-
-        The softmax Jacobian is derived for weights that sum to 1, but those of published allocation do not. Published
-        clipping clips each term of a weighted sum, but the update of some methods is not such a sum.
-        """
+        """Refuse settings that contradict each other."""
         softmax = isinstance(self.method, AangConfig) and self.method.jacobian == "softmax"
         if softmax and self.objectives.allocation == "published":
             raise ValueError("method.jacobian: softmax does not go with objectives.allocation: published; use identity")
@@ -89,8 +80,8 @@ class RunConfig(Section):
     def identity(self) -> dict[str, Any]:
         """Return the part of the configuration that determines the result, as JSON values.
 
-        It omits the settings that `Section.named_settings` omits, names whose content has a fingerprint, and settings
-        that the method does not use, such as those of auxiliary objectives for a method without them.
+        It omits what `Section.named_settings` omits, names whose content has a fingerprint, and settings that the
+        method does not use.
         """
         value = self.named_settings()
         prints = value["fingerprints"]
@@ -149,11 +140,7 @@ PAPER_ROWS = {
 
 
 def _row_name(config: RunConfig) -> str:
-    """Return the name of the run's row, with the switches that are `published`.
-
-    Examples: `aang-td (published) n=6` if all of the method's switches are published, and
-    `aang-td (published: labels, legality) n=6` if some are.
-    """
+    """Return for example `aang-td n=6`, `aang-td (published) n=6`, or `aang-td (published: labels, legality) n=6`."""
     method = config.method
     name: str = method.name
     if method.auxiliary:

@@ -1,16 +1,14 @@
 """The sections of a run's configuration. Each section configures one part of the program.
 
 Defaults are those of the AANG paper (Tables 4-7) where it states them. The `published` switches select the behaviour of
-the paper's research code where it differs from the sound interpretation (docs/semantics.md).
-
-Two marks in a field's type control whether the field enters the name (hash) of a run (see `Section.named_settings`). A
-setting that is added after release 0.1 needs one of them, so that stored runs keep their names.
+the paper's research code where it differs from the sound interpretation (docs/semantics.md). A setting that is added
+after release 0.1 is marked `Neutral` or `NotInName`, so that stored runs keep their names.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -33,8 +31,7 @@ OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 class Neutral:
     """Marks a setting that was added later. With `value`, a run behaves as before the setting existed.
 
-    The name of a run omits the setting if it has this value, so `value` must never change. If the default of the
-    setting changes later, runs with the new default get new names.
+    The name of a run omits the setting if it has this value, so `value` must never change. A new default is a new name.
     """
 
     value: Any
@@ -59,24 +56,23 @@ class Section(BaseModel):
                 raise ValueError(f"{name} must be a number or a name, not {str(value).lower()}")
         return values
 
-    def named_settings(self) -> dict[str, Any]:
-        """Return the settings that enter the name of a run, as JSON values.
+    def changed(self, **values: Any) -> Self:
+        """Return a copy with other values of some settings, which are not validated."""
+        return self.model_copy(update=values)
 
-        It omits settings marked `NotInName`, and settings whose value is that of their mark `Neutral`.
-        """
+    def named_settings(self) -> dict[str, Any]:
+        """Return the settings that enter the name of a run, as JSON values. The fields' marks leave some out."""
         values = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if isinstance(value, Section):
                 values[name] = value.named_settings()
-            if any(_leaves_out(mark, value) for mark in field.metadata):
+            marks = field.metadata
+            if any(
+                isinstance(mark, NotInName) or (isinstance(mark, Neutral) and mark.value == value) for mark in marks
+            ):
                 values.pop(name, None)  # a label that is not set is missing already
         return values
-
-
-def _leaves_out(mark: object, value: object) -> bool:
-    """Return whether a field's mark excludes this value of the field from the run's name."""
-    return isinstance(mark, NotInName) or (isinstance(mark, Neutral) and bool(mark.value == value))
 
 
 class MethodSection(Section):
@@ -131,8 +127,7 @@ class DataConfig(Section):
     out_of_domain: str | None = None
     """File of unlabelled out-of-domain text."""
     neural_lm: Annotated[str | None, Neutral(None)] = None
-    """Causal language model that generates neural-LM text: a Hub name, a folder, or `trained` for a small one trained
-    on the spot."""
+    """Model that generates neural-LM text: a Hub name, a folder, or `trained` for a small one trained on the spot."""
     neural_lm_passages: Annotated[PositiveInt, Neutral(2000)] = 2000
     """Number of generated passages."""
     external: Annotated[tuple[str, ...], Neutral(())] = ()
@@ -286,8 +281,7 @@ class Fingerprints(Section):
 class FinalFinetuneConfig(Section):
     """The optional last stage: fine-tuning on the end task alone, starting from the run's best model.
 
-    The stage has its own optimiser and schedule, and its best model on dev is kept. Its end-task examples are added to
-    the run's budget.
+    It has its own optimiser and schedule. Its best model on dev is kept, and its end-task examples are counted.
     """
 
     steps: PositiveInt

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ def cache_folder() -> Path:
     """Return the folder of fetched and prepared data: the environment's `AANG_CACHE`, or `~/.cache/aang_ray`.
 
     Raises:
-        UserError: The folder cannot be made.
+        UserError: if the folder cannot be made.
     """
-    given = os.environ.get("AANG_CACHE")
-    folder = Path(given).expanduser().absolute() if given else Path.home() / ".cache" / "aang_ray"
+    try:
+        folder = Path(os.environ.get("AANG_CACHE") or "~/.cache/aang_ray").expanduser().absolute()
+    except RuntimeError as error:  # there is no such user, or this one has no home
+        raise UserError("there is no home folder for the cache: set AANG_CACHE to a folder") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -34,19 +37,23 @@ def cache_folder() -> Path:
 
 
 def made_once(target: Path, make: Callable[[Path], None]) -> Path:
-    """Return the folder `target`, and make it first if it does not exist.
+    """Return the folder `target`; if it does not exist, `make` fills a folder that then takes its place.
 
     Of several processes one makes it, and the others wait. Where the filesystem has no locks each makes its own, and
     the first to end wins.
-
-    Args:
-        target: The folder.
-        make: Fills the folder that it is given.
     """
     if not target.is_dir():
-        locks = cache_folder() / "locks"
-        locks.mkdir(exist_ok=True)
-        with locked(locks / content_key({"made": str(target)})):
+        lock = cache_folder() / "locks" / content_key({"made": str(target)})
+        try:
+            for folder in (lock.parent, target.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            lock.touch()
+        except OSError as error:
+            raise UserError(
+                f"the cache folder {cache_folder()} lacks {target.name} and cannot be written ({error.strerror}): "
+                "set AANG_CACHE to another"
+            ) from error
+        with locked(lock):
             if not target.is_dir():
                 with new_folder(target) as draft:
                     make(draft)
@@ -59,10 +66,7 @@ def content_key(value: Mapping[str, Any]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hex digits.
-
-    The cache keeps the digests of large files by path, size, and the times when content and status last changed.
-    """
+    """Return the SHA-256 of a file's content; that of a large file is cached by path, size and times of change."""
     status = path.stat()
     if status.st_size <= _SMALL_BYTES:
         return _sha256(path)
@@ -71,8 +75,9 @@ def file_digest(path: Path) -> str:
     if note.is_file():
         return note.read_text(encoding="ascii")
     digest = _sha256(path)
-    note.parent.mkdir(exist_ok=True)
-    write_file(note, digest.encode("ascii"))
+    with suppress(OSError):  # a note only saves time, and a cache that others have filled may be read-only
+        note.parent.mkdir(exist_ok=True)
+        write_file(note, digest.encode("ascii"))
     return digest
 
 

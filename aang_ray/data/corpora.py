@@ -1,8 +1,4 @@
-"""Other texts of an end task: unlabelled in-domain and out-of-domain text, and external labelled data sets.
-
-No text of dev or test is in any of them: see `held_out_sides`. An external data set is read by the columns of the end
-task, or by `text` and `label` if it lacks one of these.
-"""
+"""Other texts of an end task, none of them in dev or test: unlabelled text, and external labelled data sets."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ import numpy as np
 from aang_ray.config import DataConfig
 from aang_ray.data.cache import cache_folder, content_key, made_once
 from aang_ray.data.pretrained import Located
-from aang_ray.data.read import MissingColumn, RawTask, check_labels
+from aang_ray.data.read import MissingColumn, RawTask, check_labels, wanted_columns
 from aang_ray.data.sources import Source, find_source, read_passages, read_task
 from aang_ray.data.splits import normalised
 from aang_ray.data.tasks import TEXT, Corpus, External, Labelled, card_named
@@ -29,7 +25,7 @@ FORMAT = 1
 """Version of the cached files of external data sets. Raise it when a change makes different files."""
 MANIFEST = "manifest.json"
 _TRAIN = "train.arrow"
-_DEFAULT_COLUMNS = DataConfig()
+_COLUMNS = {"text", "text_b", "label"}
 
 
 def held_out_sides(raw: RawTask) -> set[str]:
@@ -55,8 +51,7 @@ def unlabelled_text(
         rest: Train texts that `data.train_size` left out; they are added to the in-domain text.
 
     Returns:
-        The passages by kind and, for the manifest, how many passages each kind has, how many were left out because
-        dev or test has them, and how many came from train.
+        The passages by kind, and counts for the manifest.
     """
     given: dict[Corpus, list[str]] = {kind: read_passages(path, data.text) for kind, path in source.corpora.items()}
     if raw.in_domain is not None and "in_domain" not in given:
@@ -74,13 +69,10 @@ def unlabelled_text(
 
 
 def external_sources(data: DataConfig) -> dict[str, Source]:
-    """Find the data sets of `data.external`.
-
-    Returns:
-        Their sources by the name that a space uses in `external:NAME`.
+    """Find the data sets of `data.external`, by the name that a space uses in `external:NAME`.
 
     Raises:
-        UserError: If one does not exist, is not of texts, or has the same name as another.
+        UserError: if one does not exist, is not of texts, or has the same name as another.
     """
     found: dict[str, Source] = {}
     for named in data.external:
@@ -96,18 +88,15 @@ def external_sources(data: DataConfig) -> dict[str, Source]:
 
 
 def load_external(data: DataConfig, located: Located, end_task: str) -> tuple[dict[str, External], dict[str, Any]]:
-    """Load the external data sets, from the cache or made now.
+    """Return the external data sets, from the cache or made now, and their manifests, both by name.
 
     Args:
         data: The configuration of the end task.
         located: The encoder, whose tokenizer makes the tokens.
         end_task: Content key of the prepared end task, which also covers the content of the external data sets.
 
-    Returns:
-        The data sets and their manifests, both by name.
-
     Raises:
-        UserError: For anything wrong with one of them.
+        UserError: for anything wrong with one of them.
     """
     found: dict[str, External] = {}
     manifests: dict[str, Any] = {}
@@ -123,10 +112,7 @@ def load_external(data: DataConfig, located: Located, end_task: str) -> tuple[di
 
 
 def _prepare(folder: Path, source: Source, data: DataConfig, located: Located) -> None:
-    """Write the tokens of an external train split.
-
-    An example is left out if one of its texts is in dev or test: it could carry the very label that is asked for there.
-    """
+    """Write the tokens of an external train split, less examples with a text of dev or test (labels could leak)."""
     raw, columns = _read(source, data)
     names = check_labels(raw.splits)
     train = raw.splits["train"]
@@ -146,25 +132,22 @@ def _prepare(folder: Path, source: Source, data: DataConfig, located: Located) -
 
 
 def _read(source: Source, data: DataConfig) -> tuple[RawTask, dict[str, str | None]]:
-    """Return an external data set's texts and labels, and the columns they came from (none for an embedded task)."""
+    """Return an external data set by the end task's columns, else by `text` and `label`; and the columns it has."""
+    default = DataConfig()
     if source.kind == "embedded":
-        return read_task(source, _DEFAULT_COLUMNS), {}
+        return read_task(source, default), {}
     # Only the columns: one labelled file is split with the default seed and shares, whatever those of the end task are.
     own = DataConfig(text=data.text, text_b=data.text_b, label=data.label)
     try:
-        return read_task(source, own), _columns(own)
+        return read_task(source, own), own.model_dump(include=_COLUMNS)
     except MissingColumn as missing:
-        if own == _DEFAULT_COLUMNS:
+        if own == default:
             raise
         try:
-            return read_task(source, _DEFAULT_COLUMNS), _columns(_DEFAULT_COLUMNS)
+            return read_task(source, default), default.model_dump(include=_COLUMNS)
         except MissingColumn:
-            expected = ", ".join(name for name in _columns(own).values() if name is not None)
+            expected = ", ".join(wanted_columns(own))
             raise UserError(f"{missing}; it needs the end task's columns ({expected}), or text and label") from missing
-
-
-def _columns(data: DataConfig) -> dict[str, str | None]:
-    return {"text": data.text, "text_b": data.text_b, "label": data.label}
 
 
 @contextmanager

@@ -17,19 +17,15 @@ _PERCENTILES = (5, 25, 50, 75, 95)
 
 
 def describe(task: EndTask) -> dict[str, Any]:
-    """Return an end task in numbers, as JSON values.
-
-    Lengths are in tokens, special tokens included. Duplicates are counted in normalised texts of the splits as given,
-    before `data.train_size` cuts train.
-    """
+    """Return an end task in numbers, as JSON values; duplicates are those before `data.train_size` cuts train."""
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
     manifest = task.manifest
+    copied = ("source", "split", "max_tokens", "truncated", "duplicates", "corpora", "neural_lm")
     return {
         "name": task.name,
-        "source": manifest["source"],
         "metric": task.metric,
         "labels": list(task.label_names),
-        "split": manifest["split"],
+        **{name: manifest.get(name) for name in copied},
         "sizes": {name: len(split) for name, split in splits.items()},
         "label_counts": {name: _label_counts(task, split.labels) for name, split in splits.items()},
         "test_clean": {
@@ -40,17 +36,11 @@ def describe(task: EndTask) -> dict[str, Any]:
             **{name: _lengths(split.tokens) for name, split in splits.items()},
             **{str(kind): _lengths(tokens) for kind, tokens in task.corpora.items()},
         },
-        "max_tokens": manifest["max_tokens"],
-        "truncated": manifest["truncated"],
-        "duplicates": manifest["duplicates"],
-        "corpora": manifest["corpora"],
-        "neural_lm": manifest.get("neural_lm"),
         "external": {
             name: {
                 "train": len(other.train),
                 "labels": list(other.label_names),
-                "columns": manifest["external"][name]["columns"],
-                "left_out": manifest["external"][name]["left_out"],
+                **{key: manifest["external"][name][key] for key in ("columns", "left_out")},
             }
             for name, other in task.external.items()
         },
@@ -58,27 +48,33 @@ def describe(task: EndTask) -> dict[str, Any]:
 
 
 def _label_counts(task: EndTask, labels: npt.NDArray[np.int64]) -> dict[str, int]:
-    counts = np.bincount(labels, minlength=len(task.label_names))
-    return {name: int(count) for name, count in zip(task.label_names, counts, strict=True)}
+    return dict(zip(task.label_names, np.bincount(labels, minlength=len(task.label_names)).tolist(), strict=True))
 
 
 def _lengths(tokens: Ragged) -> dict[str, float]:
     lengths = tokens.lengths if len(tokens) else np.zeros(1)
-    values = np.percentile(lengths, _PERCENTILES)
-    percentiles = {f"p{p}": float(value) for p, value in zip(_PERCENTILES, values, strict=True)}
+    values = np.percentile(lengths, _PERCENTILES).tolist()
+    percentiles: dict[str, float] = dict(zip((f"p{p}" for p in _PERCENTILES), values, strict=True))
     return percentiles | {"max": int(lengths.max()), "total": int(lengths.sum())}
 
 
 def print_text_task(task: EndTask, console: Console) -> None:
     """Print the description of an end task: two tables, and a line for each corpus."""
     from rich.markup import escape
+    from rich.table import Table
 
     d = describe(task)
     console.print(f"[bold]{escape(d['name'])}[/bold] from {escape(d['source'])}, decided by {d['metric']}")
     console.print(f"Splits: {d['split']['method']}")
     counts = d["label_counts"] | {"test, clean": d["test_clean"]["label_counts"]}
     console.print(count_table("Examples", counts))
-    console.print(_length_table(d))
+    lengths = Table("texts", title=f"Tokens a text (at most {d['max_tokens']})")
+    for heading in (*(f"{p} %" for p in _PERCENTILES), "longest", "cut"):
+        lengths.add_column(heading, justify="right")
+    for name, of_split in d["tokens"].items():
+        values = [of_split[f"p{p}"] for p in _PERCENTILES] + [of_split["max"], d["truncated"][name]]
+        lengths.add_row(name, *(f"{value:g}" for value in values))
+    console.print(lengths)
     dup = d["duplicates"]
     within = ", ".join(f"{name} {count}" for name, count in dup["within"].items())
     console.print(
@@ -106,12 +102,7 @@ def print_text_task(task: EndTask, console: Console) -> None:
 
 
 def count_table(title: str, counts: dict[str, dict[str, int]]) -> Table:
-    """Return a table of the number of examples by label (rows) and split (columns), with a row of sums.
-
-    Args:
-        title: Title of the table.
-        counts: For each split the number of examples of each label.
-    """
+    """Return a table of the number of examples by label (rows) and split (columns), with a row of sums."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -122,16 +113,4 @@ def count_table(title: str, counts: dict[str, dict[str, int]]) -> Table:
         table.add_row(escape(label), *(str(of_label[label]) for of_label in counts.values()))
     table.add_section()
     table.add_row("all", *(str(sum(of_label.values())) for of_label in counts.values()))
-    return table
-
-
-def _length_table(d: dict[str, Any]) -> Table:
-    from rich.table import Table
-
-    table = Table("texts", title=f"Tokens a text (at most {d['max_tokens']})")
-    for heading in (*(f"{p} %" for p in _PERCENTILES), "longest", "cut"):
-        table.add_column(heading, justify="right")
-    for name, lengths in d["tokens"].items():
-        values = [lengths[f"p{p}"] for p in _PERCENTILES] + [lengths["max"], d["truncated"][name]]
-        table.add_row(name, *(f"{value:g}" for value in values))
     return table

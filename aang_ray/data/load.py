@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from aang_ray.data.cache import cache_folder, content_key, file_digest, made_onc
 from aang_ray.data.corpora import MANIFEST, external_sources, load_external, unlabelled_text, without_held_out
 from aang_ray.data.embedded import RECIPE, SDIST_SHA256
 from aang_ray.data.pretrained import Located, locate, tokenizer_fingerprint
-from aang_ray.data.read import SPLITS, LabelledTexts, Split, Texts, check_labels
+from aang_ray.data.read import SPLITS, LabelledTexts, Texts, check_labels
 from aang_ray.data.sources import Source, find_source, read_task
 from aang_ray.data.splits import clean_indices, count_duplicates, nested_subset
 from aang_ray.data.tasks import Corpus, EndTask, Labelled, balanced_weights, card_of, metric_of
@@ -28,23 +27,17 @@ FORMAT = 2
 
 
 def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
-    """Load everything that a run reads of its end task, as views of memory-mapped files.
-
-    The files are made once for each content of data and tokenizer; several processes may load at the same time.
-
-    Args:
-        data: Names the end task and its texts.
-        encoder: Names the encoder, whose tokenizer makes the tokens.
+    """Load everything that a run reads of its end task, as views of files that are made once for each content.
 
     Raises:
-        UserError: For anything wrong with the data or the encoder's tokenizer.
+        UserError: for anything wrong with the data or the encoder's tokenizer.
     """
     source, located = find_source(data), locate(encoder)
-    tokenizer = tokenizer_fingerprint(located)
+    tokenizer, content_hash = tokenizer_fingerprint(located), data_fingerprint(data)
     fields = ("text", "text_b", "label", "train_size", "max_tokens", "split_seed", "dev_fraction", "test_fraction")
     key = {
         "format": FORMAT,
-        "data": _fingerprint(source, data),
+        "data": content_hash,
         "choices": {name: getattr(data, name) for name in fields},
         "tokenizer": tokenizer,
         "tokenizers": importlib.metadata.version("tokenizers"),
@@ -53,39 +46,55 @@ def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
     folder = made_once(cache_folder() / "tokens" / content, lambda draft: prepare(draft, source, data, located))
     # The same content may be loaded from several places: names and places are not part of the cached manifest.
     named = {"name": source.name, "kind": source.kind, "source": source.place}
-    made_with = {"encoder": located.source, "tokenizer": tokenizer, "data": key["data"]}
-    task = _open(folder, data, named | made_with)
-    if not data.external:
-        return task
+    made_with = {"encoder": located.source, "tokenizer": tokenizer, "data": content_hash}
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) | named | made_with
     external, manifests = load_external(data, located, content)
-    return replace(task, external=external, manifest={**task.manifest, "external": manifests})
+    if external:
+        manifest["external"] = manifests
+    read = {split: read_tokens(folder / f"{split}.arrow") for split in SPLITS}
+    labelled = {split: Labelled(tokens, columns["label"]) for split, (tokens, columns) in read.items()}
+    kinds: tuple[Corpus, ...] = ("in_domain", "out_of_domain", "neural_lm")
+    names = tuple(manifest["label_names"])
+    balanced = data.class_weights == "balanced"
+    return EndTask(
+        name=source.name,
+        label_names=names,
+        metric=metric_of(data),
+        train=labelled["train"],
+        dev=labelled["dev"],
+        test=labelled["test"],
+        test_clean=np.flatnonzero(read["test"][1]["clean"]).astype(np.int64),
+        corpora={kind: read_tokens(folder / f"{kind}.arrow")[0] for kind in kinds if kind in manifest["corpora"]},
+        class_weights=balanced_weights(labelled["train"].labels, len(names)) if balanced else None,
+        external=external,
+        manifest=manifest,
+    )
 
 
 def data_fingerprint(data: DataConfig) -> str:
     """Return a hash of the content that the names in `data` stand for, and of the card that the end task takes.
 
-    Files count by their content, a Hub dataset by its name and revision, an embedded task by the hash of the
-    distribution that it is made from.
+    Files count by their content, a Hub dataset by its name and revision.
 
     Raises:
-        UserError: If a file or folder does not exist.
+        UserError: if a file or folder does not exist.
     """
-    return _fingerprint(find_source(data), data)
+    source, card = find_source(data), card_of(data)
 
+    def file(path: Path) -> list[str]:
+        return [path.suffix.lower(), file_digest(path)]
 
-def _fingerprint(source: Source, data: DataConfig) -> str:
-    card = card_of(data)
     content: dict[str, Any] = {
         "kind": source.kind,
         "card": card.name if card else None,
-        "splits": {split: _file(path) for split, path in source.splits.items()},
-        "corpora": {kind: _file(path) for kind, path in source.corpora.items()},
+        "splits": {split: file(path) for split, path in source.splits.items()},
+        "corpora": {kind: file(path) for kind, path in source.corpora.items()},
     }
     match source.kind:
         case "embedded":
             content["made"] = [source.name, SDIST_SHA256, RECIPE]
         case "file":
-            content["file"] = _file(Path(source.place))
+            content["file"] = file(Path(source.place))
         case "hub":
             content["hub"] = list(source.hub)
     if data.neural_lm is not None:
@@ -98,25 +107,21 @@ def _fingerprint(source: Source, data: DataConfig) -> str:
     return content_key(content)
 
 
-def _file(path: Path) -> list[str]:
-    return [path.suffix.lower(), file_digest(path)]
-
-
 def prepare(folder: Path, source: Source, data: DataConfig, located: Located) -> None:
-    """Read, check, split and tokenise an end task: write token files and a manifest.
-
-    Args:
-        folder: An empty folder for the files.
-        source: Where the end task is.
-        data: Its configuration.
-        located: The encoder, whose tokenizer makes the tokens.
+    """Read, check, split and tokenise an end task: write token files and a manifest into an empty folder.
 
     Raises:
-        UserError: For anything wrong with the data or the tokenizer.
+        UserError: for anything wrong with the data or the tokenizer.
     """
     raw = read_task(source, data)
     names = check_labels(raw.splits)
-    splits, rest = _subset(raw.splits, names, data)
+    splits = dict(raw.splits)
+    rest: list[str] = []
+    if data.train_size is not None:
+        train = splits["train"]
+        kept = nested_subset(_label_indices(train, names), data.train_size, data.split_seed)
+        splits["train"] = train.take(kept)
+        rest = train.texts.take(np.setdiff1d(np.arange(len(train)), kept)).passages()
     corpora, corpus_counts = unlabelled_text(source, data, raw, rest)
     neural_report = None
     if data.neural_lm is not None:
@@ -125,8 +130,9 @@ def prepare(folder: Path, source: Source, data: DataConfig, located: Located) ->
         # The model learns from train and in-domain text alone.
         known = list(dict.fromkeys([*splits["train"].texts.passages(), *corpora.get("in_domain", [])]))
         written = neural_text(data, known)
-        corpora["neural_lm"] = kept = without_held_out(written.passages, raw)
-        corpus_counts["neural_lm"] = {"passages": len(kept), "left_out": len(written.passages) - len(kept)}
+        corpora["neural_lm"] = passages = without_held_out(written.passages, raw)
+        left_out = len(written.passages) - len(passages)
+        corpus_counts["neural_lm"] = {"passages": len(passages), "left_out": left_out}
         neural_report = written.report()
 
     tokenizer = load_tokenizer(located)
@@ -144,8 +150,8 @@ def prepare(folder: Path, source: Source, data: DataConfig, located: Located) ->
         if split == "test":
             columns["clean"] = np.isin(np.arange(len(splits["test"])), clean)
         write(split, splits[split].texts, columns)
-    for kind, passages in corpora.items():
-        write(kind, Texts(passages), {})
+    for kind, of_kind in corpora.items():
+        write(kind, Texts(of_kind), {})
 
     manifest = {
         "format": FORMAT,
@@ -165,37 +171,3 @@ def prepare(folder: Path, source: Source, data: DataConfig, located: Located) ->
 
 def _label_indices(split: LabelledTexts, names: tuple[str, ...]) -> npt.NDArray[np.int64]:
     return np.array([names.index(label) for label in split.labels], dtype=np.int64)
-
-
-def _subset(
-    splits: Mapping[Split, LabelledTexts], names: tuple[str, ...], data: DataConfig
-) -> tuple[dict[Split, LabelledTexts], list[str]]:
-    """Return the splits with train cut to `data.train_size`, and the train texts that are left out."""
-    train = splits["train"]
-    if data.train_size is None:
-        return dict(splits), []
-    kept = nested_subset(_label_indices(train, names), data.train_size, data.split_seed)
-    rest = np.setdiff1d(np.arange(len(train)), kept)
-    return {**splits, "train": train.take(kept)}, train.texts.take(rest).passages()
-
-
-def _open(folder: Path, data: DataConfig, named: dict[str, Any]) -> EndTask:
-    """Map the files of a prepared end task; `named` is added to its manifest."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) | named
-    read = {split: read_tokens(folder / f"{split}.arrow") for split in SPLITS}
-    labelled = {split: Labelled(tokens, columns["label"]) for split, (tokens, columns) in read.items()}
-    kinds: tuple[Corpus, ...] = ("in_domain", "out_of_domain", "neural_lm")
-    names = tuple(manifest["label_names"])
-    balanced = data.class_weights == "balanced"
-    return EndTask(
-        name=named["name"],
-        label_names=names,
-        metric=metric_of(data),
-        train=labelled["train"],
-        dev=labelled["dev"],
-        test=labelled["test"],
-        test_clean=np.flatnonzero(read["test"][1]["clean"]).astype(np.int64),
-        corpora={kind: read_tokens(folder / f"{kind}.arrow")[0] for kind in kinds if kind in manifest["corpora"]},
-        class_weights=balanced_weights(labelled["train"].labels, len(names)) if balanced else None,
-        manifest=manifest,
-    )

@@ -1,7 +1,6 @@
 """The modalities of end tasks (text, images): how each is loaded, hashed and printed.
 
-This table is the only place of this package that names them all. To add a modality, write a module with its cards
-(`register_cards`) and these three functions, and add a line here.
+To add one, write a module with its cards (`register_cards`) and these three functions, and add a line here.
 """
 
 from __future__ import annotations
@@ -22,14 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Modality:
-    """What has to be known of a kind of examples."""
+    """How end tasks of a kind of examples are loaded, hashed and printed."""
 
     load: Callable[[DataConfig, EncoderConfig], Any]
-    """Returns the end task that a configuration names."""
     fingerprint: Callable[[DataConfig], str]
-    """Returns a hash of the end task's content."""
     show: Callable[[Any, Console], None]
-    """Prints an end task."""
 
 
 MODALITIES = {
@@ -44,16 +40,11 @@ def modality_of(data: DataConfig) -> str:
     return card.modality if card is not None else TEXT
 
 
-def is_image_task(data: DataConfig) -> bool:
-    """Return whether the examples of an end task are images."""
-    return modality_of(data) == IMAGES
-
-
 def load_task(data: DataConfig, encoder: EncoderConfig) -> EndTask | ImageTask:
     """Load everything that a run reads of its end task.
 
     Raises:
-        UserError: For anything wrong with the data or the encoder's tokenizer.
+        UserError: for anything wrong with the data or the encoder's tokenizer.
     """
     task: EndTask | ImageTask = MODALITIES[modality_of(data)].load(data, encoder)
     return task
@@ -63,15 +54,11 @@ def task_fingerprint(data: DataConfig) -> str:
     """Return a hash of the content that the names in `data` stand for.
 
     Raises:
-        UserError: If a file or folder does not exist.
+        UserError: if a file or folder does not exist.
     """
     return MODALITIES[modality_of(data)].fingerprint(data)
 
 
 def print_task(data: DataConfig, encoder: EncoderConfig, console: Console) -> None:
-    """Load an end task and print what it looks like.
-
-    Raises:
-        UserError: As `load_task`.
-    """
+    """Load an end task, with errors as `load_task`, and print what it looks like."""
     MODALITIES[modality_of(data)].show(load_task(data, encoder), console)

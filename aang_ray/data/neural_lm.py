@@ -3,11 +3,7 @@
 This is a data primitive of Figure 1 of the AANG paper (Dery et al. 2023). `data.neural_lm` names a Hugging Face causal
 language model (a Hub name or a folder), or `trained`: a small one that is trained on the task's own train texts and
 in-domain text. The model's perplexity on held-out passages of that text is recorded with the passages, so that a model
-that has not learned the domain is noticed. With `trained`, half of the held-out passages choose the epoch, and the
-perplexity is that of the other half; with fewer than 60 passages of domain text that is one or two passages, as
-`held_out` in the report shows.
-
-This module imports torch: others import it only when they use it.
+that has not learned the domain is noticed. This module imports torch: others import it only when they use it.
 """
 
 from __future__ import annotations
@@ -26,10 +22,11 @@ import torch
 from pyarrow import parquet
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from aang_ray.config import DataConfig
 from aang_ray.data.cache import cache_folder, content_key, made_once
-from aang_ray.data.pretrained import Located, encoder_fingerprint, first_line, locate_model
+from aang_ray.data.pretrained import Located, encoder_fingerprint, from_pretrained, locate_model
 from aang_ray.errors import UserError
 
 TRAINED = "trained"
@@ -79,7 +76,6 @@ class CausalModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's parameters."""
         device: torch.device = next(self.model.parameters()).device
         return device
 
@@ -91,10 +87,10 @@ class CausalModel:
 
 
 def neural_fingerprint(data: DataConfig) -> list[object]:
-    """Return what decides the generated text besides the domain text: the model, the number of passages, the recipe.
+    """Return what decides the generated text besides the domain text.
 
     Raises:
-        UserError: If the model does not exist.
+        UserError: if the model does not exist.
     """
     if data.neural_lm == TRAINED:
         return [TRAINED, data.neural_lm_passages, TRAINED_RECIPE]
@@ -104,12 +100,10 @@ def neural_fingerprint(data: DataConfig) -> list[object]:
 def neural_text(data: DataConfig, domain: Sequence[str]) -> NeuralText:
     """Return generated passages, from the cache or generated now.
 
-    Args:
-        data: Names the model and the number of passages.
-        domain: Passages of the task's domain: to learn from or to prompt with, and to measure the perplexity on.
+    Passages of the task's domain serve to learn from or to prompt with, and to measure the perplexity on.
 
     Raises:
-        UserError: If the model cannot be loaded, or there is too little domain text.
+        UserError: if the model cannot be loaded, or there is too little domain text.
     """
     if len(domain) < FEWEST:
         raise UserError(f"data.neural_lm: {len(domain)} passages of domain text are too few, {FEWEST} are needed")
@@ -120,18 +114,18 @@ def neural_text(data: DataConfig, domain: Sequence[str]) -> NeuralText:
 
 
 def _make(folder: Path, data: DataConfig, domain: Sequence[str]) -> None:
-    """Write passages and report into a folder."""
     from rich.console import Console
     from rich.progress import Progress
 
-    held_out, rest = _held_out(domain, least=2 if data.neural_lm == TRAINED else 1)
-    measured = held_out
+    order = np.random.default_rng(SEED).permutation(len(domain))
+    size = max(2 if data.neural_lm == TRAINED else 1, min(int(HELD_OUT * len(domain)), MOST_HELD_OUT))
+    measured, rest = [domain[i] for i in order[:size]], [domain[i] for i in order[size:]]
     console = Console(stderr=True)
     with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
         if data.neural_lm == TRAINED:
             training = progress.add_task("training a causal language model (once)")
             # The passages that choose the epoch are likelier under the chosen model than other text is.
-            choosing, measured = held_out[: len(held_out) // 2], held_out[len(held_out) // 2 :]
+            choosing, measured = measured[: size // 2], measured[size // 2 :]
             causal = train_small(
                 rest, choosing, SEED, lambda done, total: progress.update(training, completed=done, total=total)
             )
@@ -145,13 +139,6 @@ def _make(folder: Path, data: DataConfig, domain: Sequence[str]) -> None:
     (folder / _REPORT).write_text(json.dumps(report), encoding="utf-8")
 
 
-def _held_out(domain: Sequence[str], least: int) -> tuple[list[str], list[str]]:
-    """Return at least `least` passages that nothing is learned from, and all others."""
-    order = np.random.default_rng(SEED).permutation(len(domain))
-    size = max(least, min(int(HELD_OUT * len(domain)), MOST_HELD_OUT))
-    return [domain[i] for i in order[:size]], [domain[i] for i in order[size:]]
-
-
 def _locate(data: DataConfig) -> Located:
     return locate_model(str(data.neural_lm), "data.neural_lm", "model")
 
@@ -160,19 +147,13 @@ def load_causal(located: Located) -> CausalModel:
     """Load a pretrained causal language model.
 
     Raises:
-        UserError: If it cannot be loaded, is a model of another kind, or takes too few positions.
+        UserError: if it cannot be loaded, is a model of another kind, or takes too few positions.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(located.source, revision=located.revision or "main")
-        model, info = AutoModelForCausalLM.from_pretrained(
-            located.source, revision=located.revision or "main", use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(
-            f"data.neural_lm: no causal language model could be loaded from {located.source}: {first_line(error)}"
-        ) from error
+    place = (located, "data.neural_lm", "causal language model")
+    tokenizer = from_pretrained(AutoTokenizer, *place)
+    model, info = from_pretrained(AutoModelForCausalLM, *place, use_safetensors=True, output_loading_info=True)
     if info["missing_keys"] or _sees_ahead(model.eval()):
         raise UserError(f"data.neural_lm: {located.source} holds no causal language model, but one of another kind")
     positions = getattr(model.config, "max_position_embeddings", None)
@@ -185,19 +166,15 @@ def load_causal(located: Located) -> CausalModel:
 
 @torch.no_grad()
 def _sees_ahead(model: Any) -> bool:
-    """Return whether a token changes the prediction before it: then it is an encoder, which Transformers loads, too."""
+    """Return whether a token changes the prediction before it: Transformers loads encoders, too."""
     one_NLV, other_NLV = (model(input_ids=torch.tensor([[0, token]])).logits for token in (0, 1))
     return not torch.allclose(one_NLV[:, 0], other_NLV[:, 0], rtol=1e-3, atol=1e-4)
 
 
 def train_small(passages: Sequence[str], held_out: Sequence[str], seed: int, on_step: OnStep) -> CausalModel:
-    """Train a small GPT-2 and its byte-level BPE tokenizer from scratch.
+    """Train a small GPT-2 and its byte-level BPE tokenizer from scratch; held-out text chooses the epoch.
 
-    Args:
-        passages: The text to learn from.
-        held_out: The text whose perplexity chooses the epoch; its final perplexity is not that of unseen text.
-        seed: Decides the initial parameters, dropout and the order of passages.
-        on_step: Called after each step with the steps done and the most there will be.
+    `on_step` is called after each step with the steps done and the most there will be.
     """
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -225,7 +202,7 @@ def train_small(passages: Sequence[str], held_out: Sequence[str], seed: int, on_
 
 
 def _train(causal: CausalModel, passages: Sequence[str], held_out: Sequence[str], seed: int, on_step: OnStep) -> None:
-    """Train until the steps are over or held-out text grows less likely, then restore the best epoch's parameters."""
+    """Train until held-out text grows less likely, then restore the best epoch's parameters."""
     sequences = [causal.ids(passage, LENGTH) for passage in passages]
     epoch_steps = -(-len(sequences) // BATCH)
     epochs = max(1, min(MOST_EPOCHS, MOST_STEPS // epoch_steps))
@@ -251,10 +228,7 @@ def _train(causal: CausalModel, passages: Sequence[str], held_out: Sequence[str]
 
 
 def perplexity(causal: CausalModel, passages: Sequence[str]) -> float:
-    """Return exp of the mean negative log-likelihood of a token, given the tokens before it in its passage.
-
-    The result is infinite if no passage has two tokens.
-    """
+    """Return exp of a token's mean negative log-likelihood in its passage; infinite if no passage has two tokens."""
     total, count = 0.0, 0
     causal.model.eval()
     with torch.no_grad():
@@ -277,21 +251,15 @@ def _batches(causal: CausalModel, sequences: Sequence[list[int]], size: int) -> 
     """Yield padded ids and labels (-1 at padding), [N, L] each, of the sequences that have two tokens or more."""
     long_enough = [ids for ids in sequences if len(ids) > 1]
     for start in range(0, len(long_enough), size):
-        rows = long_enough[start : start + size]
-        width = max(map(len, rows))
-        labels_NL = torch.tensor([row + [-1] * (width - len(row)) for row in rows], device=causal.device)
+        rows = [torch.tensor(ids) for ids in long_enough[start : start + size]]
+        labels_NL = pad_sequence(rows, batch_first=True, padding_value=-1).to(causal.device)
         yield labels_NL.clamp_min(0), labels_NL
 
 
 def generate(causal: CausalModel, count: int, domain: Sequence[str], length: int, seed: int) -> Iterator[str]:
-    """Generate passages by nucleus sampling with p = 0.95 (Holtzman et al. 2020).
+    """Generate passages of at most `length` new tokens by nucleus sampling with p = 0.95 (Holtzman et al. 2020).
 
-    Args:
-        causal: The model.
-        count: Number of passages.
-        domain: Passages whose first tokens are the prompts of a model without a start token.
-        length: Most new tokens of a passage.
-        seed: Decides prompts and samples.
+    The first tokens of domain passages are the prompts of a model without a start token.
     """
     order = np.random.default_rng(seed)
     causal.model.eval()

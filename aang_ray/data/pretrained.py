@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from aang_ray.config import EncoderConfig
 from aang_ray.data.cache import content_key, file_digest
@@ -22,12 +22,10 @@ _SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Located:
-    """Where a pretrained model is: the arguments of `from_pretrained`."""
+    """Where a pretrained model is: a local folder with `config.json`, or a name and revision on the Hub."""
 
     source: str
-    """A folder with `config.json`, or a name on the Hugging Face Hub."""
     revision: str | None
-    """Revision on the Hub; None for a folder."""
     local: bool
 
 
@@ -35,7 +33,7 @@ def locate(encoder: EncoderConfig) -> Located:
     """Find the encoder that `encoder.name` names.
 
     Raises:
-        UserError: As `locate_model`, and if a revision is given for an encoder that is not on the Hub.
+        UserError: as `locate_model`, and if a revision is given for an encoder that is not on the Hub.
     """
     located = locate_model(encoder.name, "encoder.name", "encoder")
     if not located.local:
@@ -46,15 +44,10 @@ def locate(encoder: EncoderConfig) -> Located:
 
 
 def locate_model(name: str, setting: str, kind: str) -> Located:
-    """Find the model that a setting names.
-
-    Args:
-        name: `package:NAME`, a folder or a Hub name.
-        setting: The setting, for error messages.
-        kind: What the model should be, for error messages.
+    """Find the model that a setting names: `package:NAME`, a folder or a Hub name. `kind` says what it should be.
 
     Raises:
-        UserError: If a package is not installed, a folder has no `config.json`, or a path does not exist.
+        UserError: if a package is not installed, a folder has no `config.json`, or a path does not exist.
     """
     if name.startswith(_PACKAGE):
         folder = _package_folder(name.removeprefix(_PACKAGE).replace("-", "_"), setting, kind)
@@ -91,15 +84,11 @@ def _package_folder(name: str, setting: str, kind: str) -> Path:
 
 def encoder_fingerprint(located: Located) -> str:
     """Return a hash of a local model's configuration, weights and tokenizer, or the Hub name and revision."""
-    return _fingerprint(located, _TOKENIZER_SUFFIXES | _WEIGHT_SUFFIXES)
+    return tokenizer_fingerprint(located, _TOKENIZER_SUFFIXES | _WEIGHT_SUFFIXES)
 
 
-def tokenizer_fingerprint(located: Located) -> str:
+def tokenizer_fingerprint(located: Located, suffixes: frozenset[str] = _TOKENIZER_SUFFIXES) -> str:
     """Return a hash like `encoder_fingerprint`, without the weights: of what decides the tokens of a text."""
-    return _fingerprint(located, _TOKENIZER_SUFFIXES)
-
-
-def _fingerprint(located: Located, suffixes: frozenset[str]) -> str:
     if not located.local:
         return f"hub:{located.source}@{located.revision or 'main'}"
     folder = Path(located.source)
@@ -108,18 +97,12 @@ def _fingerprint(located: Located, suffixes: frozenset[str]) -> str:
 
 
 def require_on_hub(kind: Literal["model", "dataset"], name: str, revision: str | None, instead: str) -> None:
-    """Check that the Hub has a model or a dataset. The loaders themselves would retry for most of a minute.
+    """Check that the Hub has a model or a dataset, except in the Hub library's offline mode.
 
-    Nothing is checked in the Hub library's offline mode, where only its own cache counts.
-
-    Args:
-        kind: What to look for.
-        name: `name` or `owner/name`.
-        revision: Branch, tag or commit.
-        instead: End of the error message: what the user can give instead.
+    The loaders themselves would retry for most of a minute. The error says what the user can give `instead`.
 
     Raises:
-        UserError: If the Hub does not have it or cannot be reached.
+        UserError: if the Hub does not have it or cannot be reached.
     """
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
@@ -136,6 +119,18 @@ def require_on_hub(kind: Literal["model", "dataset"], name: str, revision: str |
         raise UserError(
             f"the {kind} {name!r} could not be found on the Hugging Face Hub ({first_line(error)}); {instead}"
         ) from error
+
+
+def from_pretrained(kind: Any, located: Located, setting: str, what: str, **options: Any) -> Any:
+    """Call `from_pretrained` of a Transformers class.
+
+    Raises:
+        UserError: if it fails; the message names the setting and `what` could not be loaded.
+    """
+    try:
+        return kind.from_pretrained(located.source, revision=located.revision or "main", **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"{setting}: no {what} could be loaded from {located.source}: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

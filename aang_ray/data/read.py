@@ -36,7 +36,7 @@ class Table:
     """The file, as error messages name it."""
     columns: dict[str, list[Any]]
     rows: list[int]
-    """Number of each row, from 1. In a .jsonl or .txt file it is the number of the line."""
+    """Number of each row, from 1; in a .jsonl or .txt file, of the line."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,6 @@ class Texts:
         return self.passages() if self.second is None else [*self.passages(), *self.first, *self.second]
 
     def take(self, indices: Iterable[int]) -> Texts:
-        """Return the chosen texts."""
         chosen = list(indices)
         second = None if self.second is None else [self.second[i] for i in chosen]
         return Texts([self.first[i] for i in chosen], second)
@@ -74,20 +73,17 @@ class Texts:
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """A split as read, before tokenisation."""
+    """A split as read, before tokenisation; `where` and `rows` as in `Table`."""
 
     texts: Texts
     labels: Sequence[str]
     where: str
-    """The file, as error messages name it."""
     rows: Sequence[int]
-    """Number of each example's row in the file."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Iterable[int]) -> LabelledTexts:
-        """Return the chosen examples."""
         chosen = list(indices)
         labels, rows = [self.labels[i] for i in chosen], [self.rows[i] for i in chosen]
         return LabelledTexts(self.texts.take(chosen), labels, self.where, rows)
@@ -101,15 +97,15 @@ class RawTask:
     method: str
     """How the splits were made."""
     in_domain: Sequence[str] | None = None
-    """Unlabelled text that comes with the task, if there is any."""
+    """Unlabelled text that comes with the task."""
 
 
 def read_table(path: Path, wanted: Sequence[str]) -> Table:
-    """Read the wanted columns of a .jsonl, .csv or .parquet file. Other columns are ignored, whatever they hold.
+    """Read the wanted columns of a .jsonl, .csv or .parquet file; others are ignored, whatever they hold.
 
     Raises:
-        MissingColumn: If a column is missing.
-        UserError: If the file is empty, cannot be read, is not valid UTF-8 or is malformed.
+        MissingColumn: if a column is missing.
+        UserError: if the file is empty, cannot be read, is not valid UTF-8 or is malformed.
     """
     match path.suffix.lower():
         case ".jsonl":
@@ -125,7 +121,7 @@ def read_lines(path: Path) -> Table:
     """Read the lines of a text file that are not blank, as the column `text`.
 
     Raises:
-        UserError: If the file is empty, cannot be read or is not valid UTF-8.
+        UserError: if the file is empty, cannot be read or is not valid UTF-8.
     """
     # Not `splitlines`: it would also cut at U+2028 and other characters that occur inside texts.
     lines = io.StringIO(_read_utf8(path), newline=None).read().split("\n")
@@ -182,8 +178,8 @@ def require_columns(where: str, wanted: Sequence[str], found: Sequence[str]) -> 
     """Check that every wanted column is there once.
 
     Raises:
-        MissingColumn: If one is missing.
-        UserError: If one is there more than once.
+        MissingColumn: if one is missing.
+        UserError: if one is there more than once.
     """
     for name in wanted:
         columns = f"{name!r}; columns found: {', '.join(found) or 'none'}"
@@ -229,8 +225,7 @@ def labelled_texts(table: Table, data: DataConfig) -> LabelledTexts:
     """Return the checked texts and labels of a table. Integers and booleans become strings as labels.
 
     Raises:
-        UserError: If the table has no rows, a text is empty or no string, or a label is missing or neither string,
-            integer nor boolean.
+        UserError: if there are no rows, a text is empty or no string, or a label is no string, integer or boolean.
     """
     if not table.rows:
         raise UserError(f"{table.where}: there are no rows")
@@ -252,7 +247,7 @@ def text_column(table: Table, name: str) -> list[str]:
     """Return a column of texts.
 
     Raises:
-        UserError: If a value is empty, no string, or a string that UTF-8 cannot encode.
+        UserError: if a value is empty, no string, or a string that UTF-8 cannot encode.
     """
     for row, value in zip(table.rows, table.columns[name], strict=True):
         place = f"{table.where}: row {row}"
@@ -271,7 +266,7 @@ def check_labels(splits: Mapping[Split, LabelledTexts]) -> tuple[str, ...]:
     """Return the sorted label set of train, which the other splits must keep to.
 
     Raises:
-        UserError: If train has a single class, or dev or test has a label that train lacks.
+        UserError: if train has a single class, or dev or test has a label that train lacks.
     """
     train = splits["train"]
     names = sorted(set(train.labels))

@@ -51,13 +51,13 @@ class Source:
     place: str
     """The folder, the file, the Hub id or the built-in name."""
     splits: Mapping[Split, Path]
-    """Files of the splits of a folder; empty for the other kinds."""
+    """Files of the splits of a folder."""
     corpora: Mapping[Corpus, Path]
     """Files of unlabelled text. Those of the configuration replace those found in the task's folder."""
 
     @property
     def hub(self) -> tuple[str, str | None, str]:
-        """Name, configuration and revision of `NAME[:CONFIGURATION][@REVISION]` on the Hub."""
+        """Return name, configuration and revision of `NAME[:CONFIGURATION][@REVISION]`."""
         rest, _, revision = self.place.partition("@")
         name, _, configuration = rest.partition(":")
         return name, configuration or None, revision or "main"
@@ -67,7 +67,7 @@ def find_source(data: DataConfig) -> Source:
     """Find what `data.task` names, without reading it: built-in tasks first, then folders and files, then the Hub.
 
     Raises:
-        UserError: If a path does not exist, a folder lacks a split, a corpus does not exist, or the data of a built-in
+        UserError: if a path does not exist, a folder lacks a split, a corpus does not exist, or the data of a built-in
             task are not part of the program and have to be given.
     """
     card, path = card_named(data.task), Path(data.task).expanduser()
@@ -75,12 +75,11 @@ def find_source(data: DataConfig) -> Source:
     if card is not None and card.embedded:
         return Source("embedded", card.name, card.name, {}, given)
     if data.task.strip() and path.is_dir():
-        found = {
-            kind: file for kind, names in _CORPUS_NAMES.items() if (file := _one_file(path, names, _CORPUS_SUFFIXES))
-        }
+        corpora = {kind: _one_file(path, names, _CORPUS_SUFFIXES) for kind, names in _CORPUS_NAMES.items()}
+        found = {kind: file for kind, file in corpora.items() if file is not None}
         folder_card = card_named(path.absolute().name)
         name = folder_card.name if folder_card else path.absolute().name
-        return Source("folder", name, str(path), _split_files(path), {**found, **given})
+        return Source("folder", name, str(path), _split_files(path), found | given)
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise UserError(f"data.task: {data.task} is not a {', '.join(SUFFIXES)} file")
@@ -126,14 +125,10 @@ def _one_file(folder: Path, names: tuple[str, ...], suffixes: tuple[str, ...]) -
 
 
 def read_task(source: Source, data: DataConfig) -> RawTask:
-    """Read the train, dev and test texts of an end task.
-
-    Args:
-        source: Where they are.
-        data: Names the columns, and says how one labelled file is split.
+    """Read the train, dev and test texts of an end task, with the columns and the split of `data`.
 
     Raises:
-        UserError: For anything wrong with the data, with the file and the row.
+        UserError: for anything wrong with the data, with the file and the row.
     """
     if source.kind == "embedded":
         if data.text_b is not None:
@@ -159,7 +154,7 @@ def read_passages(path: Path, column: str) -> list[str]:
     """Read unlabelled text: the lines of a .txt file, or the text column of a table.
 
     Raises:
-        UserError: If the file cannot be read, has no such column, or a table has an empty text.
+        UserError: if the file cannot be read, has no such column, or a table has an empty text.
     """
     if path.suffix.lower() == ".txt":
         return text_column(read_lines(path), "text")
@@ -167,13 +162,10 @@ def read_passages(path: Path, column: str) -> list[str]:
 
 
 def read_hub(source: Source, wanted: Sequence[str]) -> dict[Split, Table] | Table:
-    """Download a Hub dataset.
-
-    Returns:
-        The three splits, or one table if the dataset has a single split.
+    """Download a Hub dataset: the three splits, or one table if it has a single split.
 
     Raises:
-        UserError: If it cannot be loaded, or lacks a split or a column.
+        UserError: if it cannot be loaded, or lacks a split or a column.
     """
     import datasets  # late: takes two seconds to import
 
@@ -193,7 +185,7 @@ def hub_tables(where: str, loaded: Mapping[str, Any], wanted: Sequence[str]) -> 
     """Turn a mapping from split names to `datasets.Dataset` into tables; a single split becomes one table.
 
     Raises:
-        UserError: If a split or a column is missing.
+        UserError: if a split or a column is missing.
     """
     if len(loaded) == 1:
         return _hub_table(where, next(iter(loaded.values())), wanted)

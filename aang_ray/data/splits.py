@@ -31,17 +31,17 @@ def split_one(
     one or two groups goes to train alone.
 
     Args:
-        keys: What each example is compared by: its normalised text.
+        keys: The normalised text of each example.
         labels: The label of each example.
         dev_fraction: Share of each class that becomes dev.
         test_fraction: Share of each class that becomes test.
-        seed: Another seed gives another split.
+        seed: Decides the split.
 
     Returns:
         Ascending indices of train, dev and test.
 
     Raises:
-        UserError: If dev or test would be empty, or the two shares leave nothing for train.
+        UserError: if dev or test would be empty, or the two shares leave nothing for train.
     """
     if dev_fraction + test_fraction >= 1:
         raise UserError(f"data.dev_fraction + data.test_fraction must be below 1, got {dev_fraction + test_fraction:g}")
@@ -78,29 +78,19 @@ def text_rank(key: str, seed: int | str) -> bytes:
 
 
 def nested_subset(labels: npt.NDArray[np.int64], size: int, seed: int) -> Indices:
-    """Choose a stratified subset of train. The subset of a smaller size is part of that of a larger size.
+    """Choose ascending indices, [size], of a stratified subset of train, given the class of each example.
 
-    Each class is shuffled. Its j-th example (from 0) of N_c gets the position (j + 1/2) / N_c, and the first example
-    of every class comes before all others. The subset is the first `size` examples in that order, so that it holds
-    every class, each in proportion to within about one example.
-
-    Args:
-        labels: Class of each train example, [N].
-        size: Number of examples to keep.
-        seed: Another seed gives another subset.
-
-    Returns:
-        Ascending indices of the subset, [size].
+    The subset of a smaller size is part of that of a larger size. Each class is shuffled. Its j-th example (from 0) of
+    N_c gets the position (j + 1/2) / N_c, and the first example of every class comes before all others. The subset is
+    the first `size` examples in that order, so that it holds every class in proportion to within about one example.
 
     Raises:
-        UserError: If `size` exceeds the train split or is below the number of classes.
+        UserError: if `size` exceeds the train split or is below the number of classes.
     """
     classes, counts = np.unique(labels, return_counts=True)
     if not len(classes) <= size <= len(labels):
-        raise UserError(
-            f"data.train_size: {size} is not possible, "
-            f"the train split has {len(labels)} examples of {len(classes)} classes"
-        )
+        has = f"the train split has {len(labels)} examples of {len(classes)} classes"
+        raise UserError(f"data.train_size: {size} is not possible, {has}")
     positions = np.empty(len(labels))
     for label, count in zip(classes, counts, strict=True):
         order = np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))
@@ -122,17 +112,7 @@ def clean_indices(train: Collection[str], dev: Collection[str], test: Sequence[s
 
 
 def count_duplicates(train: Sequence[str], dev: Sequence[str], test: Sequence[str]) -> dict[str, Any]:
-    """Count repeated texts within each split, and texts of one split that are also in another.
-
-    Args:
-        train: Normalised texts of train.
-        dev: Normalised texts of dev.
-        test: Normalised texts of test.
-
-    Returns:
-        JSON values: `within` (N minus the number of different texts, for each split), `dev_in_train`,
-        `test_in_train` and `test_in_dev`.
-    """
+    """Count repeated normalised texts within each split, and texts of one split that are also in another."""
     in_train, in_dev = set(train), set(dev)
     splits = {"train": train, "dev": dev, "test": test}
     return {

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,17 +22,13 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Ragged:
-    """N token sequences of different lengths, end to end: memory-mapped and read-only.
-
-    Sequence i is `values[offsets[i]:offsets[i + 1]]`; special tokens are included.
-    """
+    """N token sequences end to end, memory-mapped: sequence i is `values[offsets[i]:offsets[i + 1]]`."""
 
     values: Int32
-    """Token ids of all sequences, [T]."""
+    """Token ids of all sequences, [T], special tokens included."""
     offsets: Int64
-    """Where each sequence begins, and the end of the last one, [N + 1]."""
     capitals: npt.NDArray[np.bool_] | None = None
-    """Whether the first letter of each token is upper-case in the raw text, even if the tokenizer lower-cases, [T]."""
+    """Whether the first letter of each token is upper-case in the raw text, [T]."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -42,7 +38,7 @@ class Ragged:
 
     @property
     def lengths(self) -> Int64:
-        """Tokens of each sequence, [N]."""
+        """Return the tokens of each sequence, [N]."""
         return np.diff(self.offsets)
 
     def take(self, indices: Int64) -> tuple[Int32, Int64]:
@@ -54,7 +50,6 @@ class Ragged:
         return None if self.capitals is None else self.capitals[self._positions(indices)]
 
     def _positions(self, indices: Int64) -> Int64:
-        """Return the indices into `values` of all tokens of the chosen sequences."""
         starts = self.offsets[indices]
         lengths = self.offsets[indices + 1] - starts
         ends = np.cumsum(lengths)
@@ -69,13 +64,12 @@ class Labelled:
 
     tokens: Ragged
     labels: Int64
-    """Index of each text's label in the sorted label set, [N]."""
+    """Indices into the sorted label set, [N]."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: Int64) -> Labelled:
-        """Return the chosen texts as a copy in memory."""
         values, lengths = self.tokens.take(indices)
         ragged = Ragged(values, np.concatenate(([0], np.cumsum(lengths))), self.tokens.take_capitals(indices))
         return Labelled(ragged, self.labels[indices])
@@ -99,36 +93,53 @@ class External:
     train: Labelled
 
 
+class LabelledSplit(Protocol):
+    """Examples, each with a class label."""
+
+    @property
+    def labels(self) -> Int64: ...
+
+    def __len__(self) -> int: ...
+
+    def digests(self, indices: Int64) -> list[str]:
+        """Return a hash of the content of each chosen example."""
+        ...
+
+
+SplitT = TypeVar("SplitT", bound=LabelledSplit, covariant=True)
+
+
 @dataclass(frozen=True)
-class EndTask:
-    """Everything that a run reads of an end task of texts."""
+class Task(Generic[SplitT]):
+    """What a run reads of an end task of any modality."""
 
     name: str
     label_names: tuple[str, ...]
     """The sorted label set of train. The metric averages over all of it, also where dev or test lack a class."""
     metric: Metric
-    train: Labelled
-    dev: Labelled
-    test: Labelled
+    train: SplitT
+    dev: SplitT
+    test: SplitT
     test_clean: Int64
-    """Indices of the test texts that are in neither train nor dev."""
-    corpora: Mapping[Corpus, Ragged]
-    """Unlabelled text by kind. A kind that was not given is absent."""
+    """Indices of the test examples that are in neither train nor dev."""
     class_weights: npt.NDArray[np.float32] | None
     """Weight of each class in the end-task loss; None for equal weights."""
-    external: Mapping[str, External] = field(default_factory=dict)
-    """Other labelled data sets by name."""
-    manifest: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     """What was read, how it was split, what was truncated, as JSON values."""
 
 
-def balanced_weights(labels: Int64, classes: int) -> npt.NDArray[np.float32]:
-    """Return the weight N / (C * N_c) of each class c, so that the weights of all N examples sum to N.
+@dataclass(frozen=True)
+class EndTask(Task[Labelled]):
+    """Everything that a run reads of an end task of texts."""
 
-    Args:
-        labels: Class of each train example, [N].
-        classes: Number of classes C.
-    """
+    corpora: Mapping[Corpus, Ragged]
+    """Unlabelled text by kind. A kind that was not given is absent."""
+    external: Mapping[str, External] = field(default_factory=dict)
+    """Other labelled data sets by name."""
+
+
+def balanced_weights(labels: Int64, classes: int) -> npt.NDArray[np.float32]:
+    """Return the weight N / (C * N_c) of each of C classes, so that the weights of all N examples sum to N."""
     counts = np.bincount(labels, minlength=classes)
     return (len(labels) / (classes * counts)).astype(np.float32)
 
@@ -139,15 +150,13 @@ TEXT: Final = "text"
 
 @dataclass(frozen=True)
 class Card:
-    """Defaults and origin of a named end task (docs/semantics.md, section 4, first table)."""
+    """Defaults and origin of a named end task (docs/semantics.md, section 4)."""
 
     name: str
     topic: str
     metric: Metric
     classes: int
-    """Number of labels in the published splits."""
     origin: str
-    """Who made the data."""
     source: str
     """How to get the data."""
     batch_end_task: int = 128
@@ -156,13 +165,13 @@ class Card:
     embedded: bool = False
     """Whether the program fetches the data by itself."""
     modality: str = TEXT
-    """What the examples are; decides who loads them (see `aang_ray.data.modalities`)."""
+    """What the examples are (`modalities.py`)."""
 
 
 _CARDS: dict[str, Card] = {}
 _ALIASES: dict[str, str] = {}
 CARDS: Mapping[str, Card] = MappingProxyType(_CARDS)
-"""The named end tasks. Those of other modalities than text are added by the modules that make them."""
+"""The named end tasks. Other modalities add theirs."""
 
 
 def register_cards(cards: Iterable[Card], aliases: Mapping[str, str]) -> None:

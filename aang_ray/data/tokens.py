@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from aang_ray.config import DataConfig
-from aang_ray.data.pretrained import Located, first_line, require_on_hub
+from aang_ray.data.pretrained import Located, from_pretrained, require_on_hub
 from aang_ray.data.read import Texts
 from aang_ray.data.tasks import Ragged
 from aang_ray.errors import UserError
@@ -43,18 +43,15 @@ _DEFAULT_TOKENS = 512
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """Ids and limits of a tokenizer and its encoder."""
+    """Ids and limits of a tokenizer and its encoder; `first` and `last` are CLS and SEP, or BOS and EOS."""
 
     vocab_size: int
-    """Ids run from 0 to `vocab_size` - 1."""
     pad: int
     mask: int
     first: int
-    """The token that opens every text (CLS or BOS)."""
     last: int
-    """The token that closes every text (SEP or EOS)."""
     special_ids: tuple[int, ...]
-    """All special ids, ascending: never corrupted, never labels, never drawn as replacements."""
+    """All special ids, ascending."""
     max_tokens: int
     """Longest text that the encoder takes, special tokens included."""
 
@@ -63,43 +60,33 @@ def load_tokenizer(located: Located) -> Any:
     """Load the fast Hugging Face tokenizer of an encoder.
 
     Raises:
-        UserError: If it cannot be loaded or has no fast version.
+        UserError: if it cannot be loaded or has no fast version.
     """
     from transformers import AutoTokenizer
 
     if not located.local:
-        _require_reachable(located)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(located.source, revision=located.revision or "main")
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(
-            f"encoder.name: no tokenizer could be loaded from {located.source}: {first_line(error)}"
-        ) from error
+        import huggingface_hub
+
+        cached = huggingface_hub.try_to_load_from_cache(located.source, "config.json", revision=located.revision)
+        if not isinstance(cached, str):
+            require_on_hub("model", located.source, located.revision, "give a folder or package:NAME as encoder.name")
+    tokenizer = from_pretrained(AutoTokenizer, located, "encoder.name", "tokenizer")
     if not tokenizer.is_fast:
         raise UserError(f"encoder.name: {located.source} has no fast tokenizer (tokenizer.json)")
     return tokenizer
 
 
-def _require_reachable(located: Located) -> None:
-    """Check that the Hub has an encoder, unless it is in the Hub library's cache already."""
-    import huggingface_hub
-
-    cached = huggingface_hub.try_to_load_from_cache(located.source, "config.json", revision=located.revision)
-    if not isinstance(cached, str):
-        require_on_hub("model", located.source, located.revision, "give a folder or package:NAME as encoder.name")
-
-
 def tokenizer_facts(located: Located, tokenizer: Any) -> TokenizerFacts:
     """Return the ids and limits of a tokenizer and its encoder.
 
-    The longest text is the smaller of the tokenizer's own limit and the encoder's number of positions, less the
-    positions that RoBERTa-like families reserve for padding.
-
     Raises:
-        UserError: If the tokenizer lacks a mask, padding, first or last token, or has more tokens than the encoder
+        UserError: if the tokenizer lacks a mask, padding, first or last token, or has more tokens than the encoder
             embeds.
     """
-    config = _model_config(located)
+    from transformers import AutoConfig
+
+    # It is filled with its family's defaults, which `config.json` may leave out.
+    config: dict[str, Any] = from_pretrained(AutoConfig, located, "encoder.name", "configuration").to_dict()
     rows = config.get("vocab_size")
     if isinstance(rows, int) and len(tokenizer) > rows:
         raise UserError(
@@ -107,54 +94,35 @@ def tokenizer_facts(located: Located, tokenizer: Any) -> TokenizerFacts:
         )
     added = tokenizer.added_tokens_decoder
     special = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
-    return TokenizerFacts(
-        vocab_size=len(tokenizer),
-        pad=_required(located, "padding token", tokenizer.pad_token_id),
-        mask=_required(located, "mask token, which masked objectives need", tokenizer.mask_token_id),
-        first=_required(located, "first token (CLS or BOS)", tokenizer.cls_token_id, tokenizer.bos_token_id),
-        last=_required(located, "last token (SEP or EOS)", tokenizer.sep_token_id, tokenizer.eos_token_id),
-        special_ids=tuple(sorted(special)),
-        max_tokens=_max_tokens(int(min(tokenizer.model_max_length, _NO_LIMIT)), config),
-    )
 
+    def required(what: str, *ids: int | None) -> int:
+        found = next((index for index in ids if index is not None), None)
+        if found is None:
+            lacks = f"the tokenizer of {located.source} has no {what}"
+            raise UserError(f"encoder.name: {lacks}; choose a masked-language-model encoder")
+        return found
 
-def _model_config(located: Located) -> dict[str, Any]:
-    """Return the encoder's configuration, filled with its family's defaults, which `config.json` may leave out."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(located.source, revision=located.revision or "main")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"encoder.name: no configuration could be loaded from {located.source}: {first_line(error)}"
-        ) from error
-    return dict(config.to_dict())
-
-
-def _required(located: Located, what: str, *ids: int | None) -> int:
-    """Return the first id that is not None."""
-    found = next((index for index in ids if index is not None), None)
-    if found is None:
-        raise UserError(
-            f"encoder.name: the tokenizer of {located.source} has no {what}; choose a masked-language-model encoder"
-        )
-    return found
-
-
-def _max_tokens(tokenizer_limit: int, config: dict[str, Any]) -> int:
-    limits = [tokenizer_limit] if 0 < tokenizer_limit < _NO_LIMIT else []
+    limits = [limit for limit in (int(min(tokenizer.model_max_length, _NO_LIMIT)),) if 0 < limit < _NO_LIMIT]
     positions = config.get("max_position_embeddings")
     if isinstance(positions, int) and positions > 0:
         offset = (config.get("pad_token_id") or 0) + 1 if config.get("model_type") in _OFFSET_FAMILIES else 0
         limits.append(positions - offset)
-    return min(limits, default=_DEFAULT_TOKENS)
+    return TokenizerFacts(
+        vocab_size=len(tokenizer),
+        pad=required("padding token", tokenizer.pad_token_id),
+        mask=required("mask token, which masked objectives need", tokenizer.mask_token_id),
+        first=required("first token (CLS or BOS)", tokenizer.cls_token_id, tokenizer.bos_token_id),
+        last=required("last token (SEP or EOS)", tokenizer.sep_token_id, tokenizer.eos_token_id),
+        special_ids=tuple(sorted(special)),
+        max_tokens=min(limits, default=_DEFAULT_TOKENS),
+    )
 
 
 def token_limit(data: DataConfig, facts: TokenizerFacts) -> int:
     """Return the longest text in tokens: `data.max_tokens`, or what the encoder takes.
 
     Raises:
-        UserError: If the encoder does not take texts of the configured length.
+        UserError: if the encoder does not take texts of the configured length.
     """
     if data.max_tokens is None:
         return facts.max_tokens
@@ -166,21 +134,21 @@ def token_limit(data: DataConfig, facts: TokenizerFacts) -> int:
 
 
 def tokenise(texts: Texts, tokenizer: Any, max_tokens: int, what: str) -> tuple[Ragged, int]:
-    """Turn texts or pairs into tokens, special tokens included. Of a pair that is too long the longer text is cut.
+    """Return texts or pairs as tokens, special tokens included, and how many were cut; `what` is for the progress bar.
 
-    Args:
-        texts: N texts or pairs.
-        tokenizer: A fast Hugging Face tokenizer.
-        max_tokens: Longest result.
-        what: Name of the texts for the progress bar, which appears on a terminal when there are many texts.
-
-    Returns:
-        The tokens, and how many of the N texts were cut.
+    Of a pair that is too long the longer text is cut.
     """
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    silent = len(texts) < _BAR_FROM or not console.is_terminal
+    starts = range(0, len(texts), _BATCH)
     pieces: list[npt.NDArray[np.int32]] = []
     capitals: list[npt.NDArray[np.bool_]] = []
     truncated = 0
-    for batch in _batches(texts, what):
+    for start in track(starts, f"tokenising {what}", console=console, transient=True, disable=silent):
+        batch = texts.take(range(start, min(start + _BATCH, len(texts))))
         pair = None if batch.second is None else list(batch.second)
         encoded = tokenizer(list(batch.first), pair, truncation=True, max_length=max_tokens).encodings
         truncated += sum(bool(e.overflowing) for e in encoded)
@@ -193,22 +161,8 @@ def tokenise(texts: Texts, tokenizer: Any, max_tokens: int, what: str) -> tuple[
     return Ragged(values, offsets, np.concatenate([np.empty(0, dtype=np.bool_), *capitals])), truncated
 
 
-def _batches(texts: Texts, what: str) -> Iterator[Texts]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    starts = range(0, len(texts), _BATCH)
-    silent = len(texts) < _BAR_FROM or not console.is_terminal
-    for start in track(starts, f"tokenising {what}", console=console, transient=True, disable=silent):
-        yield texts.take(range(start, min(start + _BATCH, len(texts))))
-
-
 def _capitals(encoded: Any, texts: Texts, number: int) -> npt.NDArray[np.bool_]:
-    """Return whether the first letter of each token of text `number` is upper-case in the raw text.
-
-    False for special tokens and for tokens without a letter.
-    """
+    """Return whether the first letter, if any, of each token of text `number` is upper-case in the raw text."""
     sides = (texts.first[number], "" if texts.second is None else texts.second[number])
     spans = zip(encoded.sequence_ids, encoded.offsets, strict=True)
     surfaces = ("" if side is None else sides[side][start:end] for side, (start, end) in spans)
@@ -216,14 +170,7 @@ def _capitals(encoded: Any, texts: Texts, number: int) -> npt.NDArray[np.bool_]:
 
 
 def write_tokens(path: Path, ragged: Ragged, columns: Mapping[str, npt.NDArray[Any]] | None = None) -> None:
-    """Write tokens as one Arrow record batch.
-
-    Args:
-        path: The file.
-        ragged: Becomes the column `tokens`, a list of int32 with 64-bit offsets, and the column `capitals`, a list of
-            bytes, if the tokens have it.
-        columns: Further columns of N values, by name.
-    """
+    """Write tokens as one Arrow record batch, with further columns by name."""
     offsets = pa.array(ragged.offsets)
     arrays = {"tokens": pa.LargeListArray.from_arrays(offsets, pa.array(ragged.values))}
     if ragged.capitals is not None:

@@ -16,13 +16,6 @@ __all__ = ["LoopEngine", "SegmentEngine", "make_engine"]
 def make_engine(
     name: Literal["segments", "loop"], body: nn.Module, heads: nn.Module, *, tied_in_scores: bool
 ) -> Engine:
-    """Return a gradient engine.
-
-    Args:
-        name: `segments` for one pass over all segments, `loop` for the reference with one pass per segment.
-        body: the encoder.
-        heads: all heads.
-        tied_in_scores: whether the decoder's part of a tied embedding table counts in scores and norms.
-    """
+    """Return a gradient engine."""
     kind = SegmentEngine if name == "segments" else LoopEngine
     return kind(body, heads, tied_in_scores)

@@ -1,9 +1,7 @@
-"""The dev head phi*. It is fitted on a few examples, and the dev gradient v is the gradient of the loss through it.
+"""The dev head phi*, through whose loss the dev gradient v is computed (docs/semantics.md, section 3).
 
-At every step (docs/semantics.md, section 3) the body encodes the examples once, in eval mode and without gradient. A
-new head is fitted on these features with at most 10 steps of AdamW (lr 1e-2, weight decay 0.1). Fitting stops as soon
-as the loss changes by less than 1e-3. To avoid waiting for the device, a 0/1 flag on the device multiplies all later
-updates.
+A new head is fitted on cached features with at most 10 steps of AdamW (lr 1e-2, weight decay 0.1), until the loss
+changes by less than 1e-3. To avoid waiting for the device, a 0/1 flag on the device multiplies all later updates.
 
 Shape suffixes: N examples, H hidden size, C classes.
 """
@@ -21,18 +19,14 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 def fit_dev_head(
     features_NH: Tensor, labels_N: Tensor, classes: int, seed: int, weights_C: Tensor | None = None
 ) -> nn.Sequential:
-    """Fit Linear, Tanh, Linear on cached features.
+    """Fit Linear, Tanh, Linear on cached features, and return the head, whose parameters require no gradient.
 
     Args:
-        features_NH: the examples' pooled vectors, [N, H].
-        labels_N: the examples' classes, [N].
-        classes: number of classes C.
-        seed: seed of the head's initial weights. The same seed and features give the same head. The global random
-            state is neither used nor changed.
-        weights_C: weights of the classes in the loss, [C]; None for equal weights.
-
-    Returns:
-        The head, whose parameters require no gradient.
+        features_NH: The examples' pooled vectors.
+        labels_N: The examples' classes.
+        classes: Number of classes C.
+        seed: Seed of the initial weights; the global random state is neither used nor changed.
+        weights_C: Weights of the classes in the loss; None for equal weights.
     """
     head = _fresh_head(features_NH, classes, seed)
     parameters = list(head.parameters())

@@ -1,25 +1,18 @@
-"""The interface of gradient engines: what a training step requests and what it gets.
+"""What a training step requests from a gradient engine, and what it gets.
 
-The examples of a step are divided into *segments*: the dev batch (segment 0, where there is one), the end task's
-batch, and one batch for each sampled objective. Segment s has the unweighted mean loss L_s and the gradient
-g_s = dL_s / d theta with respect to the body; v = g_0 is the dev gradient. For given coefficients c an engine adds
+The examples of a step are divided into *segments*: the dev batch (segment 0), the end task's batch, and one batch for
+each sampled objective. Segment s has the unweighted mean loss L_s and the gradient g_s = dL_s / d theta with respect to
+the body; v = g_0. For given coefficients c an engine adds sum_s c_s g_s to the `.grad` of body and heads, and returns
+the statistics that were requested: `single_pass.SegmentEngine` in one pass, `loop.LoopEngine`, the reference, in one
+for each segment.
 
-    update = sum_s c_s g_s
-
-to the `.grad` of the body (heads get the same weighted sum of their own gradients). On request it also returns inner
-products <v, g_s>, squared norms ||g_s||^2, the Gram matrix <g_s, g_t>, or the g_s themselves
-(docs/semantics.md, section 2, step 7, and section 3). There are two engines with the same results:
-
-- `single_pass.SegmentEngine`: one forward and one backward pass for all segments,
-- `loop.LoopEngine`: one forward and one backward pass for each segment, the reference.
-
-Shape suffixes: S segments, P entries of the body's parameters (flattened in `named_parameters` order), V entries of
-an embedding table, U wanted rows of a table, H width of a table.
+Shape suffixes: S segments, P entries of the body's parameters (flattened in `named_parameters` order), V entries of an
+embedding table, U wanted rows of a table, H width of a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -32,12 +25,7 @@ from aang_ray.model.segments import SegmentRows
 
 
 class Piece(Protocol):
-    """A part of a step's batch that goes through the model in one forward pass.
-
-    A step has several pieces when its batch does not fit into memory (gradient accumulation). Segments are numbered
-    over the whole step. A piece may hold only some segments, or a part of one; the other segments are empty in its
-    `tokens`. The dev segment comes first.
-    """
+    """A part of a step's batch for one forward pass. Segments are numbered over the whole step, dev first."""
 
     @property
     def tokens(self) -> SegmentRows:
@@ -47,14 +35,11 @@ class Piece(Protocol):
 
 @dataclass(frozen=True)
 class JointRows:
-    """Request for some rows of a table's part of the joint gradient.
-
-    When each worker has a part of the joint gradient, the workers sum up these rows before the norm is computed.
-    """
+    """Request for rows of a table's part of the joint gradient, which workers sum up before they compute its norm."""
 
     table: nn.Parameter
     place_V: Tensor
-    """For each of the table's V rows, its index among the requested rows; `rows` for all others. [V]"""
+    """Index of each table row among the requested rows; `rows` for all others. [V]"""
     rows: int
     """Number U of requested rows."""
 
@@ -100,8 +85,7 @@ class StepGradients:
     joint_rows_UH: Tensor | None = None
     """The rows that `Request.joint_rows` requests."""
     update_P: Tensor | None = None
-    """sum_s c_s g_s with a tied decoder's part, set if `Request.keep` is not empty. Engines do not set it; `Stepper`
-    does, after the exchange between workers."""
+    """sum_s c_s g_s with a tied decoder's part. `Stepper` sets it if `Request.keep` is not empty."""
 
 
 P = TypeVar("P", bound=Piece)
@@ -113,29 +97,20 @@ class Engine(Protocol):
     per_segment: bool
     """Whether each piece must hold a single segment (the loop) or may hold several (the single pass)."""
 
-    def __call__(
-        self,
-        pieces: Sequence[P],
-        losses: Callable[[P], Tensor],
-        request: Request,
-    ) -> StepGradients:
+    def __call__(self, pieces: Sequence[P], losses: Callable[[P], Tensor], request: Request) -> StepGradients:
         """Run forward and backward over the pieces and add the update to `.grad`.
 
         Args:
-            pieces: the step's batch, dev segment first.
-            losses: returns a piece's share of every segment's unweighted mean loss, [S]. Shares of several pieces
-                add up; a segment without labels has 0.
-            request: what to compute.
+            pieces: The step's batch, dev segment first.
+            losses: Returns a piece's share of every segment's unweighted mean loss, [S]; 0 for a segment without
+                labels.
+            request: What to compute.
         """
         ...
 
 
 def weighted_pass(pieces: Sequence[P], losses: Callable[[P], Tensor], request: Request) -> StepGradients:
-    """Run an ordinary backward pass of sum_s c_s L_s for each piece, which suffices for `finetune` and `static`.
-
-    Returns:
-        The losses only.
-    """
+    """Run a plain backward pass of sum_s c_s L_s for each piece, and return only the losses (`finetune`, `static`)."""
     total_S: Tensor | None = None
     for piece in pieces:
         losses_S = losses(piece)
@@ -147,7 +122,7 @@ def weighted_pass(pieces: Sequence[P], losses: Callable[[P], Tensor], request: R
 
 
 class UnsupportedModule(UserError):
-    """A module whose gradient cannot be split by segment exactly; the message contains its qualified name."""
+    """A module, named in the message, whose gradient cannot be split by segment exactly."""
 
     def __init__(self, name: str, kind: str, reason: str) -> None:
         super().__init__(f"module {name!r} ({kind}) {reason}; set gradients.engine: loop, or replace the module")
@@ -156,18 +131,13 @@ class UnsupportedModule(UserError):
 def check_memory(body: Sequence[nn.Parameter], vectors: int, lower: str = "n or encoder.layers") -> None:
     """Refuse a step before it begins if the gradient vectors that it must store do not fit into free memory.
 
-    Args:
-        body: the parameters whose gradients are stored, P entries in total.
-        vectors: number of vectors of P entries that are stored.
-        lower: the settings that the message advises to lower.
-
     Raises:
-        UserError: vectors * P * itemsize exceeds the free memory; the message has both numbers of bytes.
+        UserError: They do not fit; the message has both numbers of bytes, and `lower`, the settings to lower.
     """
     dtype = torch.promote_types(body[0].dtype, torch.float32)
     entries = sum(parameter.numel() for parameter in body)
     needed = vectors * entries * dtype.itemsize
-    free = _free(body[0].device)
+    free = free_memory(body[0].device)
     if needed > free:
         raise UserError(
             f"{vectors} gradients of {entries} parameters need {needed} bytes, {free} are free on "
@@ -175,7 +145,15 @@ def check_memory(body: Sequence[nn.Parameter], vectors: int, lower: str = "n or 
         )
 
 
-def _free(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
+    """Return the free bytes of the device's memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
+
+
+def split_vector(vector_P: Tensor, parameters: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Return each parameter with a view of its part of a vector, in the parameter's shape."""
+    known = list(parameters)
+    parts = torch.split(vector_P, [p.numel() for p in known])
+    return [(p, part.view(p.shape)) for p, part in zip(known, parts, strict=True)]

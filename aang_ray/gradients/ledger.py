@@ -1,22 +1,16 @@
 """Adds up segment gradients into the update, and into inner products and norms.
 
-A *block* is a run of entries of one parameter. Inner products and squared norms of body-sized vectors are sums over
-blocks. So a segment's gradient of a block is needed only for three additions, and is then dropped:
+These are sums over *blocks*, runs of entries of one parameter. So a segment's gradient of a block is needed only for
+three additions, and is then dropped:
 
     update += c_s g_s,      dots_s += <g_0, g_s>,      norms2_s += <g_s, g_s>
 
-If the step has several pieces, a segment's gradient is a sum over its pieces, and the norm of a sum is not the sum of
-norms. So some segments are *buffered*: their gradients are summed in body-sized vectors until the last piece with rows
-of the segment, and inner products and norms are computed then. With several pieces, the following is stored:
+If the step has several pieces, the norm of a sum over pieces is needed. So v = g_0 and segments that continue in a
+later piece are *buffered*, summed in a body-sized vector until their last piece. Segments of `Request.keep` and the
+joint gradient also take one vector each, and the Gram matrix and `Request.separate` all S of them.
 
-- for v = g_0 and each segment that continues in a later piece: one vector while it is needed,
-- for each segment of `Request.keep`, and for the joint gradient: one vector,
-- for the Gram matrix (and for `Request.separate` with any number of pieces): all S vectors.
-
-Statistics are in fp32, or in fp64 for fp64 parameters.
-
-Shape suffixes: S segments, P entries of the body (flattened in `named_parameters` order), B entries of a block,
-N rows (tokens or lookups), U requested rows of a table, V entries of a table, H its width.
+Shape suffixes: S segments, P entries of the body (flattened in `named_parameters` order), B entries of a block, N rows
+(tokens or lookups), U requested rows of a table, V entries of a table, H its width.
 """
 
 from __future__ import annotations
@@ -39,12 +33,12 @@ class Block:
 
     update: Tensor
     targets: Sequence[Tensor]
-    """For each segment, the tensor to which c_s times its gradient is added: the update or the joint gradient."""
+    """The tensor of each segment to which c_s times its gradient is added: the update or the joint gradient."""
     coefficients: Sequence[Tensor]
     buffers: Mapping[int, Tensor]
     """For each buffered segment, the tensor in which its gradient is summed."""
     kept: Mapping[int, Tensor]
-    """For each segment of `Request.keep` that is not buffered, the tensor in which its gradient is stored."""
+    """For each segment of `Request.keep` that is not buffered, the tensor of its gradient."""
     v_B: Tensor | None
     """The dev gradient; None until segment 0 is added."""
     norms: list[list[Tensor]]
@@ -69,7 +63,7 @@ class Block:
             self.dots[segment].append(torch.dot(gradient_B, self.v_B))
 
     def finish(self) -> None:
-        """Add the joint gradient to the update, and its norm to the list. It is called after all segments are added."""
+        """Add the joint gradient to the update, and its norm to the list, after all segments."""
         if self.joint is not None:
             joint, norms = self.joint
             norms.append(torch.dot(joint, joint))
@@ -77,11 +71,7 @@ class Block:
 
 
 def first_and_last_pieces(cuts: Sequence[SegmentRows]) -> list[tuple[int, int]]:
-    """Return for each segment the first and the last piece with rows of it; (0, -1) for a segment without rows.
-
-    Raises:
-        ValueError: another segment begins before the dev batch, segment 0, is complete.
-    """
+    """Return for each segment the first and the last piece with rows of it; (0, -1) for a segment without rows."""
     holders = [[i for i, cut in enumerate(cuts) if cut.of(s).stop > cut.of(s).start] for s in range(cuts[0].count)]
     result = [(pieces[0], pieces[-1]) if pieces else (0, -1) for pieces in holders]
     if any(pieces and pieces[0] < result[0][1] for pieces in holders[1:]):
@@ -90,13 +80,7 @@ def first_and_last_pieces(cuts: Sequence[SegmentRows]) -> list[tuple[int, int]]:
 
 
 class Ledger:
-    """Adds up one step's update and statistics.
-
-    Args:
-        parameters: the body's parameters.
-        request: the statistics that the step requests.
-        cuts: for each piece, the segments of its rows.
-    """
+    """Adds up one step's update and statistics; `cuts` holds the segments of each piece's rows."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], request: Request, cuts: Sequence[SegmentRows]) -> None:
         first = parameters[0]
@@ -131,10 +115,9 @@ class Ledger:
         first_joint = self.segments if request.joint_from is None else request.joint_from
         self._joint_S = self.coefficients_S.masked_fill(numbers_S < first_joint, 0.0)
         # There is one extra row, to which all rows are added that are not requested.
-        self._joint_rows_UH = None if rows is None else self.zeros(rows.rows + 1, rows.table.shape[1])
+        self._joint_rows_UH = self.zeros(0, 0) if rows is None else self.zeros(rows.rows + 1, rows.table.shape[1])
 
     def zeros(self, *shape: int) -> Tensor:
-        """Return zeros in the statistics' type."""
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def members(self, rows: SegmentRows, like: Tensor) -> Tensor:
@@ -150,8 +133,7 @@ class Ledger:
     def takes_stacked(self) -> bool:
         """Whether a parameter's gradients are added for all segments at once, [S, B], and not segment by segment.
 
-        The Gram matrix needs all at once, and a GPU is faster with few large operations. On a CPU, one segment at a
-        time is faster because it fits into the cache.
+        The Gram matrix needs that, and a GPU is faster with few large operations; a CPU with what fits into its cache.
         """
         return not self._buffering and (self._request.gram or self._request.separate or self.device.type != "cpu")
 
@@ -252,30 +234,18 @@ class Ledger:
                 self._dots[segment].append(dots_S[segment])
 
     def add_joint_score(self, norm2_of: Callable[[Tensor], Tensor]) -> None:
-        """Add the joint gradient's squared norm in a part of the body.
-
-        Args:
-            norm2_of: returns ||sum_s c_s g_s||^2 in that part for given coefficients, [S].
-        """
+        """Add the joint gradient's squared norm in a part of the body; `norm2_of` returns it for coefficients [S]."""
         if self._joint_norms is not None:
             self._joint_norms.append(norm2_of(self._joint_S))
 
     def add_joint_lookups(self, parameter: nn.Parameter, ids_N: Tensor, rows_of: Callable[[Tensor], Tensor]) -> None:
-        """Add lookups to the requested rows of a table's joint gradient.
-
-        Args:
-            parameter: the table.
-            ids_N: the ids that were looked up, [N].
-            rows_of: returns the weighted gradients of the lookups, [N, H], for given coefficients, [S].
-        """
-        wanted = self._request.joint_rows
-        if wanted is not None and self._joint_rows_UH is not None and parameter is wanted.table:
+        """Add lookups to the requested rows of a table's joint gradient; `rows_of` weights them by coefficients [S]."""
+        if (wanted := self._request.joint_rows) is not None and parameter is wanted.table:
             self._joint_rows_UH.index_add_(0, wanted.place_V[ids_N], rows_of(self._joint_S))
 
     def add_joint_table(self, parameter: nn.Parameter, segment: int, gradient_VH: Tensor) -> None:
         """Add one segment's dense gradient of a table to the requested rows of the table's joint gradient."""
-        wanted = self._request.joint_rows
-        if wanted is not None and self._joint_rows_UH is not None and parameter is wanted.table:
+        if (wanted := self._request.joint_rows) is not None and parameter is wanted.table:
             self._joint_rows_UH.index_add_(0, wanted.place_V, self._joint_S[segment] * gradient_VH)
 
     def end_piece(self) -> None:
@@ -293,11 +263,7 @@ class Ledger:
         self._piece += 1
 
     def result(self, losses_S: Tensor) -> StepGradients:
-        """Return the requested statistics, after the last piece.
-
-        Args:
-            losses_S: the segments' losses, summed over pieces.
-        """
+        """Return the requested statistics after the last piece; `losses_S` are summed over pieces."""
         request, rows_SP = self._request, self.rows_SP
         if rows_SP is not None and not (request.gram or request.scores):
             return StepGradients(losses_S=losses_S, separate_SP=rows_SP if request.separate else None)
@@ -311,7 +277,7 @@ class Ledger:
             norms2_S=self._summed(self._norms),
             joint_norm2=joint_norm2,
             kept={s: self._kept[s] if s in self._kept else self.zeros(self._size) for s in request.keep},
-            joint_rows_UH=None if self._joint_rows_UH is None else self._joint_rows_UH[:-1],
+            joint_rows_UH=None if request.joint_rows is None else self._joint_rows_UH[:-1],
         )
 
     def _finish_joint(self) -> Tensor | None:

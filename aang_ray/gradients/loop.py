@@ -1,8 +1,4 @@
-"""The reference engine: one forward and one backward pass for every segment.
-
-For each segment s, differentiating L_s alone gives g_s, a vector of P entries summed over the segment's pieces. Inner
-products, norms and the update are computed directly from these vectors. This takes O(S) passes. Tests compare the
-single pass with it.
+"""The reference engine: one forward and one backward pass for every segment, with which tests compare the single pass.
 
 Shape suffixes: S segments, P entries of the body's parameters, V entries of a table, U wanted rows of it, H width.
 """
@@ -15,38 +11,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from aang_ray.gradients.engine import (
-    JointRows,
-    P,
-    Request,
-    StepGradients,
-    check_memory,
-    weighted_pass,
-)
+from aang_ray.gradients.engine import JointRows, P, Request, StepGradients, check_memory, split_vector, weighted_pass
 from aang_ray.gradients.products import inner, products
 from aang_ray.model.heads import TiedDecoder
 
 
 class LoopEngine:
-    """Computes a step's gradients segment by segment; pieces must hold one segment each.
-
-    Args:
-        body: the encoder; statistics are of its parameters' gradients.
-        heads: all heads; they get only their update.
-        tied_in_scores: whether the decoder's part of a tied embedding table counts in scores and norms.
-    """
+    """Computes gradients segment by segment; pieces must hold one segment each. Arguments as `SegmentEngine`."""
 
     per_segment = True
 
     def __init__(self, body: nn.Module, heads: nn.Module, tied_in_scores: bool) -> None:
         self._body, self._heads, self._tied_in_scores = body, heads, tied_in_scores
 
-    def __call__(
-        self,
-        pieces: Sequence[P],
-        losses: Callable[[P], Tensor],
-        request: Request,
-    ) -> StepGradients:
+    def __call__(self, pieces: Sequence[P], losses: Callable[[P], Tensor], request: Request) -> StepGradients:
         if not (request.scores or request.gram or request.separate):
             return weighted_pass(pieces, losses, request)
         body = [p for p in self._body.parameters() if p.requires_grad]
@@ -103,12 +81,9 @@ class LoopEngine:
             decoder = list(decoders.values())
             found = torch.autograd.grad(loss, [*body, *heads, *decoder], allow_unused=True)
         parts = dict(zip(map(id, [*body, *heads, *decoder]), found, strict=True))
-        start = 0
-        for parameter in body:
+        for parameter, out in split_vector(g_P, body):
             gradient = parts[id(parameter)]
             of_decoder = parts[id(decoders[parameter])] if parameter in decoders else None
-            out = g_P[start : start + parameter.numel()].view(parameter.shape)
-            start += parameter.numel()
             if gradient is not None:
                 out += gradient
             if of_decoder is not None and self._tied_in_scores:
@@ -121,10 +96,7 @@ class LoopEngine:
 
     @contextmanager
     def _separate_decoders(self, body: Sequence[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
-        """Replace the table of tied decoders by a separate leaf tensor inside the block, and yield these leaves.
-
-        The leaf's gradient is the table's gradient as decoder. The table's own gradient is then that of lookups.
-        """
+        """Replace tables of tied decoders by leaves, which get their gradients as decoders; yield these."""
         decoders = [m for m in self._heads.modules() if isinstance(m, TiedDecoder)]
         leaves = {p: p.detach().requires_grad_() for p in body if any(m.table.weight is p for m in decoders)}
         try:
@@ -139,11 +111,7 @@ class LoopEngine:
 
 
 def _pieces_of(pieces: Sequence[P], segment: int) -> list[P]:
-    """Return the pieces of one segment.
-
-    Raises:
-        ValueError: one of them also has rows of another segment.
-    """
+    """Return the pieces of one segment; they must hold no rows of another one."""
 
     def has(piece: P, segment: int) -> bool:
         part = piece.tokens.of(segment)
@@ -165,11 +133,6 @@ def _accumulate(parameter: nn.Parameter, gradient: Tensor | None, weight: Tensor
 
 def _wanted_rows(wanted: JointRows, body: Sequence[nn.Parameter], joint_P: Tensor) -> Tensor:
     """Return the requested rows of a table's part of the joint gradient, [U, H]."""
-    start = 0
-    for parameter in body:
-        if parameter is wanted.table:
-            break
-        start += parameter.numel()
-    table_VH = joint_P[start : start + wanted.table.numel()].view(wanted.table.shape)
+    table_VH = next(part for parameter, part in split_vector(joint_P, body) if parameter is wanted.table)
     rows_UH = table_VH.new_zeros(wanted.rows + 1, table_VH.shape[1])
     return rows_UH.index_add_(0, wanted.place_V, table_VH)[: wanted.rows]

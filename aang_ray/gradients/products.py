@@ -18,26 +18,16 @@ RUN = 4096
 """Number of entries of a long inner product that are summed in the vectors' own type."""
 
 MULTIPLE = 64
-"""Lengths of row ranges are rounded up to a multiple of this.
-
-Half-precision kernels on a CPU are generated for each new length of the summed axis. That takes about 2 ms, far more
-than the product itself, and segments have new lengths at every step.
+"""Lengths of row ranges are rounded up to a multiple of this: half-precision kernels on a CPU take about 2 ms for each
+new length, far more than the product itself, and segments have new lengths at every step.
 """
 
 
 def products(rows_mP: Tensor, others_kP: Tensor) -> Tensor:
-    """Return all inner products <a_i, b_j> of two sets of long vectors.
+    """Return all inner products <a_i, b_j> of long vectors, [m, k], in the vectors' type.
 
-    Entries are summed in the vectors' type within runs of `RUN` entries, and the runs are summed in fp64. A single fp32
-    matrix product over 2e7 entries had an error of 0.6 % on a CPU, which is too much for the rank, the eigenvalues and
-    the inverse of a Gram matrix. With runs the error is 2e-8 at the same speed.
-
-    Args:
-        rows_mP: the vectors a_i, [m, P].
-        others_kP: the vectors b_j, [k, P], of the same type.
-
-    Returns:
-        [m, k], in the vectors' type.
+    Runs of `RUN` entries are summed in the vectors' type, and the runs in fp64. A single fp32 product over 2e7 entries
+    had an error of 0.6 % on a CPU, too much for the inverse of a Gram matrix. With runs it is 2e-8, as fast.
     """
     runs = rows_mP.shape[1] // RUN
     whole = runs * RUN
@@ -105,8 +95,8 @@ class PaddedCopies:
 class SegmentProducts:
     """Computes G_sᵀ X_s for one segment after the other.
 
-    If lengths are rounded up, the narrower factor is copied with zeros in the gaps. The other factor is read beyond the
-    segment's own rows. These extra rows are finite and are multiplied by zeros.
+    If lengths are rounded up, the narrower factor is copied with zeros in the gaps, so that the rows that are read of
+    the other factor beyond the segment are multiplied by zeros.
     """
 
     def __init__(self, grads_NO: Tensor, inputs_NI: Tensor, rows: SegmentRows, copies: PaddedCopies) -> None:

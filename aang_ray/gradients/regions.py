@@ -1,16 +1,11 @@
 """Taps on the outputs of modules, and regions, which are the parts of the autograd graph between taps.
 
-A *tap* is an identity operation on a module's output. In the backward pass, a tap receives the gradient G of the losses
-with respect to that output, with one row for each row of the batch.
-
-Some parameters have no rule (`rules.py`), because they are broadcast over the batch (tables of relative positions and
-projections of them), are used without a module call, or belong to an unknown module. Taps divide the graph into
-regions, and such a parameter p lies in one or more regions. Rows of different segments do not mix, so by linearity
+A *tap* is an identity on a module's output. In the backward pass it receives the gradient G with respect to that
+output. A parameter p without a rule (`rules.py`) lies in one or more regions. Rows of different segments do not mix, so
 
     dL_s/dp = sum over taps ( d output_tap / dp )^T [ G_tap, with the rows outside segment s set to 0 ]
 
-over the taps that p reaches without passing another tap. This is exact whatever the region computes. It costs one
-backward pass through those regions (not through the model) for every segment.
+over the taps that p reaches without passing another tap, whatever the region computes (docs/single-pass.md).
 
 Shape suffixes: N rows, S segments.
 """
@@ -34,7 +29,7 @@ class Call:
     """One call of a module in a forward pass, on whose output there is a tap."""
 
     rows: SegmentRows
-    arrive: Callable[[Call, Tensor, Tensor], None] | None
+    on_gradient: Callable[[Call, Tensor, Tensor], None] | None
     """Called in the backward pass with the call, G, and the kept part of the module's input; None for no call."""
     below: GradientEdge | None
     """The module's output in the graph, before the tap; None if it requires no gradient."""
@@ -49,9 +44,8 @@ class Call:
 class Tap(torch.autograd.Function):
     """The identity on a module's output. Its backward pass passes G and the module's input to the call.
 
-    The input is saved with `save_for_backward`, so gradient checkpointing recomputes it and autograd detects in-place
-    changes. `anchor` is a scalar that requires a gradient, so that the backward pass reaches the tap even if nothing
-    before the tap requires a gradient.
+    The input is saved with `save_for_backward`, so gradient checkpointing recomputes it. `anchor` is a scalar that
+    requires a gradient, so that the backward pass reaches the tap even if nothing before it does.
     """
 
     @staticmethod
@@ -71,9 +65,9 @@ class Tap(torch.autograd.Function):
             return (None, None, None, *of_kept)
         if call.remember:
             call.gradient = grad
-        if call.arrive is not None:
+        if call.on_gradient is not None:
             (kept,) = ctx.saved_tensors
-            call.arrive(call, grad, kept)
+            call.on_gradient(call, grad, kept)
         return (None, None, grad, *of_kept)
 
 
@@ -97,13 +91,7 @@ def nodes_until_taps(start: Node | None) -> Iterable[Node]:
 
 
 class Regions:
-    """The regions of one forward pass that contain parameters.
-
-    Args:
-        calls: the tapped calls of the pass.
-        losses_S: the segments' losses; the region between the last taps and the losses is included.
-        wanted: the parameters to look for.
-    """
+    """The regions of one forward pass, up to the losses, that contain `wanted` parameters."""
 
     def __init__(self, calls: Iterable[Call], losses_S: Tensor, wanted: frozenset[nn.Parameter]) -> None:
         self.parameters: dict[nn.Parameter, None] = {}

@@ -1,29 +1,25 @@
 """Rules that compute each segment's gradient of a module's parameters; there is one rule for each module type.
 
-In the forward pass a rule keeps the module's inputs X. In the backward pass it receives the gradient G of the losses
-with respect to the module's output. Rows of segment s influence only L_s, so the segment's gradient is a sum over its
-own rows X_s and G_s:
+A rule keeps the module's inputs X in the forward pass and receives the gradient G with respect to the module's output
+in the backward pass. A segment's gradient is a sum over its own rows of X and G (docs/single-pass.md):
 
 | module | gradient of segment s |
 |---|---|
-| Linear, y = x Wᵀ + b | weight G_sᵀ X_s; bias sum of G_s |
+| Linear, y = x Wᵀ + b; decoder tied to a table | weight G_sᵀ X_s; bias sum of G_s |
 | Conv1D of GPT-2, y = x W + b | weight X_sᵀ G_s; bias sum of G_s |
 | Embedding, y = W[id] | row v: sum of G over the segment's rows with id v |
 | LayerNorm, RMSNorm, y = w * n(x) + b | weight sum of G * n(X); bias sum of G |
 | Conv1d, Conv2d | correlation of X and G over the segment's examples |
-| decoder tied to a table, y = x Wᵀ + b | table G_sᵀ X_s; bias sum of G_s |
 
-Autograd handles modules of any other type (`regions.py`).
-
-Shape suffixes: N rows, S segments, I inputs, O outputs, H width of a table, P entries of a parameter. Rows of a
-segment are contiguous, so its part of a tensor is a slice and never a copy.
+Shape suffixes: N rows, S segments, I inputs, O outputs, H width of a table, P entries of a parameter. Rows of a segment
+are contiguous, so its part of a tensor is a slice and never a copy.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -58,13 +54,13 @@ class Contribution(ABC):
 Contributions = list[tuple[nn.Parameter, Contribution]]
 
 
+@dataclass
 class OuterProducts(Contribution):
-    """Contribution to a matrix that maps rows: G_sᵀ X_s, [O, I]. Plain training does the same multiplications."""
+    """Contribution to a matrix that maps rows: G_sᵀ X_s, [O, I]."""
 
-    def __init__(self, grads_NO: Tensor, inputs_NI: Tensor, rows: SegmentRows) -> None:
-        self.rows = rows
-        self.grads_NO = grads_NO
-        self.inputs_NI = inputs_NI
+    grads_NO: Tensor
+    inputs_NI: Tensor
+    rows: SegmentRows
 
     def add_to(self, segment: int, out: Tensor) -> None:
         part = self.rows.of(segment)
@@ -75,32 +71,20 @@ class OuterProducts(Contribution):
         out += self.grads_NO.t() @ (self.inputs_NI * weights_N[:, None])
 
 
+@dataclass
 class RowSums(Contribution):
-    """Contribution to a vector that is added to every row: the sum of G over the segment's rows.
+    """The sum of G, or of G * scaled(X), over the segment's rows: contribution to a bias, or to a scale."""
 
-    With `inputs_NP` and `scaled`, it is the contribution to a vector that multiplies `scaled(x)`: the sum of
-    G * scaled(X).
-    """
-
-    def __init__(
-        self,
-        grads_NP: Tensor,
-        rows: SegmentRows,
-        inputs_NP: Tensor | None = None,
-        scaled: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.rows = rows
-        self.grads_NP = grads_NP
-        self.inputs_NP = inputs_NP
-        self.scaled = scaled
+    grads_NP: Tensor
+    rows: SegmentRows
+    inputs_NP: Tensor | None = None
+    scaled: Callable[[Tensor], Tensor] | None = None
 
     def stacked(self, dtype: torch.dtype, members: Callable[[SegmentRows, Tensor], Tensor] | None = None) -> Tensor:
         """Return all segments' gradients, [S, P].
 
-        Args:
-            dtype: type of the result.
-            members: returns the 0/1 matrix [S, N] that tells which rows belong to which segment. If it is given,
-                half-precision rows are summed by a matrix product: read once, accumulated in fp32 and rounded once.
+        With `members`, which returns the 0/1 matrix [S, N] of rows and segments, half-precision rows are summed by a
+        matrix product: read once, accumulated in fp32 and rounded once.
         """
         if members is not None and self.inputs_NP is None and self.grads_NP.dtype in (torch.bfloat16, torch.float16):
             return (members(self.rows, self.grads_NP) @ self.grads_NP).to(dtype)
@@ -142,20 +126,20 @@ class Lookups(Contribution):
         out.index_add_(0, self.ids_N, self.grads_NH.to(out.dtype) * weights_N[:, None])
 
 
+@dataclass
 class Correlation(Contribution):
     """Contribution to filters: the correlation of the segment's inputs with its rows of G. A row is an example."""
 
-    def __init__(self, module: nn.Conv1d | nn.Conv2d, grads: Tensor, inputs: Tensor, rows: SegmentRows) -> None:
-        self.rows = rows
-        self._module: Any = module
-        self._grads = grads
-        self._inputs = inputs
+    module: nn.Conv1d | nn.Conv2d
+    grads: Tensor
+    inputs: Tensor
+    rows: SegmentRows
 
     def add_to(self, segment: int, out: Tensor) -> None:
-        part, module = self.rows.of(segment), self._module
+        part, module = self.rows.of(segment), self.module
         weight_grad: Callable[..., Tensor] = conv1d_weight if isinstance(module, nn.Conv1d) else conv2d_weight
         settings = (module.stride, module.padding, module.dilation, module.groups)
-        out += weight_grad(self._inputs[part], module.weight.shape, self._grads[part], *settings)
+        out += weight_grad(self.inputs[part], module.weight.shape, self.grads[part], *settings)
 
     def add_total(self, coefficients_S: Tensor, out: Tensor) -> None:
         for segment in range(self.rows.count):
@@ -180,13 +164,7 @@ class Rule(ABC):
 
     @abstractmethod
     def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows) -> Contributions:
-        """Return the contribution of a call to each parameter.
-
-        Args:
-            kept: what `keep` returned for the call.
-            grads: G, the gradient with respect to the module's output.
-            rows: the segment of each row.
-        """
+        """Return the contribution of a call to each parameter, from what `keep` returned and G."""
 
 
 def _parameters(*tensors: Tensor | None) -> list[nn.Parameter]:
@@ -277,12 +255,8 @@ def rule_for(module: nn.Module, name: str) -> Rule | None:
 
     A rule applies only to the exact type for which it was written, because a subclass may compute something else.
 
-    Args:
-        module: the module.
-        name: qualified name of the module, for the error message.
-
     Raises:
-        UnsupportedModule: the module's gradient is not a sum over its rows.
+        UnsupportedModule: The module's gradient is not a sum over its rows; `name` is in the message.
     """
     kind = type(module)
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (

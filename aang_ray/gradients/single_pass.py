@@ -1,38 +1,19 @@
-"""The gradients of all segments from one forward and one backward pass.
+"""The gradients of all segments from one forward and one backward pass (docs/single-pass.md has the derivation).
 
-Why this is possible: take a linear layer y_i = W x_i + b, applied to every row (token) i of a batch, and the
-*unweighted* sum L = sum_s L_s of the segments' losses. A row i of segment s influences only L_s. So a single backward
-pass of L gives at the layer's output, in row i,
+A row (token) i of segment s influences only the segment's loss L_s. So one backward pass of the *unweighted* sum L of
+the losses gives at the output of a linear layer y_i = W x_i + b
 
-    G_i = dL/dy_i = dL_s/dy_i
-
-and the weight's gradient, which plain training computes as GᵀX, a sum over all rows, splits by segment:
-
-    dL_s/dW = sum over rows i of segment s of G_i x_iᵀ = G_sᵀ X_s,      GᵀX = sum_s G_sᵀ X_s
-
-Computing the parts takes as many multiplications as computing their sum. Each part is added to the update with its
-coefficient c_s, its inner products with the dev segment's part and with itself are computed for the scores, and it is
-dropped. The losses are not weighted before the backward pass, so that norms are exact even if a weight underflows.
-docs/single-pass.md has the derivation for other layers and the costs; docs/semantics.md, section 3, explains the use
-of the scores.
-
-A step has these parts:
+    G_i = dL/dy_i = dL_s/dy_i,      dL_s/dW = sum over rows i of segment s of G_i x_iᵀ = G_sᵀ X_s
 
 1. `Recorder.hooked` puts hooks on every module that owns parameters.
-2. Forward pass. Before a module with a rule is called, `_before` sets `requires_grad` of its parameters to False, so
-   autograd computes gradients of activations but not of these parameters. After the call, `_after` puts a *tap*
-   (`regions.py`) on the module's output, which keeps the module's input X.
-3. Backward pass of the unweighted losses. At each tap, `_arrive` receives G and X, and the module's rule (`rules.py`)
-   turns them into contributions to the gradients of its parameters, which are stored as factors. If a parameter is used
-   several times, its contributions are collected until the last one, because the norm of their sum is needed.
-4. `settle` multiplies the factors for one segment after the other and adds the products to the `Ledger`.
-5. Parameters without a rule are handled after the backward pass, with one backward pass through small regions of the
-   graph for each segment (`regions.py`).
+2. Forward pass: `_before` sets `requires_grad` of the parameters of a module with a rule to False, so autograd computes
+   gradients of activations only. `_after` puts a *tap* (`regions.py`) on the module's output.
+3. Backward pass: at each tap, `_add_call` receives G and the module's input X. The rule (`rules.py`) turns them into
+   contributions, which are collected until the parameter's last one, because the norm of their sum is needed.
+4. `settle` computes each segment's gradient from the contributions and adds it to the `Ledger`.
+5. Parameters without a rule follow, with a backward pass through small regions of the graph for each segment.
 
-Heads get only sum_s c_s g_s, from one product with weighted rows. Their rows are texts or labelled positions instead
-of tokens; `segment_rows` sets the segments of these rows.
-
-Shape suffixes: S segments, B entries of a block, P entries of a parameter.
+Heads get only sum_s c_s g_s. Shape suffixes: S segments, B entries of a block, P entries of a parameter.
 """
 
 from __future__ import annotations
@@ -49,14 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from aang_ray.gradients.engine import (
-    P,
-    Request,
-    StepGradients,
-    UnsupportedModule,
-    check_memory,
-    weighted_pass,
-)
+from aang_ray.gradients.engine import P, Request, StepGradients, UnsupportedModule, check_memory, weighted_pass
 from aang_ray.gradients.ledger import Ledger
 from aang_ray.gradients.products import SegmentProducts
 from aang_ray.gradients.regions import Call, Regions, Tap, is_tap, nodes_until_taps
@@ -68,18 +42,16 @@ from aang_ray.model.segments import SegmentRows, current_segment_rows
 class SegmentEngine:
     """Computes a step's gradients by one forward and one backward pass (for each piece).
 
-    Compared with a plain step, it needs extra memory for three gradients of one matrix on a CPU (of the segment, v, and
-    the joint gradient), or S gradients of one matrix on a GPU. See `Ledger` for several pieces, the Gram matrix and
-    separate gradients.
+    Extra memory: three gradients of one matrix on a CPU, S of them on a GPU; more in the cases that `Ledger` lists.
 
     Args:
-        body: the encoder; statistics are of its parameters' gradients.
-        heads: all heads; they get only their update.
-        tied_in_scores: whether the decoder's part of a tied embedding table counts in scores and norms. It counts in
-            the update in any case.
+        body: The encoder; statistics are of its parameters' gradients.
+        heads: All heads; they get only their update.
+        tied_in_scores: Whether the decoder's part of a tied table counts in scores and norms. It is always in the
+            update.
 
     Raises:
-        UnsupportedModule: a module mixes rows, or has no exact segment gradients for another reason.
+        UnsupportedModule: A module mixes rows, or has no exact segment gradients for another reason.
     """
 
     per_segment = False
@@ -93,12 +65,7 @@ class SegmentEngine:
             if module._parameters
         ]
 
-    def __call__(
-        self,
-        pieces: Sequence[P],
-        losses: Callable[[P], Tensor],
-        request: Request,
-    ) -> StepGradients:
+    def __call__(self, pieces: Sequence[P], losses: Callable[[P], Tensor], request: Request) -> StepGradients:
         if not (request.scores or request.gram or request.separate):
             return weighted_pass(pieces, losses, request)
         body = [p for p in self._body.parameters() if p.requires_grad]
@@ -135,15 +102,7 @@ class Site:
 
 
 class Recorder:
-    """Hooks on modules, and the data that they record in the passes of one step.
-
-    Args:
-        sites: every module that has parameters of its own.
-        ledger: adds up segment gradients.
-        body: the trained parameters of the body.
-        trained: the trained parameters of body and heads.
-        tied_in_scores: as in `SegmentEngine`.
-    """
+    """Hooks on modules, and the data that they record in the passes of one step."""
 
     def __init__(
         self,
@@ -165,7 +124,7 @@ class Recorder:
         """The tapped calls of the forward pass."""
         self._expected: dict[nn.Parameter, int] = {}
         """Number of contributions to each parameter's scored gradient in the backward pass."""
-        self._arrived: dict[nn.Parameter, list[Contribution]] = {}
+        self._contributions: dict[nn.Parameter, list[Contribution]] = {}
         self._deferred: frozenset[nn.Parameter] = frozenset()
         """Parameters in regions, whose gradients are added to the ledger after the backward pass."""
         self._given: dict[int, Tensor] = {}
@@ -194,17 +153,13 @@ class Recorder:
             self._forget()
 
     def begin(self, tokens: SegmentRows) -> None:
-        """Prepare for the forward pass of a piece.
-
-        Args:
-            tokens: the segment of each row of the body.
-        """
+        """Prepare for the forward pass of a piece."""
         self._forget()
         self._tokens, self._forward = tokens, True
 
     def _forget(self) -> None:
         """Drop references to the graph. Its nodes refer to this object, and Python cannot collect such a cycle."""
-        for collected in (self._calls, self._expected, self._given, self._arrived):
+        for collected in (self._calls, self._expected, self._given, self._contributions):
             collected.clear()
         self._cast = None
 
@@ -239,7 +194,7 @@ class Recorder:
             return None
         call = Call(
             rows=rows,
-            arrive=partial(self._arrive, site) if taken else None,
+            on_gradient=partial(self._add_call, site) if taken else None,
             below=get_gradient_edge(output) if output.requires_grad else None,
             cut=lambda: self._cutting,
         )
@@ -274,9 +229,8 @@ class Recorder:
     def _carries_rows(self, site: Site, inputs: Tensor) -> bool:
         """Return whether the input has one entry for every row of the batch, other than by coincidence.
 
-        A table of relative positions may have as many entries as the batch has rows. So a computed input must depend
-        on another tapped call. An input that was not computed must have been an argument of a module with submodules,
-        or be a matrix of ids that is not square (matrices of relative positions are square).
+        A table of relative positions may have as many entries. So a computed input must depend on another tapped call;
+        any other must have been an argument of a module with submodules, or be a matrix of ids that is not square.
         """
         rows = self._rows(site).rows
         leading = _leading(inputs.shape, rows) if site.rule is None else site.rule.leading(inputs)
@@ -300,8 +254,8 @@ class Recorder:
         retain_graph = bool(regions.parameters)
         torch.autograd.grad(losses_S.sum(), [self._anchor], retain_graph=retain_graph, allow_unused=True)
         # If not all uses of a parameter influence the losses, its contributions are complete only now.
-        for parameter in [p for p in self._arrived if p not in self._deferred]:
-            settle(self._ledger, parameter, self._arrived.pop(parameter))
+        for parameter in [p for p in self._contributions if p not in self._deferred]:
+            settle(self._ledger, parameter, self._contributions.pop(parameter))
         if regions.parameters:
             self._cutting = True
             try:
@@ -309,17 +263,17 @@ class Recorder:
             finally:
                 self._cutting = False
 
-    def _arrive(self, site: Site, call: Call, grads: Tensor, kept: Tensor) -> None:
+    def _add_call(self, site: Site, call: Call, grads: Tensor, kept: Tensor) -> None:
         """Handle the backward pass at a tap: `grads` is G at the module's output, `kept` its input."""
         assert site.rule is not None
         for parameter, contribution in site.rule.contributions(kept, grads, call.rows):
             if parameter not in self._trained:
                 continue
             if self._scored(site, parameter):
-                arrived = self._arrived.setdefault(parameter, [])
-                arrived.append(contribution)
-                if len(arrived) == self._expected[parameter] and parameter not in self._deferred:
-                    settle(self._ledger, parameter, self._arrived.pop(parameter))
+                found = self._contributions.setdefault(parameter, [])
+                found.append(contribution)
+                if len(found) == self._expected[parameter] and parameter not in self._deferred:
+                    settle(self._ledger, parameter, self._contributions.pop(parameter))
             else:
                 contribution.add_total(self._ledger.coefficients_S, self._ledger.update(parameter))
 
@@ -341,8 +295,8 @@ class Recorder:
                     for p, g in zip(of_body, found, strict=True)
                 ]
 
-            arrived, self._arrived = self._arrived, {}
-            settle_dense(ledger, of_body, gradients_of, arrived)
+            contributions, self._contributions = self._contributions, {}
+            settle_dense(ledger, of_body, gradients_of, contributions)
         if of_heads:
             for parameter, gradient in zip(of_heads, regions.weighted(of_heads, ledger.coefficients_S), strict=True):
                 if gradient is not None:
@@ -370,10 +324,7 @@ BLOCK = 160_000
 
 
 def settle(ledger: Ledger, parameter: nn.Parameter, contributions: Sequence[Contribution]) -> None:
-    """Add all contributions of one pass to a parameter's gradient to the ledger.
-
-    Contributions are summed for each segment before norms and inner products are computed.
-    """
+    """Add all contributions of one pass to a parameter's gradient to the ledger, summed for each segment."""
     sums = [c for c in contributions if isinstance(c, RowSums)]
     products = [c for c in contributions if isinstance(c, OuterProducts)]
     lookups = [c for c in contributions if isinstance(c, Lookups)]
@@ -428,11 +379,7 @@ def settle_dense(
 ) -> None:
     """Add parameters' gradients to the ledger as dense tensors, one segment after the other.
 
-    Args:
-        ledger: adds up the gradients.
-        parameters: the parameters.
-        gradients_of: returns a segment's gradient of each parameter, without the contributions, in new tensors.
-        contributions: contributions to add to these gradients, for some of the parameters.
+    `gradients_of` returns a segment's gradients in new tensors, to which the contributions are added.
     """
     stacked = [ledger.zeros(ledger.segments, p.numel()) for p in parameters] if ledger.takes_stacked else []
     blocks = [] if ledger.takes_stacked else [ledger.block(p, 0, p.numel()) for p in parameters]

@@ -1,10 +1,5 @@
 """Statistics of gradients: scores, the Gram matrix, the Jacobian of per-example losses, and a subspace of it.
 
-- `cosine`: cosine of each segment's gradient with the dev gradient (AANG, META-TARTAN).
-- `from_gram`: all statistics of a step from the matrix of inner products.
-- `ExampleJacobian`, `span`, `reweighted`: the parts of an auxiliary gradient inside and outside the subspace of the
-  end task's per-example gradients (ATTITTUD).
-
 Shape suffixes: S segments, M examples, E examples of one piece, P entries of the body's parameters in the order of
 `named_parameters`, K directions.
 """
@@ -20,19 +15,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.engine import Request, StepGradients, split_vector
 from aang_ray.gradients.products import inner
 
 A = TypeVar("A")
 
 
 def cosine(dots_S: Tensor, norms2_S: Tensor) -> Tensor:
-    """Return cos(v, g_s) = <v, g_s> / (||v|| ||g_s||), [S]; 0 where a norm is 0 (docs/semantics.md, section 3).
-
-    Args:
-        dots_S: <v, g_s>, [S].
-        norms2_S: ||g_s||^2, [S]; segment 0 is v.
-    """
+    """Return cos(v, g_s) from `dots_S` = <v, g_s> and `norms2_S` = ||g_s||^2; g_0 is v. It is 0 where a norm is 0."""
     # The product of the square roots, because the root of the product could underflow or overflow.
     norms_S = norms2_S.clamp_min(0).sqrt()
     product_S = norms_S[0] * norms_S
@@ -41,16 +31,7 @@ def cosine(dots_S: Tensor, norms2_S: Tensor) -> Tensor:
 
 
 def from_gram(losses_S: Tensor, gram_SS: Tensor, request: Request, separate_SP: Tensor | None) -> StepGradients:
-    """Return the requested statistics, computed from the Gram matrix G.
-
-    The squared norms are the diagonal of G, and ||sum_s c_s g_s||^2 is cᵀ G c.
-
-    Args:
-        losses_S: the segments' losses, [S].
-        gram_SS: G, [S, S].
-        request: the statistics to return.
-        separate_SP: the separate gradients; they are returned if requested.
-    """
+    """Return the requested statistics from the Gram matrix: norms are its diagonal, ||sum_s c_s g_s||^2 is cᵀ G c."""
     joint_norm2 = None
     if request.scores and request.joint_from is not None:
         numbers_S = torch.arange(len(gram_SS), device=gram_SS.device)
@@ -69,15 +50,7 @@ def from_gram(losses_S: Tensor, gram_SS: Tensor, request: Request, separate_SP: 
 def called_at(
     parameters: Mapping[str, Tensor], modules: nn.Module, function: Callable[[A], Tensor], argument: A
 ) -> Any:
-    """Return `function(argument)`, computed with other values of the modules' parameters.
-
-    Args:
-        parameters: the values, named as in `modules.named_parameters()`. The result is differentiable with respect to
-            them.
-        modules: the modules whose parameters are replaced during the call.
-        function: a function that may use the modules in any way; it need not be a method of one.
-        argument: the function's argument.
-    """
+    """Return `function(argument)`, differentiable by `parameters`, which replace those of `modules` during the call."""
     named = {f"modules_.{name}": value for name, value in parameters.items()}
     return functional_call(_Closure(modules, function), named, (argument,))
 
@@ -95,28 +68,23 @@ class _Closure(nn.Module):
 
 
 class ExampleJacobian:
-    """The Jacobian J = d l_M / d theta, [M, P], of per-example losses with respect to the body.
-
-    J is never stored. The methods return products with it, in fp32 (fp64 for an fp64 body).
+    """Products with the Jacobian J = d l_M / d theta, [M, P], of per-example losses, in fp32 (fp64 for an fp64 body).
 
     Args:
-        body: the module with the parameters theta.
-        pieces: the examples in pieces.
-        losses: returns a piece's losses, [E]. Dropout must be off, because with dropout each of the methods' several
-            forward passes would compute another function.
-        examples: number of examples M.
+        body: The module with the parameters theta.
+        pieces: The examples in pieces.
+        losses: Returns a piece's losses, [E]. Dropout must be off, because every pass must compute the same function.
+        examples: Number of examples M.
     """
 
     def __init__(self, body: nn.Module, pieces: Sequence[Any], losses: Callable[[Any], Tensor], examples: int) -> None:
         self.examples = examples
         self._body, self._pieces, self._losses = body, pieces, losses
-        self._named = {name: p for name, p in body.named_parameters() if p.requires_grad}
-        self.parameters: list[nn.Parameter] = list(self._named.values())
-        """The body's parameters in the order of the P axis."""
+        named = {name: p for name, p in body.named_parameters() if p.requires_grad}
+        self._names, self.parameters = list(named), list(named.values())
         first = self.parameters[0]
         self._dtype, self._device = torch.promote_types(first.dtype, torch.float32), first.device
         self.size = sum(p.numel() for p in self.parameters)
-        """Number P of entries of the body's parameters."""
 
     def left(self, omega_KM: Tensor) -> Tensor:
         """Return Omega J, [K, P]. Every piece takes one forward pass and K backward passes."""
@@ -138,8 +106,8 @@ class ExampleJacobian:
         # Fused attention kernels have no forward-mode derivative, but the MATH backend has one.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
             for direction_P in directions_PK.unbind(1):
-                tangents = self._split(direction_P)
-                duals = {name: _dual(p.detach(), tangents[name]) for name, p in self._named.items()}
+                tangents = split_vector(direction_P, self.parameters)
+                duals = {n: _dual(p.detach(), t.to(p.dtype)) for n, (p, t) in zip(self._names, tangents, strict=True)}
                 losses = [called_at(duals, self._body, self._losses, piece) for piece in self._pieces]
                 columns.append(torch.cat([_tangent(losses_E) for losses_E in losses]).to(self._dtype))
         return torch.stack(columns, dim=1)
@@ -156,10 +124,6 @@ class ExampleJacobian:
         parts = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
         return torch.cat([part.flatten() for part in parts]).to(self._dtype)
 
-    def _split(self, vector_P: Tensor) -> dict[str, Tensor]:
-        parts = torch.split(vector_P, [p.numel() for p in self.parameters])
-        return {n: part.view_as(p).to(p.dtype) for (n, p), part in zip(self._named.items(), parts, strict=True)}
-
 
 def _dual(value: Tensor, tangent: Tensor) -> Tensor:
     dual: Tensor = forward_ad.make_dual(value, tangent)  # type: ignore[no-untyped-call]
@@ -175,18 +139,17 @@ def _tangent(dual: Tensor) -> Tensor:
 def span(jacobian: ExampleJacobian, omega_KM: Tensor, rotate: bool) -> Tensor:
     """Return an orthonormal basis V, [P, K], approximately the K leading right singular vectors of J.
 
-    This is a randomised SVD (Halko, Martinsson, Tropp 2011) that uses only products with J (docs/semantics.md,
-    section 6, step 1):
+    This is a randomised SVD (Halko, Martinsson, Tropp 2011; docs/semantics.md, section 6, step 1):
 
         Y = (Omega J)^T,  Q = orth(Y),  B = J Q = U S W^T,  V = Q W
 
     If the rank of J is less than K, the remaining columns are 0, where orthonormalising would give arbitrary
-    directions. The function needs three times the memory of V.
+    directions. Needs three times the memory of V.
 
     Args:
         jacobian: J, [M, P].
-        omega_KM: a Gaussian random matrix Omega, [K, M].
-        rotate: if false, return Q instead of V.
+        omega_KM: A Gaussian random matrix Omega.
+        rotate: If false, return Q instead of V.
     """
     Q_PK: Tensor = torch.linalg.qr(jacobian.left(omega_KM).t()).Q
     B_MK = jacobian.right(Q_PK)
@@ -206,12 +169,10 @@ def reweighted(g_P: Tensor, V_PK: Tensor, p_K: Tensor, perp: float, plus: float,
         g_plus = V (a where a p > 0),  g_minus = V (a where a p <= 0),  g_perp = g - g_plus - g_minus
 
     Args:
-        g_P: the auxiliary gradient g, [P].
-        V_PK: orthonormal directions, [P, K]; some columns may be 0.
-        p_K: V^T times the end task's mean gradient, [K].
-        perp: eta_perp.
-        plus: eta_plus.
-        minus: eta_minus.
+        g_P: The auxiliary gradient g.
+        V_PK: Orthonormal directions; some columns may be 0.
+        p_K: V^T times the end task's mean gradient.
+        perp, plus, minus: The weights eta.
 
     Returns:
         The reweighted gradient, [P], and the shares of ||g||^2 in g_perp, g_plus and g_minus, [3] (zeros if g is 0).

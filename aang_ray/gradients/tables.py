@@ -1,8 +1,7 @@
 """Segment gradients of embedding tables, computed without dense tables where possible.
 
-A pass gives N rows of G, each with an id and a segment. Row v of g_s is the sum of the rows with id v and segment s.
-Norms and inner products are computed from sums over rows with equal keys. Equal keys are found by sorting, so all sizes
-are known in advance and nothing waits for the device.
+Row v of g_s is the sum of the N rows of G with id v and segment s. Equal keys are found by sorting, so all sizes are
+known in advance and nothing waits for the device.
 
 Shape suffixes: N rows, S segments, V entries of the table, H width.
 """
@@ -20,13 +19,7 @@ from aang_ray.gradients.rules import Lookups, per_row
 
 
 class TableGradient:
-    """All rows of G that a pass adds to a table, with their ids and segments.
-
-    Args:
-        lookups: the pass's lookups in the table.
-        entries: number V of entries of the table.
-        dtype: type of the statistics.
-    """
+    """All rows of G that a pass adds to a table of V `entries`, with their ids and segments."""
 
     def __init__(self, lookups: Sequence[Lookups], entries: int, dtype: torch.dtype) -> None:
         self.segments = lookups[0].rows.count
@@ -108,11 +101,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _groups(keys_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Group rows with equal keys.
-
-    Returns:
-        The group of each row, [N], and the key of each group, [N], with 0 after the last group.
-    """
+    """Return the group of each row, so that rows with equal keys form one, and each group's key (0 after the last)."""
     sorted_N, order_N = keys_N.sort()
     group_N = torch.cat([sorted_N.new_zeros(1), (sorted_N[1:] != sorted_N[:-1]).long()]).cumsum(0)
     of_row_N = torch.empty_like(order_N).scatter_(0, order_N, group_N)

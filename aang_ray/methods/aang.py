@@ -1,8 +1,7 @@
 """AANG: learn the weights of the objectives and of the end task from the agreement of gradients with dev.
 
-This is Algorithm 1 of Dery et al. 2023; with a space of one objective it is META-TARTAN (Dery et al. 2022). It reads
-from top to bottom: the factors of each objective's logit, the weights and coefficients computed from them, the
-meta-gradient, and the method that updates the factors. Equations and switches: docs/semantics.md, sections 1 and 3.
+This is Algorithm 1 of Dery et al. 2023; with a space of one objective it is META-TARTAN (Dery et al. 2022). Equations
+and switches: docs/semantics.md, sections 1 and 3.
 """
 
 from __future__ import annotations
@@ -43,12 +42,7 @@ class FactorIndex:
 
     @classmethod
     def of(cls, names: Mapping[str, Sequence[str]], stages: Sequence[tuple[str, str, str, str]]) -> FactorIndex:
-        """Return the index of a space.
-
-        Args:
-            names: Names of the entries by letter.
-            stages: Each objective's (d, t, r, o), in the order of A.
-        """
+        """Return the index of a space from the `names` of the entries by letter and each objective's (d, t, r, o)."""
         ordered = {letter: tuple(names[letter]) for letter in LETTERS}
         offsets = dict(zip(LETTERS, np.cumsum([0] + [len(ordered[letter]) for letter in LETTERS])[:-1], strict=True))
         rows = [
@@ -60,7 +54,6 @@ class FactorIndex:
 
     @property
     def size(self) -> int:
-        """Number of factors."""
         return sum(len(entries) for entries in self.names.values())
 
 
@@ -70,11 +63,7 @@ def logits(flat_F: Tensor, entries_n5: Tensor) -> Tensor:
 
 
 def scatter(gradient_n: Tensor, entries_n5: Tensor, size: int) -> Tensor:
-    """Return the gradient of all factors, [size], from the gradient of the sampled logits, [n].
-
-    A_k receives dz_k. D, T, R and O receive the sum over the sampled objectives that use them. Factors that no sampled
-    objective uses receive 0.
-    """
+    """Return the gradient of all factors, [size], from that of the logits, [n], summed over those that use a factor."""
     flat_F = torch.zeros(size, dtype=gradient_n.dtype, device=gradient_n.device)
     return flat_F.index_add(0, entries_n5.flatten(), gradient_n[:, None].expand(-1, entries_n5.shape[1]).flatten())
 
@@ -86,8 +75,8 @@ def scatter(gradient_n: Tensor, entries_n5: Tensor, size: int) -> Tensor:
 class Weighting:
     """Factors and (a_E, a_X) on the device, and the weights that follow from them.
 
-    In `published` allocation an objective's coefficient is (b / B) * softmax_S(A_k + O_o); these coefficients are
-    not renormalised (docs/semantics.md, section 2, point 3).
+    In `published` allocation an objective's coefficient is (b / B) * softmax_S(A_k + O_o), not renormalised
+    (docs/semantics.md, section 2, point 3).
     """
 
     index: FactorIndex
@@ -103,10 +92,10 @@ class Weighting:
 
     @classmethod
     def initial(cls, config: RunConfig, space: Space | None, device: torch.device) -> Weighting:
-        """Return the weighting of a run before its first step, with all factors 0.
+        """Return the weighting of a run before its first step: all factors are 0, so that w = 1/n and lambda = 1/2.
 
         Raises:
-            UserError: if there is no space of objectives.
+            UserError: There is no space of objectives.
         """
         if space is None:
             raise UserError(f"method.name: {config.method.name} needs a space of auxiliary objectives")
@@ -263,8 +252,8 @@ class Aang(Method):
 
     def _scores(self, sampled: Sampled, gradients: StepGradients, weights_n: Tensor) -> Scores:
         dots_S, norms2_S = gradients.dots_S, gradients.norms2_S
-        if dots_S is None or norms2_S is None:
-            raise ValueError("AANG needs the scores of the step's gradients")
+        assert dots_S is not None
+        assert norms2_S is not None
         cosines_S = cosine(dots_S, norms2_S)
         self._health.append((sampled.step + 1, torch.stack((cosines_S[1], norms2_S[0].sqrt())).float()))
         if self.config.auxiliary_score == "published":
@@ -272,16 +261,14 @@ class Aang(Method):
         objectives_n = dots_S[FIRST_OBJECTIVE:]
         if self.config.score == "dot":
             return Scores(objectives_n, dots_S[1], (weights_n.to(dots_S.dtype) * objectives_n).sum())
-        if gradients.joint_norm2 is None:
-            raise ValueError("the score of the joint auxiliary gradient needs its norm")
+        assert gradients.joint_norm2 is not None
         # The norm is that of (1 - lambda) sum w_k g_k, so the inner product must be of it too; the cosine is the same.
         joint_n = self.weighting.coefficients(sampled)[FIRST_OBJECTIVE:].to(dots_S.dtype)
         return cosine_scores(dots_S, norms2_S, gradients.joint_norm2, (joint_n * objectives_n).sum())
 
     def _published_scores(self, sampled: Sampled, gradients: StepGradients, dots_S: Tensor, norms2_S: Tensor) -> Scores:
         """Return scores in which s_X is that of sum (number of labels) g_k, with each g_k clipped to norm 10."""
-        if gradients.gram_SS is None:
-            raise ValueError("the published score of the joint auxiliary gradient needs the Gram matrix")
+        assert gradients.gram_SS is not None
         labels_n = like_device(sampled.labels, dots_S).to(dots_S.dtype)
         norms_n = norms2_S[FIRST_OBJECTIVE:].sqrt().clamp_min(1e-30)
         joint_n = labels_n * torch.clamp(PUBLISHED_CLIP / norms_n, max=1.0)

@@ -1,8 +1,7 @@
 """ATTITTUD: auxiliary task update decomposition. (Dery et al. 2021; docs/semantics.md, section 6)
 
 In the subspace of the end task's per-example gradients, the auxiliary gradient is split into the part that lowers the
-end task's loss and the part that raises it. The rest, outside the subspace, does neither to first order. Each of the
-three parts has its own weight.
+end task's loss and the part that raises it; the rest does neither to first order. Each part has its own weight.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from aang_ray.config.methods import AttittudConfig
 from aang_ray.gradients.engine import Request, StepGradients, check_memory
 from aang_ray.gradients.statistics import ExampleJacobian, reweighted, span
 from aang_ray.methods.aang import Weighting
-from aang_ray.methods.base import PrimaryExamples, PrimaryMethod, Sampled, like_device
+from aang_ray.methods.base import PrimaryMethod, Sampled, like_device
 from aang_ray.methods.plain import Static
 from aang_ray.objectives import randomness
 from aang_ray.objectives.source import END_TASK
@@ -30,10 +29,8 @@ SHARES = ("aux_neutral", "aux_helps", "aux_harms")
 class Attittud(Static, PrimaryMethod):
     """d = lambda g_E + eta_perp g_perp + eta_plus g_plus + eta_minus g_minus of g = (1 - lambda) sum w_k g_k.
 
-    lambda = 1/2 and w = 1/n as in static multitask, also for the heads. g_E is stored in one body-sized vector, and g
-    is the update minus lambda g_E. With several workers, all estimate V and p from the same examples and use the first
-    worker's result. `whole_gradients` is not needed, because g_E does not involve a decoder and the update always
-    includes the decoder's part.
+    lambda = 1/2 and w = 1/n as in static multitask, also for the heads. g is the update minus lambda g_E, so it
+    includes a tied decoder's part without `whole_gradients`. All workers use the first worker's V and p.
     """
 
     config: AttittudConfig
@@ -45,9 +42,9 @@ class Attittud(Static, PrimaryMethod):
         self._shares: list[Tensor] = []
         """Fractions at every step since the last call of `describe`, on the device."""
 
-    def primary_examples(self, step: int) -> PrimaryExamples:
+    def primary_examples(self, step: int) -> tuple[int, int]:
         refresh = step % self.config.refresh_every == 0
-        return PrimaryExamples(self.config.subspace_examples if refresh else 0, self.config.primary_examples)
+        return self.config.subspace_examples if refresh else 0, self.config.primary_examples
 
     def measure(self, step: int, subspace: ExampleJacobian | None, primary: ExampleJacobian) -> tuple[Tensor, ...]:
         """Estimate a new V if `subspace` is given (this waits for the device), and compute p = V^T (mean gradient)."""
@@ -76,12 +73,7 @@ class Attittud(Static, PrimaryMethod):
         weight = self.weighting.coefficients(sampled)[END_TASK].to(update_P.dtype)
         end_task_P = weight * gradients.kept[END_TASK].to(update_P.dtype)
         joint_P, shares_3 = reweighted(
-            update_P - end_task_P,
-            self._basis_PK,
-            self._primary_K,
-            config.eta_perp,
-            config.eta_plus,
-            config.eta_minus,
+            update_P - end_task_P, self._basis_PK, self._primary_K, config.eta_perp, config.eta_plus, config.eta_minus
         )
         self._shares.append(shares_3)
         return end_task_P + joint_P

@@ -1,8 +1,7 @@
 """The interface between methods and the training loop, with default implementations.
 
-A method requests statistics of a step's gradients, computes the coefficients of the step's losses from its state, and
-updates its state from the gradients. Its tensors are on the device of the run. A step does not wait for the device
-unless the method's documentation states it. docs/methods/README.md describes how to add a method.
+A method's tensors are on the device of the run, and a step does not wait for the device unless the method's
+documentation states it. docs/methods/README.md describes how to add a method.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Method(ABC):
             device: Device of the method's tensors.
 
         Raises:
-            UserError: if the method needs a space of objectives and there is none.
+            UserError: The method needs a space of objectives and there is none.
         """
 
     @abstractmethod
@@ -71,10 +70,7 @@ class Method(ABC):
         """Return the weight of every segment in the update, and the statistics that the method needs."""
 
     def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor | None:
-        """Return the body's update direction, [P], or None if it is the weighted sum of `request`.
-
-        It is called before `observe`.
-        """
+        """Return the body's update direction, [P], before `observe`; None if it is the weighted sum of `request`."""
         return None
 
     def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
@@ -99,22 +95,12 @@ class Method(ABC):
             value.copy_(state[name])
 
 
-@dataclass(frozen=True)
-class PrimaryExamples:
-    """Numbers of end-task train examples that a method uses before a step."""
-
-    subspace: int
-    """Examples for estimating a subspace; 0 if the step does not estimate one."""
-    mean: int
-    """Other examples, for the mean gradient."""
-
-
 class PrimaryMethod(Method):
     """A method that needs additional end-task gradients before a step, computed with dropout off."""
 
     @abstractmethod
-    def primary_examples(self, step: int) -> PrimaryExamples:
-        """Return the numbers of examples that the method needs before a step, a function of the step alone."""
+    def primary_examples(self, step: int) -> tuple[int, int]:
+        """Return how many train examples a step needs to estimate a subspace (0: it does not), and how many others."""
 
     @abstractmethod
     def measure(self, step: int, subspace: ExampleJacobian | None, primary: ExampleJacobian) -> Sequence[Tensor]:
@@ -150,10 +136,7 @@ def labelled(sampled: Sampled, like: Tensor) -> Tensor:
 
 @contextmanager
 def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's random numbers with (seed, step) inside the block, and restore their state afterwards.
-
-    So resumed runs and all workers draw the same numbers as an uninterrupted run.
-    """
+    """Seed torch's random numbers with (seed, step) inside the block: resumed runs and all workers draw the same."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(randomness.keys(seed, step, randomness.METHOD)[0] >> 1))
         yield
@@ -165,16 +148,10 @@ def named_weights(sampled: Sampled, names: Sequence[str], weights: Sequence[floa
 
 
 def weight_row(sampled: Sampled, names: Sequence[str], weights_m: Tensor) -> WeightRow:
-    """Return the store's row for weights that are not a softmax of factors. Waits for the device.
+    """Return the store's row for weights that are not a softmax of factors, [1 + n]. Waits for the device.
 
     The row has the end task's share of the sum of all weights, and each objective's share of the objectives' sum (0 if
-    the sum is 0). The weights themselves are in `health` as `weight/<name>`; they may be negative and need not sum to
-    1.
-
-    Args:
-        sampled: The step's objectives.
-        names: Names of all objectives of the space.
-        weights_m: Weights of the end task and the sampled objectives, [1 + n].
+    the sum is 0). The weights themselves, which may be negative, are in `health` as `weight/<name>`.
     """
     weights = weights_m.tolist()
     total, objectives = sum(weights), sum(weights[1:])

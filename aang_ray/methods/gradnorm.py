@@ -18,16 +18,13 @@ SMALLEST = 1e-6
 class GradNorm(Static):
     """Coefficients c_i = w_i / sum w over the end task and the sampled objectives, w learned from gradient norms.
 
-    Let v_i be w_i divided by the mean of the step's w (the paper's weights, whose sum is the number of tasks),
-    G_i = v_i ||g_i||, r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)), and t_i = mean(G) r_i^alpha the target, which is
-    treated as constant. A step of gradient descent on sum_i |G_i - t_i|, divided by mean(G), is
+    Let v_i be w_i divided by the mean of the step's w, G_i = v_i ||g_i||, r_i = (L_i / L_i(0)) / mean_j (L_j / L_j(0)),
+    and t_i = mean(G) r_i^alpha the target. A step of gradient descent on sum_i |G_i - t_i|, divided by mean(G), is
 
         v_i <- v_i - lr sign(G_i - t_i) ||g_i|| / mean(G),
 
-    Afterwards the step's w are scaled to their previous sum. Instead of dividing by mean(G) the paper uses Adam, whose
-    moments would change weights of objectives that are not sampled. g_i is the gradient of the whole body and
-    not of its last layer, because the single pass computes that norm anyway. L_i(0) is the first observed loss. Losses
-    that are not sampled or have no labels keep their w.
+    and keeps the sum of the step's w. g_i is the gradient of the whole body. L_i(0) is the first observed loss. Losses
+    without labels keep their w. docs/methods/loss-weights.md tells the differences from the paper.
     """
 
     config: GradnormConfig
@@ -44,8 +41,7 @@ class GradNorm(Static):
     def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
         if self.config.lr == 0:
             return
-        if gradients.norms2_S is None:
-            raise ValueError("GradNorm needs the norms of the step's gradients")
+        assert gradients.norms2_S is not None
         weights_K, first_K = self.state["weights"], self.state["first_losses"]
         dtype, where_m = weights_K.dtype, positions(sampled, weights_K)
         norms_m = gradients.norms2_S[1:].clamp_min(0).sqrt().to(dtype)
@@ -73,15 +69,9 @@ class GradNorm(Static):
 def relative_gradient(
     relative_m: Tensor, norms_m: Tensor, losses_m: Tensor, first_m: Tensor, counted_m: Tensor, alpha: float
 ) -> Tensor:
-    """Return sign(G_i - t_i) ||g_i|| / mean(G) at weights v, [m]; 0 for losses that do not count.
+    """Return sign(G_i - t_i) ||g_i|| / mean(G) at weights v of mean 1, [m]; 0 for losses that do not count.
 
-    Args:
-        relative_m: the weights v, with mean 1 over the losses that count.
-        norms_m: ||g_i||.
-        losses_m: L_i at this step.
-        first_m: L_i(0).
-        counted_m: whether the loss has labels at this step.
-        alpha: exponent of the relative training rates r_i.
+    `first_m` are the L_i(0); `counted_m` tells which losses have labels at this step.
     """
     count = counted_m.sum()
     ratios_m = torch.where(counted_m & (first_m > 0), losses_m / torch.where(first_m > 0, first_m, 1.0), 0.0)

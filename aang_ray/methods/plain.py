@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
@@ -48,8 +49,7 @@ class MaskedLm(Finetune):
 class Static(Method):
     """Static multitask, L = 1/2 L_E + 1/2 (1/n) sum over S of L_k: Algorithm 1 with factors that stay 0.
 
-    (Dery et al. 2023, section 7.3.) It is also the base class of methods that start from these coefficients, or use
-    them for the heads.
+    (Dery et al. 2023, section 7.3.) Other methods start from these coefficients, or use them for the heads.
     """
 
     def __init__(self, weighting: Weighting, config: MethodConfig | None = None, seed: int = 0) -> None:
@@ -95,26 +95,42 @@ class MtTartan(Static):
         return cls(weighting.with_lambda(1 / (1 + n)), config.method, config.seed)
 
 
-class CosineGating(Static):
-    """d = lambda g_E + (1 - lambda) / n sum_k a(cos(g_E, g_k)) g_k, lambda = 1/2. (Du et al. 2018)
+class SeparateGradients(Static, ABC):
+    """A method that computes the body's update from the separate gradients.
 
-    `gate`: a(c) = 1 if c >= 0, else 0, the paper's unweighted version; `weigh`: a(c) = max(0, c), the weighted one.
-    Heads learn from every loss, with the coefficients of static multitask. Nothing waits for the device. Holds n + 2
+    Heads get the coefficients of static multitask: a head belongs to one loss, or to losses of one kind. Holds n + 2
     body-sized vectors.
     """
 
     whole_gradients = True
-    config: CosineGatingConfig
     _weights_m: Tensor | None = None
-    """Weights of the last step, on the device."""
+    """Weights of the gradients in the last step's update; None before it, and if no gradient has a single weight."""
 
     def request(self, sampled: Sampled) -> Request:
         return Request(self.weighting.coefficients(sampled), separate=True)
 
     def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
-        if gradients.separate_SP is None:
-            raise ValueError("cosine gating needs the separate gradients")
-        rows_mP = gradients.separate_SP[1:]
+        assert gradients.separate_SP is not None
+        return self.combined(sampled, gradients, gradients.separate_SP)
+
+    @abstractmethod
+    def combined(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor) -> Tensor:
+        """Return the body's update, [P]."""
+
+    def describe(self, sampled: Sampled) -> WeightRow | None:
+        return None if self._weights_m is None else weight_row(sampled, self.names, self._weights_m)
+
+
+class CosineGating(SeparateGradients):
+    """d = lambda g_E + (1 - lambda) / n sum_k a(cos(g_E, g_k)) g_k, lambda = 1/2. (Du et al. 2018)
+
+    `gate`: a(c) = 1 if c >= 0, else 0, the paper's unweighted version; `weigh`: a(c) = max(0, c), the weighted one.
+    """
+
+    config: CosineGatingConfig
+
+    def combined(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor) -> Tensor:
+        rows_mP = separate_SP[1:]
         gram_mm = products(rows_mP, rows_mP)
         cosines_m = cosine(gram_mm[0], gram_mm.diagonal())
         weigh = self.config.mode == "weigh"
@@ -122,6 +138,3 @@ class CosineGating(Static):
         passes_m[0].fill_(1.0)
         self._weights_m = self.weighting.coefficients(sampled)[1:].to(passes_m.dtype) * passes_m
         return self._weights_m @ rows_mP
-
-    def describe(self, sampled: Sampled) -> WeightRow | None:
-        return None if self._weights_m is None else weight_row(sampled, self.names, self._weights_m)

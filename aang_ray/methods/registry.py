@@ -12,13 +12,7 @@ from aang_ray.objectives.space import Space
 
 
 def make_method(config: RunConfig, space: Space | None, device: torch.device) -> Method:
-    """Return the method of a configuration in its initial state.
-
-    Only the module of that method is imported, because TorchJD's solvers take seconds to import.
-
-    Raises:
-        UserError: if the method needs a space of objectives and there is none.
-    """
+    """Return the method of a configuration in its initial state; only its own module is imported."""
     module, _, name = config.method.implementation.partition(":")
     kind: type[Method] = getattr(import_module(f"aang_ray.methods.{module}"), name)
     return kind.build(config, space, device)

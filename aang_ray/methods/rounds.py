@@ -1,15 +1,8 @@
 """alphaVIL and DIW: in each round, train every task alone and combine the results (docs/semantics.md, section 7).
 
-Task 0 is the end task. The other tasks are the objectives sampled for step 0, and stay the same in the whole run. A
-round trains every task alone from the same parameters theta. Then
-
-- alphaVIL adds the tasks' parameter updates, each multiplied by a factor that gradient descent on the dev loss finds
-  (Algorithm 1 of its paper);
-- DIW scores every task's parameters on dev, then trains all tasks together, repeatedly with new weights, until the dev
-  score improves (the baseline of the alphaVIL paper).
-
-`train/rounds.py` carries out the training steps and calls a method's `task_trained`, `tasks_trained` and
-`try_trained` at their ends.
+Task 0 is the end task. The other tasks are the objectives sampled for step 0, and stay the same in the whole run.
+`train/rounds.py` carries out the training steps and calls a method's `task_trained`, `tasks_trained` and `try_trained`
+at their ends.
 
 Shape suffixes: N tasks, Q entries of all trained parameters of body and heads in one vector.
 """
@@ -51,11 +44,7 @@ class Round(Protocol):
         """Copy these parameters, [Q], into body and heads."""
 
     def allocate(self, rows: int) -> Tensor:
-        """Return a tensor for `rows` parameter vectors, [rows, Q].
-
-        Raises:
-            UserError: if it does not fit into the free memory.
-        """
+        """Return a tensor for `rows` parameter vectors, [rows, Q]; `UserError` if it does not fit into memory."""
 
     def task_update(self, owner: int, out_Q: Tensor) -> None:
         """Write the difference of worker `owner`'s parameters from `start_Q` into `out_Q`, [Q], on every worker."""
@@ -73,8 +62,7 @@ class Round(Protocol):
 class RoundMethod(Method):
     """Base class of methods that train in rounds. Each task has a weight w_i, which is 1 at the start.
 
-    A step trains one task alone, or (`together`) all tasks with the loss 1/N sum_i w_i L_i. With all w_i = 1 that is
-    the paper's multitask baseline.
+    A step trains one task alone, or (`together`) all tasks with the loss 1/N sum_i w_i L_i.
     """
 
     has_tries = False
@@ -93,17 +81,14 @@ class RoundMethod(Method):
         """Whether the next step trains all tasks together."""
         self.loss_scale = 1.0
         """Weight of the loss of a task that is trained alone."""
+        self.trained = 0
+        """Number of tasks whose training in the current round is finished."""
 
     @classmethod
     def build(cls, config: RunConfig, space: Space | None, device: torch.device) -> Self:
         if space is None:
             raise UserError(f"method.name: {config.method.name} needs a space of auxiliary objectives")
         return cls(space.factors()["A"], device, config.method)
-
-    @property
-    @abstractmethod
-    def trained(self) -> int:
-        """Number of tasks whose training in the current round is finished."""
 
     def rate_scale(self, task: int, objectives: Sequence[int]) -> float:
         """Return the factor on a task's learning rates; called before the task is trained."""
@@ -118,12 +103,7 @@ class RoundMethod(Method):
         """Use the results after all tasks are trained; return whether the round is finished."""
 
     def try_trained(self, round_: Round, again: bool) -> bool:
-        """Evaluate a try, whose result is in body and heads; return whether the round is finished.
-
-        Args:
-            round_: The round.
-            again: Whether the run has enough steps left for another try.
-        """
+        """Evaluate a try, in body and heads; return whether the round is finished. `again`: another fits."""
         raise NotImplementedError("this method trains no tries")
 
     def weights(self, objectives: Sequence[int]) -> list[float]:
@@ -180,11 +160,11 @@ class RoundMethod(Method):
 
 
 class Alphavil(RoundMethod):
-    """theta <- theta + sum_i alpha_i delta_i, then w_i <- max(w_i + (alpha_i - 1), 1e-6).
+    """theta <- theta + sum_i alpha_i delta_i, then w_i <- max(w_i + (alpha_i - 1), 1e-6). (alphaVIL, Algorithm 1)
 
     delta_i = theta_i - theta is the update of body and heads when task i is trained alone. Every worker stores all of
-    them and computes alpha on all of dev with dropout off. This takes `alpha_steps` forward and backward passes over
-    dev in a round. The weight w_i scales the learning rate of task i (`published`: its loss).
+    them and computes alpha on all of dev with dropout off. The weight w_i scales the learning rate of task i
+    (`published`: its loss).
     """
 
     def __init__(self, names: Sequence[str], device: torch.device, config: AlphavilConfig) -> None:
@@ -193,11 +173,6 @@ class Alphavil(RoundMethod):
         self._alpha: list[float] = []
         self.deltas_NQ: Tensor | None = None
         """Updates of the tasks, [N, Q]; only the first `trained` rows are valid."""
-        self._trained = 0
-
-    @property
-    def trained(self) -> int:
-        return self._trained
 
     def rate_scale(self, task: int, objectives: Sequence[int]) -> float:
         weight = self.weights(objectives)[task]
@@ -207,7 +182,7 @@ class Alphavil(RoundMethod):
 
     def task_trained(self, round_: Round, task: int, owner: int) -> None:
         round_.task_update(owner, self._rows(round_)[task])
-        self._trained = task + 1
+        self.trained = task + 1
 
     def tasks_trained(self, round_: Round) -> bool:
         deltas_NQ = self._rows(round_)
@@ -216,18 +191,14 @@ class Alphavil(RoundMethod):
         round_.share(alpha_N)
         round_.write(torch.addmv(round_.start_Q, deltas_NQ.t(), alpha_N))
         self.learn(round_.objectives, alpha_N.tolist())
-        self._trained = 0
+        self.trained = 0
         return True
 
     def mix(self, theta_Q: Tensor, deltas_NQ: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
         """Return alpha, [N], after `alpha_steps` steps of SGD on L(theta + sum_i alpha_i delta_i), starting from 1.
 
-        dL / d alpha_i is the inner product of the gradient of L with delta_i (alphaVIL, Algorithm 1, lines 8 and 9).
-
-        Args:
-            theta_Q: Parameters at the start of the round.
-            deltas_NQ: Updates of the tasks.
-            gradient: Returns the gradient of L, [Q], at given parameters [Q].
+        dL / d alpha_i is the inner product of delta_i with the gradient of L, which `gradient` returns at given
+        parameters (Algorithm 1, lines 8 and 9).
         """
         alpha_N = torch.ones(len(deltas_NQ), dtype=deltas_NQ.dtype, device=deltas_NQ.device)
         optimizer = torch.optim.SGD([alpha_N], lr=self.config.alpha_lr, momentum=self.config.alpha_momentum)
@@ -249,13 +220,13 @@ class Alphavil(RoundMethod):
         self._set_alpha(state["alpha"])
 
     def round_state(self) -> dict[str, Any]:
-        deltas_NQ = None if self.deltas_NQ is None else self.deltas_NQ[: self._trained].cpu()
-        return {"deltas": deltas_NQ, "taken": self._trained}
+        deltas_NQ = None if self.deltas_NQ is None else self.deltas_NQ[: self.trained].cpu()
+        return {"deltas": deltas_NQ, "taken": self.trained}
 
     def restore_round(self, round_: Round, state: Mapping[str, Any]) -> None:
-        self._trained = int(state["taken"])
-        if self._trained:
-            self._rows(round_)[: self._trained] = state["deltas"].to(self._device)
+        self.trained = int(state["taken"])
+        if self.trained:
+            self._rows(round_)[: self.trained] = state["deltas"].to(self._device)
 
     def _set_alpha(self, alpha: Sequence[float]) -> None:
         self._alpha = list(alpha)
@@ -272,11 +243,9 @@ class Alphavil(RoundMethod):
 class Diw(RoundMethod):
     """w_i <- max(w_i + rate (score of task i alone - score of all together), 1e-6), with scores on dev.
 
-    A round trains every task alone with weight 1. Then it makes a try: it trains all tasks together, from the same
-    parameters, with the weights w. The try is repeated with the new weights until its score exceeds that of the last
-    round, or until `tries` tries are made. The result of the last try is kept. A try has as many steps as the end task
-    alone, uses the same batches every time, and is trained by all workers together. A round begins only if the run has
-    enough steps for it with one try, and a try is repeated only if there are enough steps.
+    A round trains every task alone with weight 1. Then it trains all tasks together, from the same parameters, with the
+    weights w. This try is repeated with the new weights until its score exceeds that of the last round, or `tries`
+    times. A try has as many steps as the end task alone, and the same batches every time.
     """
 
     has_tries = True
@@ -291,12 +260,9 @@ class Diw(RoundMethod):
         self._alone: list[float] = []
         """Dev scores of the tasks that are already trained in the current round."""
 
-    @property
-    def trained(self) -> int:
-        return len(self._alone)
-
     def task_trained(self, round_: Round, task: int, owner: int) -> None:
         self._alone.append(round_.dev_score(owner))
+        self.trained = len(self._alone)
 
     def tasks_trained(self, round_: Round) -> bool:
         self.together = True
@@ -308,16 +274,13 @@ class Diw(RoundMethod):
             round_.write(round_.start_Q)
             return False
         self.end_round(score)
-        self.together, self._alone = False, []
+        self.together, self._alone, self.trained = False, [], 0
         return True
 
     def judge(self, objectives: Sequence[int], alone: Sequence[float], together: float) -> bool:
-        """Update the weights after a try; return whether the round is finished.
+        """Update the weights after a try from the dev scores of the tasks alone, the end task first, and of the try.
 
-        Args:
-            objectives: The objectives of the run.
-            alone: Dev score of every task trained alone, the end task first.
-            together: Dev score of the try.
+        Return whether the round is finished.
         """
         self.move(objectives, [self.config.weight_lr * (score - together) for score in alone])
         self.tries += 1
@@ -344,3 +307,4 @@ class Diw(RoundMethod):
 
     def restore_round(self, round_: Round, state: Mapping[str, Any]) -> None:
         self._alone, self.together = list(state["alone"]), bool(state["together"])
+        self.trained = len(self._alone)

@@ -1,8 +1,7 @@
 """Functions of the losses that TorchJD computes: scalarizations. (docs/methods/loss-weights.md)
 
-The coefficient of a loss in the update is the derivative of the scalarization by that loss. If it is known before the
-step, it is part of the request, and one plain backward pass is enough (`Scalarization`). If it depends on the step's
-losses, which only the forward pass computes, the separate gradients are combined (`LossAggregation`).
+The coefficient of a loss in the update is the derivative of the scalarization by that loss. If it depends on the step's
+losses, the separate gradients are combined (`LossAggregation`). Else one plain backward pass is enough.
 
 The state has entries for the end task and the whole space, [1 + K]. Entries of losses that are not sampled or have no
 labels do not change.
@@ -69,7 +68,7 @@ KINDS: Mapping[str, tuple[Any, str]] = {
 
 
 class LearnedScales(Scalarization):
-    """A number s_i for every loss, learned with plain SGD (rate `lr`, initial value 0). Weights need not sum to 1.
+    """A number s_i for every loss, learned with plain SGD (rate `lr`, initial value 0).
 
     `uncertainty`: L = sum_i (1/2 exp(-s_i) L_i + 1/2 s_i), so every weight starts at 1/2 (Kendall et al. 2018).
     `imtl_l`: L = sum_i (exp(s_i) L_i - s_i), so every weight starts at 1 (Liu et al. 2021).
@@ -105,8 +104,8 @@ class LearnedScales(Scalarization):
 class DynamicWeightAverage(Scalarization):
     """w = softmax(r / T), r_i = (mean L_i of the last epoch) / (of the epoch before). (Liu, Johns and Davison 2019)
 
-    The paper multiplies by the number of losses; here weights sum to 1. An epoch is `epoch_steps` steps. An objective
-    counts in the epochs in which it was sampled; until there are two of them r_i = 1.
+    An epoch is `epoch_steps` steps. An objective counts in the epochs in which it was sampled; until there are two of
+    them r_i = 1.
     """
 
     config: settings.DwaConfig
@@ -188,10 +187,9 @@ class LossAggregation(Aggregation):
 class Famo(LossAggregation):
     """FAMO: F = c sum_i z_i log L_i with z = softmax(w), w learned so that all losses fall at an equal rate.
 
-    TorchJD computes F. Adam updates w with the change of log L_i since the loss was last sampled, differentiated
-    through the softmax over the step's losses. The paper evaluates the same batch again after the step, which needs a
-    second forward pass. The next batch has the same expectation and more noise. SparseAdam is used because it does not
-    change entries that are not sampled.
+    Adam updates w with the change of log L_i since the loss was last sampled, differentiated through the softmax over
+    the step's losses. The paper evaluates the same batch again after the step, a second forward pass; the next batch
+    has the same expectation and more noise. SparseAdam does not change entries that are not sampled.
     """
 
     config: settings.FamoConfig

@@ -1,18 +1,17 @@
 """Aggregations of the separate gradients that TorchJD computes. (docs/methods/aggregations.md)
 
-Most methods are entries of two tables: `GRAM_WEIGHTS` (weights of the gradients from their Gram matrix) and
-`COORDINATEWISE` (updates from the gradients' coordinates). Four more methods have a state and are classes. TorchJD's
-state belongs to a fixed list of losses. Here the objectives change from step to step, so the state has entries for the
-end task and the whole space, [1 + K]. Entries of losses that are not sampled or have no labels do not change.
+Most are entries of `GRAM_WEIGHTS` (weights of the gradients from their Gram matrix) or `COORDINATEWISE`. Four have a
+state, with entries for the end task and the whole space, [1 + K], because objectives change from step to step. Entries
+of losses that are not sampled or have no labels do not change.
 
-This file imports TorchJD, whose solvers take seconds to import, so it is imported only when a run uses it.
+TorchJD's solvers take seconds to import, so this file is imported only when a run uses it.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -23,12 +22,11 @@ from torchjd import aggregation
 
 from aang_ray.config import methods as settings
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.gradients.engine import Request, StepGradients, check_memory
+from aang_ray.gradients.engine import StepGradients, check_memory
 from aang_ray.gradients.products import products
-from aang_ray.methods.base import Sampled, seeded, weight_row
-from aang_ray.methods.plain import Static
+from aang_ray.methods.base import Sampled, seeded
+from aang_ray.methods.plain import SeparateGradients
 from aang_ray.objectives.source import END_TASK, FIRST_OBJECTIVE
-from aang_ray.store.schema import WeightRow
 
 # 1. Weights from the Gram matrix. Each function takes the method's settings, the Gram matrix over its trace in fp64,
 # [m, m] with the end task first, and the trace; it returns the weights, [m].
@@ -78,9 +76,8 @@ def fairgrad(config: settings.FairgradConfig, gram_mm: Tensor, trace: Tensor) ->
 def config_(config: Any, gram_mm: Tensor, trace: Tensor) -> Tensor:
     """ConFIG, on rows that have this Gram matrix; the weights are those that make its update of the rows.
 
-    Directly on gradients of 10^7 entries in fp32, the pseudo-inverse's tolerance would take all of them for 0. Here
-    the rank is decided on the cosines of the gradients, with a tolerance from the precision of the Gram matrix, so that
-    short gradients count.
+    Directly on 10^7 entries in fp32, the pseudo-inverse's tolerance would take all gradients for 0. Here the rank is
+    decided on their cosines, with a tolerance from the precision of the Gram matrix, so that short gradients count.
     """
     lengths_m = gram_mm.diagonal().sqrt()
     inverse_m = torch.where(lengths_m > 0, 1 / lengths_m, 0.0)
@@ -122,40 +119,18 @@ GRAM_WEIGHTS: Mapping[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
 # 2. Updates that are weighted sums of the separate gradients.
 
 
-class Aggregation(Static, ABC):
-    """d = sum_i alpha_i g_i over the end task and the sampled objectives; subclasses compute alpha.
+class Aggregation(SeparateGradients):
+    """d = sum_i alpha_i g_i over the end task and the sampled objectives with labels; subclasses compute alpha."""
 
-    Objectives without labels at a step are left out. Heads get the coefficients of static multitask: a head belongs to
-    one loss, or to losses of one kind. Holds n + 2 body-sized vectors.
-    """
-
-    whole_gradients = True
-    _weights_m: Tensor | None = None
-    """alpha of the last step."""
-
-    def request(self, sampled: Sampled) -> Request:
-        return Request(self.weighting.coefficients(sampled), separate=True)
-
-    def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
-        """Return the aggregation, [P].
-
-        Raises:
-            RunFailure: for a gradient that is not finite.
-            UserError: if the solver of the method is not installed.
-        """
-        if gradients.separate_SP is None:
-            raise ValueError("an aggregation needs the separate gradients")
+    def combined(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor) -> Tensor:
         rows = [END_TASK, *(FIRST_OBJECTIVE + i for i, count in enumerate(sampled.labels) if count > 0)]
-        weights_S = self.weights(sampled, gradients, gradients.separate_SP, rows)
+        weights_S = self.weights(sampled, gradients, separate_SP, rows)
         self._weights_m = weights_S[END_TASK:]
-        return weights_S.to(gradients.separate_SP) @ gradients.separate_SP
+        return weights_S.to(separate_SP) @ separate_SP
 
     @abstractmethod
     def weights(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor, rows: list[int]) -> Tensor:
         """Return alpha, [S]. It is 0 for dev and all segments that are not in `rows`, the segments with labels."""
-
-    def describe(self, sampled: Sampled) -> WeightRow | None:
-        return None if self._weights_m is None else weight_row(sampled, self.names, self._weights_m)
 
 
 def places(sampled: Sampled, rows: Sequence[int], like: Tensor) -> Tensor:
@@ -179,9 +154,8 @@ def named_solvers(method: str) -> Iterator[None]:
 class GramAggregation(Aggregation):
     """Weights from the Gram matrix, by `GRAM_WEIGHTS`. TorchJD computes on the host, so each step waits for the device.
 
-    TorchJD has absolute thresholds (1e-4 on the squared Frobenius norm, 1e-12 on sums). So it gets the Gram matrix
-    divided by its trace t, which is the Gram matrix of the gradients divided by sqrt t. It computes in fp64, because in
-    fp32 the eigenvalues would not resolve gradients that are 1e-4 times as long as the others.
+    TorchJD has absolute thresholds, so it gets the Gram matrix divided by its trace; in fp64, because fp32 eigenvalues
+    would not resolve gradients 1e-4 times as long as the others.
     """
 
     def weights(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor, rows: list[int]) -> Tensor:
@@ -224,9 +198,7 @@ class GradVac(GramAggregation):
     config: settings.GradvacConfig
 
     def initial_state(self) -> dict[str, Tensor]:
-        return {
-            "cosines": torch.zeros(self.losses, self.losses, dtype=torch.float64)
-        }  # row i: how gradient i is turned
+        return {"cosines": torch.zeros(self.losses, self.losses, dtype=torch.float64)}  # row i: turns of gradient i
 
     def from_gram(self, gram_mm: Tensor, places_m: Tensor) -> Tensor:
         grid = (places_m[:, None], places_m)
@@ -241,8 +213,7 @@ class GradVac(GramAggregation):
 class PriorityConstrainedDescent(GramAggregation):
     """PCD; the averages of squared norms are kept for every loss. The end task is the primary objective.
 
-    The average of a loss that is sampled for the first time starts at its current squared norm. TorchJD's eps is set to
-    0, because it would affect only small gradients, and the averages do not need it.
+    The average of a loss that is sampled for the first time starts at its current squared norm, so TorchJD's eps is 0.
     """
 
     config: settings.PcdConfig
@@ -286,9 +257,8 @@ class ExcessMtl(Aggregation):
 
     h_ip = sqrt(sum over steps of g_ip^2 + 1e-7), with gradients relative to the root mean square of the first one's
     entries. e_i(0) is the mean over the first `warmup_steps` samples of a loss, whose weight does not move meanwhile.
-    The sum of the weights that change at a step is kept. The method stores K + 1 more body-sized vectors, for the end
-    task and every objective of the space, also in checkpoints. It does not use TorchJD, which has one warm-up for all
-    losses together. If every step has all objectives, both give the same result.
+    Stores K + 1 more body-sized vectors, also in checkpoints. TorchJD has one warm-up for all losses together; if every
+    step has all objectives, both give the same result.
     """
 
     config: settings.ExcessMtlConfig
@@ -373,25 +343,11 @@ COORDINATEWISE: Mapping[str, Callable[[Any, Tensor, list[int]], Tensor]] = {
 """Functions that return the update, [P], from settings, separate gradients [m, P], and the rows with labels."""
 
 
-class Coordinatewise(Static):
-    """Aggregations of `COORDINATEWISE`. Heads get the coefficients of static multitask. Holds n + 2 body-sized vectors.
+class Coordinatewise(SeparateGradients):
+    """Aggregations of `COORDINATEWISE`. Nothing waits for the device, and draws are a function of (seed, step)."""
 
-    Nothing waits for the device, and draws are a function of (seed, step).
-    """
-
-    whole_gradients = True
-
-    def request(self, sampled: Sampled) -> Request:
-        return Request(self.weighting.coefficients(sampled), separate=True)
-
-    def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
-        if gradients.separate_SP is None:
-            raise ValueError("an aggregation needs the separate gradients")
-        rows_mP = gradients.separate_SP[END_TASK:]
+    def combined(self, sampled: Sampled, gradients: StepGradients, separate_SP: Tensor) -> Tensor:
+        rows_mP = separate_SP[END_TASK:]
         counted = [0, *(1 + i for i, count in enumerate(sampled.labels) if count > 0)]
         with seeded(self.seed, sampled.step, rows_mP.device):
             return COORDINATEWISE[self.config.name](self.config, rows_mP, counted)
-
-    def describe(self, sampled: Sampled) -> None:
-        """Return None, because no gradient has a single weight."""
-        return

@@ -21,10 +21,7 @@ Pooling = Literal["first", "mean"]
 
 @contextmanager
 def noised(table: nn.Embedding, inputs: TokenInputs) -> Iterator[None]:
-    """Add the inputs' noise (if any) to the embeddings that the table returns inside the block.
-
-    The noise is a constant, so it does not change the derivative with respect to the table.
-    """
+    """Add the inputs' noise, a constant, to the embeddings that the table returns inside the block."""
     noised_N, noise_NW = inputs.noised_N, inputs.noise_NW
     if noised_N is None or noise_NW is None:
         yield
@@ -46,10 +43,10 @@ class Encoder(nn.Module):
 
     Args:
         body: a Hugging Face model that returns `last_hidden_state` and uses every parameter in its forward.
-        pooling: a text's vector is the hidden state of its `first` token, or the `mean` over its tokens.
+        pooling: how texts become vectors, see `pool`.
 
     Raises:
-        UserError: the visibility of this family cannot be set.
+        UserError: if the visibility of this family cannot be set.
     """
 
     def __init__(self, body: nn.Module, pooling: Pooling) -> None:
@@ -68,7 +65,7 @@ class Encoder(nn.Module):
 
     @property
     def word_embeddings(self) -> nn.Embedding:
-        """The token embedding table; its width may differ from the hidden size (ELECTRA)."""
+        """The token embedding table, whose width may differ from the hidden size."""
         body: Any = self.body
         table = body.get_input_embeddings()
         assert isinstance(table, nn.Embedding)
@@ -80,7 +77,6 @@ class Encoder(nn.Module):
         return self._adapter.positions_given
 
     def forward(self, inputs: TokenInputs) -> Tensor:
-        """Return the last hidden states, [R, L, H]."""
         with noised(self.word_embeddings, inputs):
             return self._adapter(self.body, inputs)
 
@@ -97,11 +93,7 @@ class Encoder(nn.Module):
         return sums_EH / inputs.lengths_E.unsqueeze(1)
 
     def enable_checkpointing(self) -> None:
-        """Enable gradient checkpointing: layers recompute their activations in the backward pass.
-
-        Raises:
-            UserError: the family does not support it.
-        """
+        """Let layers recompute activations in the backward pass; a `UserError` if the family does not allow it."""
         body: Any = self.body
         if not body.supports_gradient_checkpointing:
             raise UserError(f"gradients.checkpointing: encoders of type {self.model_type!r} do not support it")

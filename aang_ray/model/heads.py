@@ -1,7 +1,6 @@
 """Output heads: class logits of texts, and vocabulary logits of labelled positions (docs/semantics.md, section 4).
 
-A vocabulary head is initialised from the checkpoint's masked-LM head if there is one. The last part of this file finds
-the parts of that head in the models of each family.
+A vocabulary head starts from the checkpoint's masked-LM head if there is one; the last part of this file finds it.
 
 Shape suffixes: E texts, M labelled positions, H hidden size, W width of the embeddings, C classes, V vocabulary.
 """
@@ -26,10 +25,7 @@ class ClassificationHead(nn.Sequential):
 
 
 class TiedDecoder(nn.Module):
-    """Vocabulary logits x Wᵀ + b, [M, W] to [M, V], where W is the encoder's embedding table.
-
-    The bias is a parameter of this module; the table remains a parameter of the encoder only.
-    """
+    """Vocabulary logits x Wᵀ + b, [M, W] to [M, V], where W is the encoder's embedding table and its parameter only."""
 
     alias: Tensor | None
     """A plain tensor (not a Parameter) that replaces the table if it is set. It separates the table's gradient as
@@ -44,7 +40,6 @@ class TiedDecoder(nn.Module):
 
     @property
     def table(self) -> nn.Embedding:
-        """The encoder's table."""
         table = self.__dict__["_table"]
         assert isinstance(table, nn.Embedding)
         return table
@@ -68,16 +63,16 @@ class TokenHead(nn.Module):
     """Vocabulary logits of labelled positions: dense, GELU, LayerNorm, decoder; [M, H] to [M, V].
 
     Args:
-        table: the encoder's embedding table, to which the decoder is tied.
-        hidden: hidden size H.
-        bias_V: initial bias of the decoder, [V], used without `start`. With log unigram frequencies, the head predicts
-            frequent tokens from the first step on. With a zero bias, the first gradients would disturb the body.
+        table: the encoder's embedding table.
+        hidden: H.
+        bias_V: initial bias of the decoder, used without `start`: log unigram frequencies, because with a zero bias the
+            first gradients would disturb the body.
         start: the checkpoint's masked-LM head, which is copied together with its bias; None for a random head.
         untied: whether the decoder gets its own copy of the table, which is trained with the head.
         std: standard deviation of a random head's weights.
 
     Raises:
-        ValueError: the bias and the vocabulary differ in length.
+        ValueError: if the bias and the vocabulary differ in length.
     """
 
     def __init__(
@@ -99,9 +94,7 @@ class TokenHead(nn.Module):
             self.activation: Callable[[Tensor], Tensor] = nn.GELU()
             self.norm = nn.LayerNorm(table.embedding_dim, device=weight.device, dtype=weight.dtype)
         else:
-            self.dense = copy.deepcopy(start.dense)
-            self.activation = copy.deepcopy(start.activation)
-            self.norm = copy.deepcopy(start.norm)
+            self.dense, self.activation, self.norm = copy.deepcopy((start.dense, start.activation, start.norm))
             bias_V = start.bias_V
         self.decoder = _own_decoder(table, bias_V) if untied else TiedDecoder(table, bias_V)
 
@@ -143,31 +136,18 @@ class HeadNames:
     """The output layer; None if the model multiplies by the embedding table directly."""
 
 
-def _bert_like(activation: str = "transform_act_fn") -> HeadNames:
-    transform = "cls.predictions.transform"
-    return HeadNames(
-        dense=f"{transform}.dense",
-        norm=f"{transform}.LayerNorm",
-        bias="cls.predictions.decoder.bias",
-        activation=f"{transform}.{activation}",
-        decoder="cls.predictions.decoder",
-    )
-
-
-_ROBERTA_LIKE = HeadNames(
-    dense="lm_head.dense",
-    norm="lm_head.layer_norm",
-    bias="lm_head.decoder.bias",
-    activation=None,
-    decoder="lm_head.decoder",
+_BERT_LIKE = HeadNames(
+    dense="cls.predictions.transform.dense",
+    norm="cls.predictions.transform.LayerNorm",
+    bias="cls.predictions.decoder.bias",
+    activation="cls.predictions.transform.transform_act_fn",
+    decoder="cls.predictions.decoder",
 )
+_ROBERTA_LIKE = HeadNames("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder.bias", None, "lm_head.decoder")
 
 _NAMES: Mapping[str, tuple[HeadNames, ...]] = {
-    "bert": (_bert_like(),),
-    "roberta": (_ROBERTA_LIKE,),
-    "xlm-roberta": (_ROBERTA_LIKE,),
-    "camembert": (_ROBERTA_LIKE,),
-    "mpnet": (_ROBERTA_LIKE,),
+    "bert": (_BERT_LIKE,),
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert", "mpnet"), (_ROBERTA_LIKE,)),
     "distilbert": (
         HeadNames("vocab_transform", "vocab_layer_norm", "vocab_projector.bias", "activation", "vocab_projector"),
     ),
@@ -182,7 +162,7 @@ _NAMES: Mapping[str, tuple[HeadNames, ...]] = {
     ),
     # The layout of the first releases, and that of `legacy: false`.
     "deberta-v2": (
-        _bert_like(),
+        _BERT_LIKE,
         HeadNames(
             dense="lm_predictions.lm_head.dense",
             norm="lm_predictions.lm_head.LayerNorm",
@@ -196,15 +176,10 @@ _NAMES: Mapping[str, tuple[HeadNames, ...]] = {
 
 
 def masked_lm_head(model: nn.Module, missing: Collection[str]) -> MaskedLMHead | None:
-    """Return the head of a masked-LM model, if the checkpoint contained all of it.
+    """Return the head of a masked-LM model.
 
-    Args:
-        model: a Hugging Face masked-LM model.
-        missing: names of parameters that the checkpoint lacks, and that are random in the model.
-
-    Returns:
-        The head's parts. None if parts are missing, if the family is unknown, or if the decoder is not the embedding
-        table, because then the head was trained for another matrix.
+    It is None if parameters of it are missing in the checkpoint, if the family is unknown, or if the decoder is not the
+    embedding table, because then the head was trained for another matrix.
     """
     wrapped: Any = model
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -214,20 +189,12 @@ def masked_lm_head(model: nn.Module, missing: Collection[str]) -> MaskedLMHead |
         parts = (f"{names.dense}.", f"{names.norm}.", names.bias)
         if any(name.startswith(parts) for name in missing):
             return None
-        if names.decoder is not None and not _is_table(model, names.decoder, wrapped.get_input_embeddings()):
+        table_VW = wrapped.get_input_embeddings().weight
+        if names.decoder is not None and not torch.equal(parameters[f"{names.decoder}.weight"], table_VW):
             return None
-        return _parts(model, names, parameters.get(names.bias))
+        dense, norm = model.get_submodule(names.dense), model.get_submodule(names.norm)
+        assert isinstance(dense, nn.Linear)
+        assert isinstance(norm, nn.LayerNorm)
+        activation = nn.GELU() if names.activation is None else model.get_submodule(names.activation)
+        return MaskedLMHead(dense, activation, norm, parameters.get(names.bias))
     return None
-
-
-def _is_table(model: nn.Module, decoder: str, table: nn.Embedding) -> bool:
-    weight = model.get_submodule(decoder).weight
-    return weight is table.weight or (isinstance(weight, Tensor) and torch.equal(weight, table.weight))
-
-
-def _parts(model: nn.Module, names: HeadNames, bias_V: Tensor | None) -> MaskedLMHead:
-    dense, norm = model.get_submodule(names.dense), model.get_submodule(names.norm)
-    assert isinstance(dense, nn.Linear)
-    assert isinstance(norm, nn.LayerNorm)
-    activation = nn.GELU() if names.activation is None else model.get_submodule(names.activation)
-    return MaskedLMHead(dense, activation, norm, bias_V)

@@ -6,7 +6,6 @@ Shape suffixes: E images, H height, W width, F features; 1 is the single colour 
 from __future__ import annotations
 
 import math
-from typing import cast
 
 from torch import Tensor, nn
 
@@ -16,21 +15,9 @@ FEATURES = 64
 class LeNet(nn.Module):
     """Two convolutions of stride 2 and a linear layer, as in the first LeNet (LeCun et al. 1989).
 
-    It maps images [E, 1, H, W] to features [E, F].
-
-    | layer | output for 12 x 12 pixels |
-    |---|---|
-    | convolution 5 x 5, stride 2, 8 filters, ReLU | 8 x 6 x 6 |
-    | convolution 5 x 5, stride 2, 16 filters, ReLU | 16 x 3 x 3 |
-    | linear, ReLU | 64 |
-
-    Strides instead of pooling make a step on a CPU three times as fast. Weights are drawn from PyTorch's global
-    generator with the variance for ReLU layers (He et al. 2015). With PyTorch's smaller default, plain SGD makes no
-    progress for some hundred steps. There is no dropout.
-
-    Args:
-        height: height of the images in pixels.
-        width: width of the images in pixels.
+    It maps images [E, 1, H, W] to features [E, F]. Strides instead of pooling make a step on a CPU three times as fast.
+    Weights have the variance for ReLU layers (He et al. 2015): with PyTorch's smaller default, plain SGD makes no
+    progress for some hundred steps.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -48,9 +35,9 @@ class LeNet(nn.Module):
         for layer in self.body:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(cast(Tensor, layer.bias))
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
 
     def forward(self, images_E1HW: Tensor) -> Tensor:
-        """Return each image's features, [E, F]."""
         features_EF: Tensor = self.body(images_E1HW.to(next(self.parameters()).dtype))
         return features_EF

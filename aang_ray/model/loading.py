@@ -1,13 +1,5 @@
 """Loads a pretrained encoder from a folder or the Hub, and checks that its attention follows a given visibility.
 
-This file has three parts:
-
-1. `load_encoder`: configuration, weights (safetensors only), and the checkpoint's masked-LM head.
-2. `checkpoint_pooling`: the pooling with which the checkpoint was trained.
-3. `check_no_leak`: the gradient leak test (docs/semantics.md, section 8). For every position i and every token j that i
-   must not see, the derivative of i's output with respect to j's embedding must be exactly 0 through all layers. The
-   derivative for at least one visible token other than i must not be 0, since otherwise the test would show nothing.
-
 Shape suffixes: R rows, L columns, W width of the embeddings, H hidden size.
 """
 
@@ -15,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +19,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, MODEL_MAPPING, AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from aang_ray.data.pretrained import encoder_fingerprint
+from aang_ray.data.pretrained import encoder_fingerprint, first_line
 from aang_ray.errors import UserError
 from aang_ray.model.attention import TokenInputs
 from aang_ray.model.encoder import Encoder, Pooling
@@ -44,11 +36,10 @@ _passed: set[tuple[str, int | None]] = set()
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """An encoder, and the masked-LM head of its checkpoint."""
+    """An encoder, and the masked-LM head of its checkpoint, if that has one."""
 
     encoder: Encoder
     mlm_head: MaskedLMHead | None
-    """The checkpoint's masked-LM head; None if it has none."""
 
 
 def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
@@ -56,17 +47,16 @@ def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
 
     Weights are read from safetensors files only, and code in a checkpoint is not run.
 
-    Args:
-        config: depth (only the first `layers` layers are loaded), dropout and pooling.
-        located: location of the checkpoint.
-
     Raises:
-        UserError: the checkpoint cannot be read, lacks weights of the body, has fewer than the requested layers, or is
-            of a family whose attention cannot be restricted.
+        UserError: if the checkpoint cannot be read, lacks weights of the body, has fewer than the requested layers, or
+            is of a family whose attention cannot be restricted.
     """
-    with _quiet():
-        settings = _settings(config, located)
-        model, missing = _read(settings, located)
+    try:
+        with _quiet():
+            model, missing = _read(_settings(config, located), located)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        place = f"encoder.name: cannot read a pretrained encoder with safetensors from {located.source}"
+        raise UserError(f"{place}: {first_line(error)}") from error
     body: Any = model.base_model
     # In a model with heads, the names of the body's parameters have a prefix.
     inside = "" if body is model else f"{model.base_model_prefix}."
@@ -84,32 +74,24 @@ def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
 
 def _settings(config: EncoderConfig, located: Located) -> Any:
     """Return the checkpoint's configuration with the configured depth and dropout."""
-    try:
-        settings: Any = AutoConfig.from_pretrained(located.source, revision=located.revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(located, error) from error
+    settings: Any = AutoConfig.from_pretrained(located.source, revision=located.revision, trust_remote_code=False)
     if settings.is_encoder_decoder or type(settings) not in MODEL_MAPPING:
         raise UserError(f"encoder.name: {config.name} is of type {settings.model_type!r}, which is no text encoder")
     if config.layers is not None:
-        _cut(settings, config.layers, config.name)
+        depth = getattr(settings, "num_hidden_layers", None)
+        if depth is None:
+            unknown = f"the layers of {config.name} ({settings.model_type!r}) cannot be counted"
+            raise UserError(f"encoder.layers: {unknown}; leave it null")
+        if config.layers > depth:
+            raise UserError(f"encoder.layers: {config.name} has {depth} layers, {config.layers} were asked for")
+        if getattr(settings, "layer_types", None) is not None:
+            settings.layer_types = settings.layer_types[: config.layers]
+        settings.num_hidden_layers = config.layers
     if config.dropout is not None:
         for key, value in settings.to_dict().items():
             if "dropout" in key and isinstance(value, int | float) and not isinstance(value, bool):
                 setattr(settings, key, config.dropout)
     return settings
-
-
-def _cut(settings: Any, layers: int, name: str) -> None:
-    depth = getattr(settings, "num_hidden_layers", None)
-    if depth is None:
-        raise UserError(
-            f"encoder.layers: the layers of {name} ({settings.model_type!r}) cannot be counted; leave it null"
-        )
-    if layers > depth:
-        raise UserError(f"encoder.layers: {name} has {depth} layers, {layers} were asked for")
-    if getattr(settings, "layer_types", None) is not None:
-        settings.layer_types = settings.layer_types[:layers]
-    settings.num_hidden_layers = layers
 
 
 def _read(settings: Any, located: Located) -> tuple[Any, frozenset[str]]:
@@ -120,25 +102,17 @@ def _read(settings: Any, located: Located) -> tuple[Any, frozenset[str]]:
     # Masked-LM models have no pooler. In a bare model it would be unused, but weight decay would change it.
     takes = inspect.signature(model_class.__init__).parameters
     without_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
-    try:
-        model, info = model_class.from_pretrained(
-            located.source,
-            revision=located.revision,
-            config=settings,
-            dtype=torch.float32,
-            use_safetensors=True,
-            attn_implementation="sdpa" if model_class._supports_sdpa else "eager",
-            output_loading_info=True,
-            **without_pooler,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _unreadable(located, error) from error
+    model, info = model_class.from_pretrained(
+        located.source,
+        revision=located.revision,
+        config=settings,
+        dtype=torch.float32,
+        use_safetensors=True,
+        attn_implementation="sdpa" if model_class._supports_sdpa else "eager",
+        output_loading_info=True,
+        **without_pooler,
+    )
     return model, frozenset(info["missing_keys"])
-
-
-def _unreadable(located: Located, error: Exception) -> UserError:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return UserError(f"encoder.name: cannot read a pretrained encoder with safetensors from {located.source}: {reason}")
 
 
 @contextmanager
@@ -158,8 +132,12 @@ def _quiet() -> Iterator[None]:
 
 _FILE = "1_Pooling/config.json"
 # Earlier releases of sentence-transformers write one flag for each mode, later releases the name of the mode.
-_FLAGS: Mapping[str, Pooling] = {"pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean"}
-_MODES: Mapping[str, Pooling] = {"cls": "first", "mean": "mean"}
+_MODES: dict[str, Pooling] = {
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_mean_tokens": "mean",
+    "cls": "first",
+    "mean": "mean",
+}
 
 
 def checkpoint_pooling(located: Located) -> Pooling:
@@ -169,7 +147,7 @@ def checkpoint_pooling(located: Located) -> Pooling:
     `first`.
 
     Raises:
-        UserError: the file names another pooling than `first` and `mean`, is not valid JSON, or cannot be fetched.
+        UserError: if the file names another pooling than `first` and `mean`, is not valid JSON, or cannot be fetched.
     """
     path = Path(located.source) / _FILE if located.local else _on_hub(located)
     if path is None or not path.is_file():
@@ -178,23 +156,16 @@ def checkpoint_pooling(located: Located) -> Pooling:
         stated: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"encoder.pooling: {_FILE} of {located.source} is not valid JSON: {error}") from error
-    modes = _modes(stated)
-    known = {**_FLAGS, **_MODES}
-    if len(modes) == 1 and modes[0] in known:
-        return known[modes[0]]
+    fields: dict[str, Any] = stated if isinstance(stated, dict) else {}
+    modes = [key for key, value in fields.items() if key.startswith("pooling_mode_") and value is True]
+    if (mode := fields.get("pooling_mode")) is not None:
+        modes = [str(entry) for entry in mode] if isinstance(mode, list) else [str(mode)]
+    if len(modes) == 1 and modes[0] in _MODES:
+        return _MODES[modes[0]]
     raise UserError(
         f"encoder.pooling: {_FILE} of {located.source} states {' + '.join(modes) or 'no mode'}; "
         "choose encoder.pooling first or mean"
     )
-
-
-def _modes(stated: Any) -> list[str]:
-    if not isinstance(stated, dict):
-        return []
-    mode = stated.get("pooling_mode")
-    if mode is None:
-        return [key for key, value in stated.items() if key.startswith("pooling_mode_") and value is True]
-    return [str(entry) for entry in mode] if isinstance(mode, list) else [str(mode)]
 
 
 def _on_hub(located: Located) -> Path | None:
@@ -234,43 +205,38 @@ _RANKS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 
 def check_no_leak(encoder: Encoder) -> None:
-    """Refuse an encoder whose attention does not follow the given visibility.
+    """Refuse an encoder whose attention does not follow the given visibility (docs/semantics.md, section 8).
 
-    The encoder is run in eval mode on a few random tokens. Its mode, its gradients and the random state do not change.
+    For every position i and every token j that i must not see, the derivative of i's output with respect to j's
+    embedding must be exactly 0 through all layers. That for at least one visible token other than i must not be 0,
+    since otherwise the test would show nothing. The encoder's mode, its gradients and the random state do not change.
 
     Raises:
-        UserError: an output depends on a hidden token, or on no other token than its own. The message has the
-            encoder's type and the visibility.
+        UserError: if an output depends on a hidden token, or on no other token than its own.
     """
-    table = encoder.word_embeddings
+    table, kind = encoder.word_embeddings, f"encoder of type {encoder.model_type!r}"
     inputs = _probe(encoder.vocab_size).to(table.weight.device)
     with _eval_mode(encoder), torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
         try:
             influence_RLL = _influence(encoder, table, inputs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise UserError(f"encoder of type {encoder.model_type!r} cannot be told who sees whom: {error}") from error
+            raise UserError(f"{kind} cannot be told who sees whom: {error}") from error
     visible_RLL = inputs.visibility_RLL()
     self_LL = torch.eye(_COLUMNS, dtype=torch.bool, device=visible_RLL.device)
     leaks_R = ((influence_RLL != 0) & ~visible_RLL).flatten(1).any(1).tolist()
     context_RL = (visible_RLL & ~self_LL).any(2)
     used_RL = ((influence_RLL != 0) & visible_RLL & ~self_LL).any(2)
-    deaf_R = (context_RL & ~used_RL & (inputs.texts_RL >= 0)).any(1).tolist()
-    for name, leaks, deaf in zip(_RANKS, leaks_R, deaf_R, strict=True):
+    ignores_R = (context_RL & ~used_RL & (inputs.texts_RL >= 0)).any(1).tolist()
+    for name, leaks, ignores in zip(_RANKS, leaks_R, ignores_R, strict=True):
+        under = f"under {name} visibility an output depends on"
         if leaks:
-            raise UserError(
-                f"encoder of type {encoder.model_type!r} does not obey its attention mask: under {name} visibility "
-                "an output depends on a token that it must not see"
-            )
-        if deaf:
-            raise UserError(
-                f"encoder of type {encoder.model_type!r} ignores its context: under {name} visibility "
-                "an output depends on no token but its own"
-            )
+            raise UserError(f"{kind} does not obey its attention mask: {under} a token that it must not see")
+        if ignores:
+            raise UserError(f"{kind} ignores its context: {under} no token but its own")
 
 
 def _probe(vocab_size: int) -> TokenInputs:
-    """Return one row for each visibility, each with two packed texts of the same lengths and padding."""
     rows = len(_RANKS)
     padding = _COLUMNS - sum(_LENGTHS)
     generator = torch.Generator().manual_seed(0)

@@ -5,16 +5,17 @@ Shape suffixes: R rows, L columns, T tokens, E texts, G generated tokens, S segm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Protocol, Self, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from aang_ray.model.attention import TokenInputs
-from aang_ray.model.segments import SegmentRows
+from aang_ray.model.segments import Movable, SegmentRows
 from aang_ray.objectives.packing import Segment, lay_out, one_per_row, packed, token_starts
 from aang_ray.objectives.texts import Float32, Int64
 from aang_ray.objectives.visibility import published_matrix
@@ -27,40 +28,14 @@ class Cuttable(Protocol):
     """A segment of any domain."""
 
     @property
-    def texts(self) -> int:
+    def examples(self) -> int:
         """Number of examples."""
-        ...
 
     def part(self, start: int, stop: int) -> Self:
         """Examples `start` to `stop`."""
-        ...
 
 
 CuttableT = TypeVar("CuttableT", bound=Cuttable)
-PartT = TypeVar("PartT")
-
-
-def moved(part: PartT, device: torch.device) -> PartT:
-    """Return a copy of a dataclass with all its tensors on a device. Copying from pinned memory does not block."""
-    copy: PartT = _with_tensors(part, lambda tensor: tensor.to(device, non_blocking=True))
-    return copy
-
-
-def pinned(part: PartT) -> PartT:
-    """Return a copy of a dataclass with all its tensors in page-locked memory."""
-    copy: PartT = _with_tensors(part, Tensor.pin_memory)
-    return copy
-
-
-def _with_tensors(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Change the tensors in the fields of a dataclass, in dataclasses among them, and in tuples of these."""
-    if isinstance(part, Tensor):
-        return change(part)
-    if isinstance(part, tuple):
-        return tuple(_with_tensors(item, change) for item in part)
-    if is_dataclass(part) and not isinstance(part, type):
-        return replace(part, **{f.name: _with_tensors(getattr(part, f.name), change) for f in fields(part)})
-    return part
 
 
 @dataclass(frozen=True)
@@ -78,7 +53,7 @@ class Targets:
     """Segment of each target, int64."""
     rows: SegmentRows
     of_replacements: bool = False
-    """Whether the labels are made together with the replacements: did the token change?"""
+    """Whether the labels are made with the replacements: did the token change?"""
 
 
 @dataclass(frozen=True)
@@ -100,7 +75,7 @@ class Replacements:
 
 
 @dataclass(frozen=True)
-class BatchPiece:
+class BatchPiece(Movable):
     """What goes through the model in one forward pass."""
 
     inputs: TokenInputs
@@ -110,29 +85,20 @@ class BatchPiece:
     """Targets of each head that reads tokens."""
     pooled: tuple[Targets, ...]
     """Targets of each head that reads whole texts."""
-    segments: int
     real_tokens: int
     """Tokens that are not padding."""
     replacements: Replacements | None = None
     """Tokens to generate before the pass."""
 
-    def to(self, device: torch.device) -> BatchPiece:
-        """The same piece on a device."""
-        return moved(self, device)
-
-    def pin(self) -> BatchPiece:
-        """The same piece in page-locked memory, from which copies to a GPU do not block."""
-        return pinned(self)
-
 
 @dataclass(frozen=True)
 class PublishedVisibility:
-    """Settings of the released code's visibility, which is one matrix for each representation and step."""
+    """Settings of the released code's visibility: one matrix for each representation and step, [width, width]."""
 
     seed: int
     step: int
     width: int
-    """Tokens of the longest text of the step: the width of every piece."""
+    """Tokens of the longest text of the step."""
 
 
 def cut(segments: Sequence[CuttableT], micro: int | None, per_segment: bool) -> Iterator[list[CuttableT]]:
@@ -146,17 +112,17 @@ def cut(segments: Sequence[CuttableT], micro: int | None, per_segment: bool) -> 
     Yields:
         Pieces of S segments each, most of them empty: a segment has the same number in every piece.
     """
-    limit = micro or max(1, sum(segment.texts for segment in segments))
+    limit = micro or max(1, sum(segment.examples for segment in segments))
     piece = [segment.part(0, 0) for segment in segments]
     room = limit
     for number, segment in enumerate(segments):
         start = 0
-        while start < segment.texts:
-            stop = min(segment.texts, start + room)
+        while start < segment.examples:
+            stop = min(segment.examples, start + room)
             piece[number] = segment.part(start, stop)
             room -= stop - start
             start = stop
-            if room == 0 or (per_segment and start == segment.texts):
+            if room == 0 or (per_segment and start == segment.examples):
                 yield piece
                 piece, room = [s.part(0, 0) for s in segments], limit
     if room < limit:
@@ -175,109 +141,100 @@ def collate(
         segments: all segments of the step, each with the texts of this piece.
         pad_id: the token id of padding.
         class_weights: weights of the end task's classes, [C]; None: equal ones.
-        published: use the released code's visibility for the objectives. Padding is seen there, so each text has a row
-            of its own. The end task and dev, which have no representation, keep the sound visibility.
-
-    Returns:
-        The piece.
+        published: use the released code's visibility for the objectives. Padding is seen there, so each text has a row.
     """
     lengths = [segment.lengths_E for segment in segments]
     layout = packed(lengths) if published is None else one_per_row(lengths, published.width)
     inputs, flat_T = lay_out(segments, layout, pad_id)
     if published is not None:
         inputs = replace(inputs, visible_RLL=_published(segments, inputs, published))
+    drawn = {segment.head for segment in segments if segment.drawn is not None}
+    vocabulary = head_targets(_token_labels(segments, flat_T), len(segments), LABELS_MULTIPLE)
     return BatchPiece(
         inputs=inputs,
         tokens=SegmentRows(layout.bounds),
-        vocabulary=tuple(_token_targets(segments, flat_T)),
-        pooled=tuple(_text_targets(segments, class_weights)),
-        segments=len(segments),
+        vocabulary=tuple(replace(targets, of_replacements=targets.head in drawn) for targets in vocabulary),
+        pooled=tuple(head_targets(_text_labels(segments, class_weights), len(segments), TEXTS_MULTIPLE)),
         real_tokens=len(flat_T),
         replacements=_replacements(segments, flat_T, pad_id),
     )
 
 
 def _published(segments: Sequence[Segment], inputs: TokenInputs, published: PublishedVisibility) -> Tensor:
-    """The visibility of a piece in which every text is a row, [R, L, L]."""
+    """Return the visibility of a piece in which every text is a row, [R, L, L]."""
     visible_RLL = inputs.visibility_RLL().clone()
     row = 0
     for segment in segments:
         if segment.representation is not None:
             matrix = published_matrix(segment.representation, published.width, published.seed, published.step)
-            visible_RLL[row : row + segment.texts] = torch.from_numpy(matrix.copy())
-        row += segment.texts
+            visible_RLL[row : row + segment.examples] = torch.from_numpy(matrix.copy())
+        row += segment.examples
     return visible_RLL
 
 
-Chosen = tuple[int, np.ndarray, np.ndarray, np.ndarray]
-"""Of one segment that a head reads: its number, indices, labels and weights."""
+class HeadLabels(NamedTuple):
+    """What a head reads of one segment, and the labels there."""
+
+    head: str
+    segment: int
+    positions: Int64
+    labels: npt.NDArray[Any]
+    weights: Float32
 
 
-def _token_targets(segments: Sequence[Segment], flat_T: Int64) -> Iterator[Targets]:
-    """Targets of the labelled tokens, head by head, segment after segment."""
-    read: dict[str, list[Chosen]] = {}
+def _token_labels(segments: Sequence[Segment], flat_T: Int64) -> Iterator[HeadLabels]:
     for number, (start, segment) in enumerate(zip(token_starts(segments), segments, strict=False)):
         if segment.classes_E is None and len(segment.labelled_M):
             weights = np.full(len(segment.targets_M), 1.0 / segment.normaliser, dtype=np.float32)
-            chosen = (number, flat_T[segment.labelled_M + start], segment.targets_M, weights)
-            read.setdefault(segment.head, []).append(chosen)
-    for head, parts in read.items():
-        drawn = any(segment.head == head and segment.drawn is not None for segment in segments)
-        yield replace(head_targets(head, len(segments), parts, LABELS_MULTIPLE), of_replacements=drawn)
+            yield HeadLabels(segment.head, number, flat_T[segment.labelled_M + start], segment.targets_M, weights)
 
 
-def _text_targets(segments: Sequence[Segment], class_weights: Float32 | None) -> Iterator[Targets]:
-    """Targets of the labelled texts, head by head, segment after segment."""
-    read: dict[str, list[Chosen]] = {}
+def _text_labels(segments: Sequence[Segment], class_weights: Float32 | None) -> Iterator[HeadLabels]:
     start = 0
     for number, segment in enumerate(segments):
-        if segment.classes_E is not None and segment.texts:
-            weights = np.ones(segment.texts, dtype=np.float32)
+        stop = start + segment.examples
+        if segment.classes_E is not None and segment.examples:
+            weights = np.ones(segment.examples, dtype=np.float32)
             if class_weights is not None and segment.weighted:
                 weights = class_weights[segment.classes_E]
             weights = (weights / segment.normaliser).astype(np.float32)
-            chosen = (number, np.arange(start, start + segment.texts), segment.classes_E, weights)
-            read.setdefault(segment.head, []).append(chosen)
-        start += segment.texts
-    for head, parts in read.items():
-        yield head_targets(head, len(segments), parts, TEXTS_MULTIPLE)
+            yield HeadLabels(segment.head, number, np.arange(start, stop), segment.classes_E, weights)
+        start = stop
 
 
-def head_targets(head: str, segments: int, chosen: Sequence[Chosen], multiple: int = 1) -> Targets:
-    """Join what one head reads of each segment.
+def head_targets(found: Iterable[HeadLabels], segments: int, multiple: int = 1) -> Iterator[Targets]:
+    """Yield what each head reads of the S segments.
 
-    Args:
-        head: name of the head.
-        segments: S.
-        chosen: segments that the head reads, in order.
-        multiple: the number of targets is rounded up to a multiple of this, with targets of weight 0 that count as the
-            last segment's.
+    The number of a head's targets is rounded up to a multiple, with targets of weight 0 that count as its last
+    segment's.
     """
-    counts = np.zeros(segments, dtype=np.int64)
-    for number, index, _, _ in chosen:
-        counts[number] = len(index)
-    padding = -int(counts.sum()) % multiple
-    counts[chosen[-1][0]] += padding
-    bounds = np.concatenate(([0], np.cumsum(counts)))
+    by_head: dict[str, list[HeadLabels]] = {}
+    for one in found:
+        by_head.setdefault(one.head, []).append(one)
+    for head, parts in by_head.items():
+        counts = np.zeros(segments, dtype=np.int64)
+        counts[[part.segment for part in parts]] = [len(part.positions) for part in parts]
+        padding = -int(counts.sum()) % multiple
+        counts[parts[-1].segment] += padding
 
-    def joined(column: int, dtype: type[np.generic]) -> Tensor:
-        values = np.concatenate([np.asarray(part[column]) for part in chosen])
-        nothing = np.zeros((padding, *values.shape[1:]), dtype=values.dtype)
-        return torch.from_numpy(np.concatenate((values, nothing)).astype(dtype))
+        def joined(arrays: list[npt.NDArray[Any]], dtype: type[np.generic], padding: int = padding) -> Tensor:
+            values = np.concatenate(arrays)
+            nothing = np.zeros((padding, *values.shape[1:]), dtype=values.dtype)
+            return torch.from_numpy(np.concatenate((values, nothing)).astype(dtype))
 
-    real = np.issubdtype(np.asarray(chosen[0][2]).dtype, np.floating)
-    return Targets(
-        head=head,
-        index_K=joined(1, np.int64),
-        label_K=joined(2, np.float32 if real else np.int64),
-        weight_K=joined(3, np.float32),
-        segment_K=torch.from_numpy(np.repeat(np.arange(segments), counts)),
-        rows=SegmentRows(tuple(int(bound) for bound in bounds)),
-    )
+        real = np.issubdtype(np.asarray(parts[0].labels).dtype, np.floating)
+        yield Targets(
+            head=head,
+            index_K=joined([part.positions for part in parts], np.int64),
+            label_K=joined([part.labels for part in parts], np.float32 if real else np.int64),
+            weight_K=joined([part.weights for part in parts], np.float32),
+            segment_K=torch.from_numpy(np.repeat(np.arange(segments), counts)),
+            rows=SegmentRows((0, *np.cumsum(counts).tolist())),
+        )
 
 
 def _replacements(segments: Sequence[Segment], flat_T: Int64, pad_id: int) -> Replacements | None:
-    """The tokens of a piece that the denoise head generates, or None; `flat_T` is where the piece has each token."""
+    """Return the tokens of a piece that the denoise head generates; `flat_T` is where the piece has each token."""
     drawing = [
         (start, segment, segment.drawn)
         for start, segment in zip(token_starts(segments), segments, strict=False)

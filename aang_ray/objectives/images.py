@@ -16,21 +16,23 @@ Shape suffixes: E images, H height, W width, P = H * W pixels, K images that a h
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.special import ndtri
 from torch import Tensor, nn
 
 from aang_ray.config.sections import Semantics
 from aang_ray.data.digits import ImageTask, LabelledImages
-from aang_ray.model.segments import SegmentRows
+from aang_ray.model.segments import Movable, SegmentRows
 from aang_ray.objectives import randomness
-from aang_ray.objectives.batch import Chosen, Targets, head_targets, moved, pinned
-from aang_ray.objectives.losses import shares
+from aang_ray.objectives.batch import HeadLabels, Targets, head_targets
+from aang_ray.objectives.losses import head_losses
 from aang_ray.objectives.objective import Objective, Rule
 from aang_ray.objectives.sampling import ExampleSchedule, Share, SourceSettings
 from aang_ray.objectives.source import SegmentBatch, Split, StepSource, head_name
@@ -73,15 +75,12 @@ class ImageTaxonomy:
     """The names and rules above, as spaces ask for them (`space.Taxonomy`)."""
 
     def names(self, stage: str) -> tuple[str, ...]:
-        """The names that can be chosen at a stage."""
         return PRIMITIVES[stage]
 
     def rules(self, objective: Objective) -> Sequence[Rule]:
-        """All rules."""
         return RULES
 
     def conflicts(self, objectives: Collection[Objective], labels: Semantics) -> dict[Objective, str]:
-        """None: every objective stands by itself."""
         return {}
 
 
@@ -93,98 +92,75 @@ TAXONOMY: Final = ImageTaxonomy()
 
 @dataclass(frozen=True)
 class ImageSegment:
-    """The images of one segment of a step, corrupted and labelled: host arrays.
-
-    Exactly one of `classes_E` (one class for each image) and `clean_EHW` (its pixels) holds the labels.
-    """
+    """The images of one segment of a step, corrupted and labelled: host arrays."""
 
     name: str
     head: str
     """The head that predicts the labels."""
     pixels_EHW: Float32
     """What the body sees."""
-    classes_E: Int64 | None
+    labels: npt.NDArray[Any]
+    """A class of each image, [E], or its pixels before they were corrupted, [E, P]."""
     weights_E: Float32
     """Weight of each image in the mean loss of the segment."""
-    clean_EHW: Float32 | None = None
-    """The pixels before they were corrupted."""
-    normaliser: float = 0.0
+    normaliser: float
     """Sum of `weights_E` over the whole segment at this step: the denominator of its mean loss."""
 
     @property
-    def texts(self) -> int:
-        """Number of images. The name is that of text segments, which all domains share."""
+    def examples(self) -> int:
         return len(self.pixels_EHW)
 
     @property
     def lengths_E(self) -> Int64:
-        """Rows of the body for each image: one."""
-        return np.ones(self.texts, dtype=np.int64)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Classes, [E], or pixels, [E, P]."""
-        if self.classes_E is not None:
-            return self.classes_E
-        assert self.clean_EHW is not None
-        return self.clean_EHW.reshape(self.texts, -1)
+        """Return the rows of the body for each image."""
+        return np.ones(self.examples, dtype=np.int64)
 
     def part(self, start: int, stop: int) -> Self:
         """Images `start` to `stop`, with the normaliser of the whole segment."""
         return replace(
             self,
             pixels_EHW=self.pixels_EHW[start:stop],
-            classes_E=None if self.classes_E is None else self.classes_E[start:stop],
+            labels=self.labels[start:stop],
             weights_E=self.weights_E[start:stop],
-            clean_EHW=None if self.clean_EHW is None else self.clean_EHW[start:stop],
         )
 
 
-def segment(
-    name: str, head: str, pixels_EHW: Float32, classes_E: Int64 | None, clean_EHW: Float32 | None = None
-) -> ImageSegment:
+def segment(name: str, head: str, pixels_EHW: Float32, labels: npt.NDArray[Any]) -> ImageSegment:
     """Return a whole segment in which every image weighs 1."""
     ones_E = np.ones(len(pixels_EHW), dtype=np.float32)
-    return ImageSegment(name, head, pixels_EHW, classes_E, ones_E, clean_EHW, float(len(pixels_EHW)))
+    return ImageSegment(name, head, pixels_EHW, labels, ones_E, float(len(pixels_EHW)))
 
 
 def build(objective: Objective, head: str, images: LabelledImages, keys_E: randomness.U64) -> ImageSegment:
-    """Return the segment of an objective.
-
-    Args:
-        objective: the names of the primitives.
-        head: name of the head that predicts the labels.
-        images: the images before the transform.
-        keys_E: a random key for each image.
-    """
+    """Return the segment of an objective, given the images before the transform and a random key for each of them."""
     pixels_EHW, turns_E = images.pixels_NHW, np.zeros(len(images), dtype=np.int64)
     match objective.transform:
         case "rotate":
             pixels_EHW, turns_E = rotate(pixels_EHW, keys_E)
         case "noise":
             pixels_EHW = add_noise(pixels_EHW, keys_E)
-    if objective.output == "denoise":
-        return segment(objective.key, head, pixels_EHW, None, clean_EHW=images.pixels_NHW)
-    classes = {"other-digit": images.others, "rotation": turns_E, "end-task": images.labels}
-    return segment(objective.key, head, pixels_EHW, classes[objective.output])
+    labels: dict[str, npt.NDArray[Any]] = {
+        "other-digit": images.others,
+        "rotation": turns_E,
+        "denoise": images.pixels_NHW.reshape(len(images), -1),
+        "end-task": images.labels,
+    }
+    return segment(objective.key, head, pixels_EHW, labels[objective.output])
 
 
 def rotate(pixels_EHW: Float32, keys_E: randomness.U64) -> tuple[Float32, Int64]:
-    """Turn each image counterclockwise by 0 to 3 quarters, as its key determines.
+    """Turn each image, which must be square, counterclockwise by 0 to 3 quarters, as its key determines.
 
     Returns:
         The turned images, [E, H, W], and the quarter turns of each, [E].
-
-    Raises:
-        ValueError: for images that are not square: they would not fit when turned.
     """
     if pixels_EHW.shape[1] != pixels_EHW.shape[2]:
         raise ValueError(f"images of {pixels_EHW.shape[1]} x {pixels_EHW.shape[2]} pixels cannot be turned")
     turns_E = (TURNS * randomness.uniform(keys_E.view(np.int64), randomness.OPERATION)).astype(np.int64)
     turned_EHW = np.empty_like(pixels_EHW)
     for turns in range(TURNS):
-        chosen = turns_E == turns
-        turned_EHW[chosen] = np.rot90(pixels_EHW[chosen], turns, axes=(1, 2))
+        here = turns_E == turns
+        turned_EHW[here] = np.rot90(pixels_EHW[here], turns, axes=(1, 2))
     return turned_EHW, turns_E
 
 
@@ -204,14 +180,7 @@ ImageBatch = SegmentBatch[ImageSegment]
 
 
 class ImageSource(StepSource[ImageSegment]):
-    """Batches of images, with pixels standardised by their mean and deviation over all train images.
-
-    Args:
-        task: the end task.
-        space: the auxiliary objectives; None: there are none.
-        n: objectives in a step.
-        settings: settings that decide which examples are read.
-    """
+    """Batches of images, with pixels standardised by their mean and deviation over all train images."""
 
     def __init__(self, task: ImageTask, space: Space | None, n: int, settings: SourceSettings) -> None:
         self.space, self.settings = space, settings
@@ -226,25 +195,21 @@ class ImageSource(StepSource[ImageSegment]):
         self.schedule = ExampleSchedule(len(task.train), len(task.dev), lambda _: len(task.train), space, n, settings)
 
     def labelled(self, name: str, head: str, split: Split, examples: Int64) -> ImageSegment:
-        """Examples of a split with their labels."""
         images = (self.train if split == "train" else self.dev).take(examples)
         return self._weighted(segment(name, head, images.pixels_NHW, images.labels))
 
     def objective(self, share: Share) -> ImageSegment:
-        """Examples of the train images, corrupted and labelled."""
-        if self.space is None:
-            raise ValueError("no space")
+        assert self.space is not None
         objective, examples = self.space.objectives[share.objective], share.examples
         head = head_name(objective, self.settings.per_objective_heads)
-        keys_E = np.broadcast_to(share.keys, (len(examples),)).copy()
-        made = build(objective, head, self.train.take(examples), keys_E)
+        made = build(objective, head, self.train.take(examples), share.keys)
         return self._weighted(made) if objective.output == "end-task" else made
 
     def _weighted(self, plain: ImageSegment) -> ImageSegment:
-        """The same segment with the weights of the end task's classes, if there are any."""
-        if self._weights_C is None or plain.classes_E is None:
+        """Return the segment with the weights of the end task's classes, if there are any."""
+        if self._weights_C is None:
             return plain
-        weights_E = self._weights_C[plain.classes_E]
+        weights_E = self._weights_C[plain.labels]
         return replace(plain, weights_E=weights_E, normaliser=float(weights_E.sum()))
 
 
@@ -252,7 +217,7 @@ class ImageSource(StepSource[ImageSegment]):
 
 
 @dataclass(frozen=True)
-class ImagePiece:
+class ImagePiece(Movable):
     """What goes through the model in one forward pass."""
 
     pixels_E1HW: Tensor
@@ -262,60 +227,26 @@ class ImagePiece:
     """Targets of each head. Labels that are pixels have shape [K, P]."""
 
     @property
-    def segments(self) -> int:
-        """Number of segments."""
-        return self.tokens.count
-
-    @property
     def real_tokens(self) -> int:
-        """Number of images; none is padding."""
         return self.tokens.rows
-
-    def to(self, device: torch.device) -> ImagePiece:
-        """The same piece on a device."""
-        return moved(self, device)
-
-    def pin(self) -> ImagePiece:
-        """The same piece in page-locked memory, from which copies to a GPU do not block."""
-        return pinned(self)
 
 
 def collate_images(segments: Sequence[ImageSegment]) -> ImagePiece:
-    """Turn one piece of a batch into tensors in host memory.
-
-    Args:
-        segments: all segments of the step, each with the images of this piece.
-    """
-    bounds = [0, *np.cumsum([one.texts for one in segments]).tolist()]
-    read: dict[str, list[Chosen]] = {}
-    for number, one in enumerate(segments):
-        if one.texts:
-            weights = one.weights_E / np.float32(one.normaliser)
-            chosen = (number, np.arange(bounds[number], bounds[number + 1]), one.labels, weights)
-            read.setdefault(one.head, []).append(chosen)
+    """Turn one piece of a batch, the segments with its images, into tensors in host memory."""
+    bounds = [0, *np.cumsum([one.examples for one in segments]).tolist()]
+    found = [
+        HeadLabels(one.head, number, np.arange(start, stop), one.labels, one.weights_E / np.float32(one.normaliser))
+        for number, (one, (start, stop)) in enumerate(zip(segments, itertools.pairwise(bounds), strict=True))
+        if one.examples
+    ]
     pixels_EHW = np.concatenate([one.pixels_EHW for one in segments])
     return ImagePiece(
         torch.from_numpy(np.ascontiguousarray(pixels_EHW)).unsqueeze(1),
         SegmentRows(tuple(bounds)),
-        tuple(head_targets(head, len(segments), parts) for head, parts in read.items()),
+        tuple(head_targets(found, len(segments))),
     )
 
 
 def image_losses(body: nn.Module, heads: Mapping[str, nn.Module], piece: ImagePiece) -> Tensor:
-    """Run the model on a piece.
-
-    Args:
-        body: maps images, [E, 1, H, W], to feature vectors.
-        heads: modules by the head names of the piece's targets.
-        piece: on the model's device.
-
-    Returns:
-        The piece's share of every segment's unweighted mean loss, [S], differentiable: cross-entropy for classes; for
-        pixels the squared error, averaged over them.
-    """
-    features_EF = body(piece.pixels_E1HW)
-    dtype = torch.promote_types(features_EF.dtype, torch.float32)
-    losses_S = torch.zeros(piece.segments, device=features_EF.device, dtype=dtype)
-    for targets in piece.targets:
-        losses_S = losses_S + shares(heads[targets.head], features_EF, targets, piece.segments)
-    return losses_S
+    """Return a piece's share of every segment's unweighted mean loss, [S], differentiable."""
+    return head_losses(heads, body(piece.pixels_E1HW), piece.targets, piece.tokens.count)

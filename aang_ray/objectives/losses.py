@@ -1,8 +1,7 @@
 """The unweighted mean loss of every segment of a piece. (docs/semantics.md, section 2.6)
 
 L_s = (sum over the segment's labels of weight * loss) / (sum of its label weights at this step): shares of pieces add
-up to the step's mean however the batch is cut. The loss is cross-entropy for tokens and classes, and squared error for
-numbers. A segment without labels has L = 0.
+up to the step's mean however the batch is cut. A segment without labels has L = 0.
 
 Shape suffixes: R rows, L columns, T = R * L flattened positions, E texts, H hidden size, S segments, K targets of a
 head, C outputs of a head, G generated tokens, V vocabulary.
@@ -10,7 +9,7 @@ head, C outputs of a head, G generated tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,50 +23,34 @@ from aang_ray.objectives.outputs import DENOISE_HEAD
 
 
 def segment_losses(encoder: Encoder, heads: Mapping[str, nn.Module], piece: BatchPiece) -> Tensor:
-    """Run the model on a piece. Vocabulary logits are computed at labelled tokens only.
+    """Return a piece's share of every segment's loss, [S], differentiable, in fp32 or wider.
 
-    Args:
-        encoder: the body.
-        heads: modules by the head names of the piece's targets.
-        piece: on the model's device.
-
-    Returns:
-        The piece's share of every segment's loss, [S], differentiable, in fp32 or wider.
+    Vocabulary logits are computed at labelled tokens only.
     """
     piece = with_replacements(encoder, heads, piece)
     hidden_RLH = encoder(piece.inputs)
-    losses_S = torch.zeros(piece.segments, device=hidden_RLH.device, dtype=_wide(hidden_RLH.dtype))
-    flat_TH = hidden_RLH.flatten(0, 1)
-    for targets in piece.vocabulary:
-        losses_S = losses_S + shares(heads[targets.head], flat_TH, targets, piece.segments)
+    losses_S = head_losses(heads, hidden_RLH.flatten(0, 1), piece.vocabulary, piece.tokens.count)
     if piece.pooled:
         pooled_EH = encoder.pool(hidden_RLH, piece.inputs)
-        for targets in piece.pooled:
-            losses_S = losses_S + shares(heads[targets.head], pooled_EH, targets, piece.segments)
+        losses_S = losses_S + head_losses(heads, pooled_EH, piece.pooled, piece.tokens.count)
     return losses_S
 
 
-def shares(head: nn.Module, source: Tensor, targets: Targets, segments: int) -> Tensor:
-    """Compute one head's share of every segment's loss.
-
-    Args:
-        head: the module.
-        source: what it reads, [T, H] or [E, H].
-        targets: rows of `source` with labels and weights.
-        segments: S.
-
-    Returns:
-        [S]: weighted sums of cross-entropies for classes, of mean squared errors for numbers.
-    """
-    with segment_rows(targets.rows):
-        outputs_KC = head(source.index_select(0, targets.index_K))
-    outputs_KC = outputs_KC.to(_wide(outputs_KC.dtype))
-    if targets.label_K.is_floating_point():
-        loss_K = F.mse_loss(outputs_KC, targets.label_K.to(outputs_KC.dtype), reduction="none").mean(1)
-    else:
-        loss_K = F.cross_entropy(outputs_KC, targets.label_K, reduction="none")
-    shares_S = torch.zeros(segments, device=loss_K.device, dtype=loss_K.dtype)
-    return shares_S.index_add(0, targets.segment_K, loss_K * targets.weight_K.to(loss_K.dtype))
+def head_losses(heads: Mapping[str, nn.Module], source: Tensor, read: Sequence[Targets], segments: int) -> Tensor:
+    """Return the share of every segment's loss, [S], of the heads that read rows of `source`, [T, H] or [E, H]."""
+    losses_S = torch.zeros(segments, device=source.device, dtype=_wide(source.dtype))
+    for targets in read:
+        with segment_rows(targets.rows):
+            outputs_KC = heads[targets.head](source.index_select(0, targets.index_K))
+        outputs_KC = outputs_KC.to(_wide(outputs_KC.dtype))
+        if targets.label_K.is_floating_point():
+            loss_K = F.mse_loss(outputs_KC, targets.label_K.to(outputs_KC.dtype), reduction="none").mean(1)
+        else:
+            loss_K = F.cross_entropy(outputs_KC, targets.label_K, reduction="none")
+        shares_S = torch.zeros(segments, device=loss_K.device, dtype=loss_K.dtype)
+        weighted_K = loss_K * targets.weight_K.to(loss_K.dtype)
+        losses_S = losses_S + shares_S.index_add(0, targets.segment_K, weighted_K)
+    return losses_S
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -98,13 +81,10 @@ def with_replacements(encoder: Encoder, heads: Mapping[str, nn.Module], piece: B
 
 @torch.no_grad()
 def draw(encoder: Encoder, denoise: nn.Module, wanted: Replacements) -> Tensor:
-    """Sample tokens from the denoise head's predictions, without gradient and with dropout off.
+    """Sample token ids, [G], from the denoise head's predictions, without gradient and with dropout off.
 
     A sample is the inverse of the predicted distribution at a number that is a function of (seed, step, objective,
     example). So it does not depend on how the batch is cut, unless rounding moves a boundary across that number.
-
-    Returns:
-        Token ids, [G].
     """
     training = encoder.training
     encoder.eval()

@@ -27,21 +27,21 @@ class Objective:
 
     @property
     def key(self) -> str:
-        """Name in files and logs, such as `end-task/mask/bidirectional/denoise`; the same for every space and task."""
+        """Return the name in files and logs, such as `end-task/mask/bidirectional/denoise`."""
         return "/".join(self.stages)
 
     @property
     def stages(self) -> tuple[str, str, str, str]:
-        """The four names, in the order of `STAGES`."""
+        """Return the four names, in the order of `STAGES`."""
         return (self.data, self.transform, self.representation, self.output)
 
     @property
     def code(self) -> int:
-        """64-bit hash of the key: the objective's coordinate in `randomness`."""
+        """Return a 64-bit hash of the key: the objective's coordinate in `randomness`."""
         return int.from_bytes(hashlib.blake2b(self.key.encode(), digest_size=8).digest(), "little")
 
     def title(self, task: str = "end-task") -> str:
-        """Name for people, such as `movie · bert-op · left-to-right · denoise`."""
+        """Return the name for people, such as `movie · bert-op · left-to-right · denoise`."""
         data = task if self.data == "end-task" else self.data
         return " · ".join((data, self.transform, self.representation, self.output))
 
@@ -50,12 +50,9 @@ class Objective:
 class Rule:
     """A reason why some objectives are illegal.
 
-    Each primitive carries the rules about the objectives that contain it. So a rule is keyed by stage and name:
-    `end-task` is both a kind of data and an output. (docs/semantics.md, section 1)
-
-    Rules about labels keep a row from seeing its own label. That concerns labels that *are* tokens: the original token
-    must not stand in the input of its row. The frequency of a token or its capitalisation is another matter: a row
-    that sees the token must still read the text to tell, so no rule forbids asking for it.
+    Each primitive carries the rules about the objectives that contain it (docs/semantics.md, section 1). Rules about
+    labels concern those that *are* tokens: the original token must not stand in the input of its row. A row that sees
+    a token must still read the text to tell its frequency or capitalisation, so no rule forbids asking for these.
     """
 
     reason: str

@@ -1,9 +1,7 @@
 """Stage O: what is predicted, and by which kind of head. (docs/semantics.md, section 2.6)
 
-An output is a function from a `View` of the texts to `Labels`. Integer labels are learned by cross-entropy, real ones
-by squared error; either loss is a mean over the step's labels. Labels are those of the text before the transform.
-
-To add one, write its function and its entry in `OUTPUTS`, and a row in docs/taxonomy.md.
+An output is a function from a `View` of the texts to `Labels`, of the text before the transform. Integer labels are
+learned by cross-entropy, real ones by squared error. docs/taxonomy.md lists all outputs, and says how to add one.
 
 Shape suffixes: T tokens before the transform, E texts, M labels, C numbers in a label.
 """
@@ -11,7 +9,7 @@ Shape suffixes: T tokens before the transform, E texts, M labels, C numbers in a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
@@ -31,7 +29,7 @@ class Head:
     """The head that predicts the labels."""
 
     kind: Literal["vocabulary", "token", "text"]
-    """Logits over the vocabulary at labelled tokens; or a two-layer perceptron on a token, or on a whole text."""
+    """Logits over the vocabulary at labelled tokens, or a two-layer perceptron on a token or a whole text."""
     size: int | None = None
     """Outputs of a perceptron; None: the number of classes of the objective's data set."""
 
@@ -42,7 +40,6 @@ class View:
 
     objective: Objective
     original: Texts
-    """The texts before the transform."""
     real_T: Bool
     """Original tokens that are not special."""
     selected_T: Bool
@@ -59,7 +56,7 @@ class View:
 
     @cached_property
     def row_T(self) -> Int64:
-        """Index of each original token among the tokens that are read; for a deleted one, that of the last kept one."""
+        """Return each original token's index among those that are read; a deleted one has that of the last kept one."""
         return np.cumsum(self.kept_T) - 1
 
 
@@ -72,11 +69,10 @@ class Labels:
     at_M: Int64 | None = None
     """Indices of the labelled tokens among those that are read (`View.row_T`), ascending; None: one label a text."""
     by_queries: bool = False
-    """Whether to predict at mask-token queries that are appended to the text, one with the position of each token of
-    `at_M`, instead of at those tokens."""
+    """Predict at mask-token queries that are appended to the text, with the positions of `at_M`, instead of there."""
     drawn_T: Bool | None = None
-    """Original tokens to be replaced by samples of the denoise head. If given, the targets are made on the device:
-    1 where the sample differs from the original token, else 0."""
+    """Original tokens to be replaced by samples of the denoise head. The targets, whether the sample differs, are then
+    made on the device."""
 
 
 @dataclass(frozen=True)
@@ -88,27 +84,14 @@ class Output:
     name: str
     head: Head
     label: Callable[[View], Labels]
-    """view -> the labels."""
     rules: tuple[Rule, ...] = ()
-    """Which objectives with this output are illegal."""
     fit: Callable[[Ragged, Vocabulary], Any] | None = None
     """(train texts of the end task, vocabulary) -> what `View.fitted` holds, computed once."""
-    needs: frozenset[str] = field(default_factory=frozenset)
+    needs: frozenset[str] = frozenset()
     """Other outputs that the space must contain."""
 
 
-# Tokens: denoise and next-token.
-#
-# | transform · representation | denoise predicts | next-token predicts |
-# |---|---|---|
-# | mask, replace, bert-op, noised-embeddings, span-mask · any | the selected tokens | the next tokens |
-# | deletion · any | before each gap, the first token that was deleted | the next tokens |
-# | no-op · left-to-right | as next-token | at every token the next one |
-# | no-op · right-to-left | as next-token | at every token the previous one |
-# | no-op · random-factorized | as next-token | at a query for each selected token, that token |
-# | no-op · bidirectional (`published` legality only) | the selected, visible tokens | the next tokens |
-#
-# With `labels: published`, denoising no-op always predicts the selected, unchanged tokens.
+# Tokens: denoise and next-token. With `labels: published`, denoising no-op predicts the selected, unchanged tokens.
 
 DENOISE_HEAD = "denoise"
 """The shared vocabulary head of denoising, which also draws the replacements of `real-synthetic`."""
@@ -174,23 +157,18 @@ NEXT_TOKEN = Output(
 
 
 def _capitalisation(view: View) -> Labels:
-    """Label every token that is read with whether it began with an upper-case letter in the raw text.
-
-    The ids of an uncased vocabulary do not tell; those of a cased one do, which makes it easy but not illegal.
-    """
-    capitals_T = view.original.capitals_T
-    if capitals_T is None:
+    """Label every token that is read with whether it began with an upper-case letter in the raw text."""
+    if view.original.capitals_T is None:
         raise ValueError("the texts do not say which tokens are capitalised")
     labelled_T = view.real_T & view.kept_T
-    return Labels(capitals_T[labelled_T].astype(np.int64), view.row_T[labelled_T])
+    return Labels(view.original.capitals_T[labelled_T].astype(np.int64), view.row_T[labelled_T])
 
 
 def _real_synthetic(view: View) -> Labels:
     """Label every token that is read with whether it is a sample that differs from the original.
 
-    Replaced-token detection (Clark et al. 2020): the selected tokens are masked, the denoise head predicts them under
-    full visibility, and samples of its predictions, drawn without gradient, take their places. A sample that happens
-    to be the original token counts as real.
+    Replaced-token detection (Clark et al. 2020): the selected tokens are masked, and samples of the denoise head's
+    predictions, drawn without gradient, take their places.
     """
     labelled = np.flatnonzero(view.real_T & view.kept_T)
     return Labels(np.zeros(len(labelled), dtype=np.int64), view.row_T[labelled], drawn_T=view.selected_T)
@@ -220,8 +198,7 @@ _READS_ALL = Rule(
 
 
 def _class_of_text(view: View) -> Labels:
-    if view.classes_E is None:
-        raise ValueError(f"{view.objective.data} has no classes")
+    assert view.classes_E is not None
     return Labels(view.classes_E)
 
 
@@ -248,9 +225,8 @@ SUPERVISED = Output(
 # Frequencies: TF and TF-IDF, scikit-learn's values.
 #
 # tf-idf(t, d) = count(t, d) * (1 + ln((1 + N) / (1 + n_t))), then each text's vector is divided by its Euclidean norm;
-# TF is the same without the second factor. N is the number of texts of the end task's train split and n_t how many of
-# them contain the token t, whatever data the objective reads. Special tokens are left out. Labels are standardised
-# by their mean and deviation over the tokens of train, so that predicting the mean has a squared error of 1.
+# TF is the same without the second factor. N and n_t are counted in the end task's train split. Special tokens are left
+# out. Labels are standardised over the tokens of train, so that predicting the mean has a squared error of 1.
 
 _ROUNDING = 1e-9
 """A deviation below this share of the mean is rounding noise: the values are positive and in double precision."""
@@ -268,7 +244,7 @@ class Frequencies:
 
     @classmethod
     def fit(cls, train: Ragged, vocabulary: Vocabulary, use_idf: bool) -> Frequencies:
-        """Fit on the train texts of the end task."""
+        """Fit on the end task's train texts."""
         ids_T, lengths_E = train.take(np.arange(len(train)))
         text_T = np.repeat(np.arange(len(train)), lengths_E)
         real_T, shape = vocabulary.real(ids_T), (len(train), vocabulary.size)
@@ -280,21 +256,14 @@ class Frequencies:
         return cls(transformer, vocabulary.size, mean, deviation if deviation > _ROUNDING * mean else 1.0)
 
     def values(self, ids_T: Int32, text_T: Int64, texts: int, real_T: Bool) -> Float64:
-        """Return the standardised value of each real token in its text, [number of real tokens].
-
-        Args:
-            ids_T: token ids.
-            text_T: index of each token's text.
-            texts: number of texts.
-            real_T: which tokens are not special.
-        """
+        """Return the standardised value of each real token in its text, given the index of each token's text."""
         weighted = self.transformer.transform(_counts(ids_T, text_T, (texts, self.size), real_T))
         raw_M = np.asarray(weighted[text_T[real_T], ids_T[real_T]], dtype=np.float64).reshape(-1)
         return (raw_M - self.mean) / self.deviation
 
 
 def _counts(ids_T: Int32, text_T: Int64, shape: tuple[int, int], real_T: Bool) -> Any:
-    """How often each text contains each token, a sparse [texts, vocabulary] matrix."""
+    """Return how often each text contains each token, [texts, vocabulary]."""
     ones = np.ones(int(real_T.sum()))
     return csr_matrix((ones, (text_T[real_T], ids_T[real_T])), shape=shape)  # adds up entries of the same place
 
@@ -310,4 +279,3 @@ TF = Output("tf", Head("token", 1), _frequency, fit=partial(Frequencies.fit, use
 TF_IDF = Output("tf-idf", Head("token", 1), _frequency, fit=partial(Frequencies.fit, use_idf=True))
 
 OUTPUTS = (DENOISE, NEXT_TOKEN, TF_IDF, TF, CAPITALISATION, REAL_SYNTHETIC, END_TASK, SUPERVISED)
-"""All built-in outputs."""

@@ -1,8 +1,7 @@
 """Segments of texts, and how the texts of all segments are laid out in rows for the encoder.
 
-A *segment* is the part of a step's batch that has one loss: the dev batch, the end task, or a sampled objective. Rows
-are read one after another (flattened positions, [R * L]), and each segment owns one contiguous range of them, because
-the single-pass gradients are taken segment by segment.
+A *segment* is the part of a step's batch that has one loss: the dev batch, the end task, or a sampled objective. Its
+flattened positions [R * L] are contiguous, because the single-pass gradients are taken segment by segment.
 
 Shape suffixes: T tokens, E texts, M labelled tokens, N noised tokens, G generated tokens, W width of the embeddings,
 R rows, L columns.
@@ -36,11 +35,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Segment:
-    """The texts of one segment, corrupted, ranked and labelled: host arrays, texts concatenated.
-
-    Either `classes_E` is given, one label for each text, or `labelled_M` and `targets_M` are. Integer labels are
-    classes or token ids, real ones are values.
-    """
+    """The texts of one segment, corrupted, ranked and labelled: `classes_E`, or `labelled_M` and `targets_M`."""
 
     name: str
     head: str
@@ -56,11 +51,11 @@ class Segment:
     labelled_M: Int64 = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """Labelled tokens, as indices into the T axis, ascending."""
     targets_M: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
-    """Their labels, [M] or [M, C]."""
+    """Their labels: ids, [M], or real numbers, [M, C]."""
     classes_E: npt.NDArray[Any] | None = None
-    """Labels of the texts, if the labels are about whole texts."""
+    """Labels of whole texts."""
     representation: str | None = None
-    """Representation of the objective; None for the end task and dev, which have none."""
+    """None for the end task and dev."""
     normaliser: float = 0.0
     """Sum of the label weights over the whole segment at this step: the denominator of its mean loss."""
     weighted: bool = True
@@ -71,8 +66,7 @@ class Segment:
     drawn: Drawn | None = None
 
     @property
-    def texts(self) -> int:
-        """Number of texts."""
+    def examples(self) -> int:
         return len(self.lengths_E)
 
     def part(self, start: int, stop: int) -> Segment:
@@ -80,15 +74,13 @@ class Segment:
         ends = np.concatenate(([0], np.cumsum(self.lengths_E)))
         tokens = slice(int(ends[start]), int(ends[stop]))
 
-        def inside(indices: Int64) -> slice:
-            """Which of ascending indices are those of the part's tokens."""
-            first, last = np.searchsorted(indices, (tokens.start, tokens.stop))
-            return slice(int(first), int(last))
+        def inside(ascending: Int64) -> slice:
+            return slice(*np.searchsorted(ascending, (tokens.start, tokens.stop)).tolist())
 
         labelled, noised, drawn = inside(self.labelled_M), inside(self.noised_N), self.drawn
         if drawn is not None:
-            chosen = inside(drawn.at_G)
-            drawn = replace(drawn, at_G=drawn.at_G[chosen] - tokens.start, uniform_G=drawn.uniform_G[chosen])
+            here = inside(drawn.at_G)
+            drawn = replace(drawn, at_G=drawn.at_G[here] - tokens.start, uniform_G=drawn.uniform_G[here])
         return replace(
             self,
             ids_T=self.ids_T[tokens],
@@ -106,23 +98,20 @@ class Segment:
 
 
 def label_weight(segment: Segment, class_weights_C: Float32 | None) -> float:
-    """Sum the label weights of a segment or of a part of one. For a whole segment this is its normaliser."""
+    """Return the sum of the label weights of a segment or of a part of one; of a whole segment it is the normaliser."""
     if segment.classes_E is None:
         return float(len(segment.labelled_M))
     if class_weights_C is None or not segment.weighted:
-        return float(segment.texts)
+        return float(segment.examples)
     return float(class_weights_C[segment.classes_E].sum())
 
 
 def token_starts(segments: Sequence[Segment]) -> Int64:
-    """Index of each segment's first token among the tokens of all, and the number of tokens: S + 1 entries."""
+    """Return the index of each segment's first token among those of all, and the number of tokens: S + 1 entries."""
     return np.concatenate(([0], np.cumsum([len(segment.ids_T) for segment in segments])))
 
 
-# Rows
-#
-# Inside a segment texts are placed best-fit decreasing. The next segment continues the emptiest row. So segments stay
-# contiguous, and a few per cent of the places are padding.
+# Rows: texts of a segment are placed best-fit decreasing, and the next segment continues the emptiest row.
 
 SHORTEST_ROW = 64
 """Narrower rows waste more at their ends than they save in attention."""
@@ -144,22 +133,14 @@ class Layout:
 
 
 def packed(lengths: Sequence[Int64]) -> Layout:
-    """Pack the texts of each segment into rows, given their lengths in tokens.
-
-    The width has few possible values, four to a doubling, so that few shapes occur.
-    """
+    """Pack the texts of each segment into rows. The width has few possible values, so that few shapes occur."""
     longest = max((int(lengths_E.max()) for lengths_E in lengths if len(lengths_E)), default=1)
     step = max(16, 1 << max(0, longest.bit_length() - 3))
     return pack(lengths, max(SHORTEST_ROW, -(-longest // step) * step), ROWS_MULTIPLE)
 
 
 def pack(lengths: Sequence[Int64], width: int, multiple: int = 1) -> Layout:
-    """Pack the texts of each segment into rows of a given width.
-
-    Args:
-        lengths: for each segment the lengths of its texts in tokens.
-        width: tokens in a row.
-        multiple: the number of rows is rounded up to a multiple of it.
+    """Pack the texts of each segment into rows of a given width; their number is rounded up to a multiple.
 
     Raises:
         ValueError: if a text is longer than a row.
@@ -187,10 +168,7 @@ def one_per_row(lengths: Sequence[Int64], width: int) -> Layout:
 
 
 def _place(lengths_E: Int64, width: int, first_row: int, used: int) -> tuple[Int64, Int64, int, int]:
-    """Place texts best-fit decreasing from `first_row` on, of which `used` tokens are taken.
-
-    Returns rows, columns, the last row, and how many of its tokens are taken.
-    """
+    """Place texts best-fit decreasing. Return rows, columns, the last row, and how many of its tokens are taken."""
     if len(lengths_E) and int(lengths_E.max()) > width:
         raise ValueError(f"a text of {int(lengths_E.max())} tokens does not fit into a row of {width}")
     taken = [used]
@@ -198,13 +176,11 @@ def _place(lengths_E: Int64, width: int, first_row: int, used: int) -> tuple[Int
     column_E = np.zeros(len(lengths_E), dtype=np.int64)
     for text in np.argsort(-lengths_E, kind="stable"):
         length = int(lengths_E[text])
-        best = -1
-        for row, fill in enumerate(taken):
-            if fill + length <= width and (best < 0 or fill > taken[best]):
-                best = row
-        if best < 0:
-            best = len(taken)
+        fitting = [row for row, fill in enumerate(taken) if fill + length <= width]
+        if not fitting:
+            fitting = [len(taken)]
             taken.append(0)
+        best = max(fitting, key=taken.__getitem__)  # the first of the fullest
         row_E[text], column_E[text] = best, taken[best]
         taken[best] += length
     # The continued row stays first. The emptiest of the new ones moves to the end, where the next segment continues it.
@@ -218,16 +194,7 @@ def _place(lengths_E: Int64, width: int, first_row: int, used: int) -> tuple[Int
 
 
 def lay_out(segments: Sequence[Segment], layout: Layout, pad_id: int) -> tuple[TokenInputs, Int64]:
-    """Move all tokens to their places.
-
-    Args:
-        segments: the texts.
-        layout: the place of each text.
-        pad_id: the token id of empty places.
-
-    Returns:
-        What the encoder reads, and the flattened position of each token, [T].
-    """
+    """Move all tokens to their places; return what the encoder reads, and each token's flattened position, [T]."""
     lengths_E = np.concatenate([segment.lengths_E for segment in segments])
     first_E = layout.row_E * layout.width + layout.column_E
     within_T = np.arange(int(lengths_E.sum())) - np.repeat(np.cumsum(lengths_E) - lengths_E, lengths_E)

@@ -10,9 +10,8 @@ A user's file imports what it needs from this module and ends with the primitive
 
     PRIMITIVES = (Transform("reverse", reverse),)
 
-A space names the file under `primitives:`. Built-in primitives are made of the same classes, in `transforms.py`,
-`visibility.py` and `outputs.py`. Whatever a primitive returns is checked here, so that a mistake in a user's file is
-one line that names the primitive.
+A space names the file under `primitives:`. Whatever a primitive returns is checked here, so that a mistake in a user's
+file is one line that names the primitive.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Final
@@ -89,18 +88,9 @@ class Primitives:
         return cls(stages["transform"], stages["representation"], stages["output"])
 
     def names(self, stage: str) -> tuple[str, ...]:
-        """The names that can be chosen at a stage."""
-        if stage == "data":
-            return DATA
-        named: dict[str, Iterable[str]] = {
-            "transform": self.transforms,
-            "representation": self.representations,
-            "output": self.outputs,
-        }
-        return tuple(named[stage])
+        return DATA if stage == "data" else tuple(getattr(self, f"{stage}s"))
 
     def rules(self, objective: Objective) -> tuple[Rule, ...]:
-        """The rules of the objective's primitives."""
         return (
             *self.transforms[objective.transform].rules,
             *self.representations[objective.representation].rules,
@@ -108,11 +98,7 @@ class Primitives:
         )
 
     def conflicts(self, objectives: Collection[Objective], labels: Semantics) -> dict[Objective, str]:
-        """Return the objectives that must go because of the others of the space, with the reasons.
-
-        One of two names for the same objective goes, and so does an objective whose output needs another output that
-        is not in the space.
-        """
+        """Return the second names of objectives, and the objectives whose output needs one that is not in the space."""
         reasons: dict[Objective, str] = {}
         for objective in objectives:
             intact = (objective.transform, objective.output) == ("no-op", "denoise")
@@ -147,11 +133,7 @@ BUILT_IN: Final = Primitives.of((*TRANSFORMS, *REPRESENTATIONS, *OUTPUTS))
 
 
 def digest(file: str) -> str:
-    """Hash the content of a user's file.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
+    """Hash the content of a user's file; a `UserError` if it cannot be read."""
     try:
         return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     except OSError as error:
@@ -189,8 +171,7 @@ def _with_named_errors(primitive: Primitive) -> Primitive:
 
         return call
 
-    values = {field.name: getattr(primitive, field.name) for field in fields(primitive)}
-    functions: dict[str, Any] = {name: named(value) for name, value in values.items() if callable(value)}
+    functions: dict[str, Any] = {name: named(value) for name, value in vars(primitive).items() if callable(value)}
     rules = tuple(replace(rule, forbids=named(rule.forbids)) for rule in primitive.rules)
     return replace(primitive, rules=rules, **functions)
 
@@ -204,16 +185,7 @@ def _one_line(error: Exception) -> str:
 
 
 def corrupt(transform: Transform, texts: Texts, vocabulary: Vocabulary, rate: float) -> tuple[Bool, Corrupted]:
-    """Apply a transform.
-
-    Args:
-        transform: the transform.
-        texts: the texts before it.
-        vocabulary: of the tokenizer.
-        rate: share of the real tokens to select.
-
-    Returns:
-        Which tokens were selected, [T], and the corrupted texts.
+    """Return which tokens a transform selects, [T], about `rate` of the real ones, and the corrupted texts.
 
     Raises:
         UserError: if a function of the transform returned something of another type, shape or range.
@@ -253,10 +225,10 @@ def order_of(representation: Representation, texts: Texts) -> Int32 | None:
 
 
 def label(output: Output, view: View) -> Labels:
-    """Return the labels of an output: one for each text, or for some of the tokens that are read, in ascending order.
+    """Return the labels of an output.
 
     Raises:
-        UserError: if they are not.
+        UserError: if it is not one for each text, or for some of the tokens that are read, in ascending order.
     """
     name, labels = f"output {output.name}", output.label(view)
     if output.head.kind == "text":
@@ -272,13 +244,7 @@ def label(output: Output, view: View) -> Labels:
 
 
 def check_targets(output: str, targets: npt.NDArray[Any], head: Head, vocabulary: int) -> None:
-    """Check that a head can predict the targets.
-
-    Args:
-        output: name of the output.
-        targets: classes or token ids, [M]; or real numbers, [M, C].
-        head: the head, with its size.
-        vocabulary: size of the vocabulary.
+    """Check that an output's head can predict the targets: classes or token ids, [M], or real numbers, [M, C].
 
     Raises:
         UserError: for a class that the head does not have, or another number of real numbers than it has outputs.
@@ -287,9 +253,8 @@ def check_targets(output: str, targets: npt.NDArray[Any], head: Head, vocabulary
     targets = np.asarray(targets)
     if np.issubdtype(targets.dtype, np.floating):
         if targets.shape[1:] != (size,):
-            raise UserError(
-                f"output {output}: its head predicts {size} numbers, its targets have shape {targets.shape}"
-            )
+            shape = targets.shape
+            raise UserError(f"output {output}: its head predicts {size} numbers, its targets have shape {shape}")
     elif targets.ndim != 1 or not _are_indices(targets, size):
         raise UserError(f"output {output}: returned a label outside of its head's classes, 0 to {size - 1}")
 

@@ -1,8 +1,6 @@
-"""Random numbers as a pure function of (seed, step, objective, example, purpose).
+"""Random numbers as a pure function of (seed, step, objective, example, purpose), and not of a random stream.
 
-There is no stream of random numbers: the same coordinates give the same number on every worker, in any order and after
-a resume. Numbers come from SplitMix64 (Steele, Lea, Flood 2014): its output function is applied to a key that folds in
-every coordinate, vectorised over tokens.
+The output function of SplitMix64 (Steele, Lea, Flood 2014) is applied to a key that folds in every coordinate.
 """
 
 from __future__ import annotations
@@ -32,14 +30,7 @@ def _mix(x: U64) -> U64:
 
 
 def keys(*coordinates: int | npt.NDArray[np.integer]) -> U64:
-    """Fold coordinates into 64-bit keys.
-
-    Args:
-        coordinates: integers, or integer arrays that broadcast against each other.
-
-    Returns:
-        One key for each element of the broadcast arrays, at least one.
-    """
+    """Fold integers, or integer arrays that broadcast against each other, into 64-bit keys, at least one."""
     key = np.zeros(1, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for coordinate in coordinates:
@@ -49,10 +40,10 @@ def keys(*coordinates: int | npt.NDArray[np.integer]) -> U64:
 
 
 def uniform(*coordinates: int | npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1) with 53 random bits, one for each element of the broadcast coordinates."""
+    """Return uniform numbers in [0, 1) with 53 random bits, one for each element of the broadcast coordinates."""
     return (keys(*coordinates) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def generator(*coordinates: int) -> np.random.Generator:
-    """A NumPy generator that starts from the key of the coordinates, for permutations and other draws over sets."""
+    """Return a generator that starts from the key of the coordinates, for permutations and other draws over sets."""
     return np.random.Generator(np.random.Philox(key=int(keys(*coordinates)[0])))

@@ -1,7 +1,6 @@
 """Which objectives a step trains, and which examples each of them reads.
 
-Everything is a pure function of (seed, step), so every worker and every resumed run computes the same without being
-told. (docs/semantics.md, sections 2.1 and 2.3)
+Everything is a pure function of (seed, step). (docs/semantics.md, sections 2.1 and 2.3)
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ NO_EXAMPLES: Int64 = np.zeros(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """Sizes of the batches, in examples, and switches that decide what they hold."""
+    """Sizes of the batches, in examples, and what they hold."""
 
     end_task: int
     auxiliary: int
@@ -84,19 +83,9 @@ def _epoch_order(size: int, seed: int, code: int, epoch: int) -> npt.NDArray[np.
 
 
 def epoch_examples(size: int, start: int, count: int, seed: int, code: int) -> Int64:
-    """Return examples number `start` to `start + count` of an endless sequence of epochs.
+    """Return the `count` examples after the first `start` of an endless sequence of epochs over `size` examples.
 
-    Each epoch contains every example once, in an order keyed by (seed, code, epoch).
-
-    Args:
-        size: examples in the data.
-        start: examples read before.
-        count: examples to read now.
-        seed: of the run.
-        code: number of the reader, `Objective.code` for an objective.
-
-    Returns:
-        Indices, [count].
+    Each epoch has an order keyed by (seed, code, epoch), where `code` is the reader's number (`Objective.code`).
     """
     wanted = np.arange(start, start + count)
     result = np.empty(count, dtype=np.int64)
@@ -107,16 +96,9 @@ def epoch_examples(size: int, start: int, count: int, seed: int, code: int) -> I
 
 
 class Cursors:
-    """Counts how many examples each objective has read before a step.
+    """Counts how many examples each of `size` objectives has read before a step, of which n share a batch.
 
-    The counts are a function of (seed, step). They are added up as steps go by; after a jump the missed steps are
-    replayed.
-
-    Args:
-        size: objectives in the space.
-        n: objectives in a step.
-        batch: examples in a step, of all sampled objectives together.
-        seed: of the run.
+    After a jump the missed steps are replayed.
     """
 
     def __init__(self, size: int, n: int, batch: int, seed: int) -> None:
@@ -125,11 +107,11 @@ class Cursors:
         self._read = np.zeros(size, dtype=np.int64)
 
     def draw(self, step: int) -> tuple[int, ...]:
-        """The objectives of a step."""
+        """Return the objectives of a step."""
         return draw_objectives(self.size, self.n, self.seed, step)
 
     def at(self, step: int) -> list[tuple[int, int, int]]:
-        """(objective, examples read before, examples to read now) for every objective of the step."""
+        """Return (objective, examples read before, examples to read now) for every objective of the step."""
         if step < self._step:
             self._step, self._read = 0, np.zeros(self.size, dtype=np.int64)
         while self._step < step:
@@ -163,15 +145,12 @@ def published_shares(
 
     Args:
         space: the objectives.
-        sampled: indices of this step's objectives.
+        sampled: those of this step.
         factors: logits by factor letter, in the order of `Space.factors()`.
         sizes: examples of each kind of data.
         batch: B.
         seed: of the run.
         step: optimiser step.
-
-    Returns:
-        The share of every sampled objective, in the order of `sampled`.
     """
     names = space.factors()
     objectives = {index: space.objectives[index] for index in sampled}
@@ -210,15 +189,13 @@ _END_TASK_CODE = -1
 
 
 class ExampleSchedule:
-    """The examples of any step: indices into train, dev, or the data of an objective.
-
-    It knows nothing of what the examples are.
+    """The examples of any step, whatever they are: indices into train, dev, or the data of an objective.
 
     Args:
         train: number of train examples of the end task.
         dev: number of dev examples.
         sizes: returns how many examples a kind of data of the space has.
-        space: the auxiliary objectives; None: there are none.
+        space: the auxiliary objectives, if there are any.
         n: objectives in a step.
         settings: sizes and switches.
 
@@ -230,38 +207,37 @@ class ExampleSchedule:
     """Dev examples that decide which checkpoint is kept."""
 
     def __init__(
-        self,
-        train: int,
-        dev: int,
-        sizes: Callable[[str], int],
-        space: Space | None,
-        n: int,
-        settings: SourceSettings,
+        self, train: int, dev: int, sizes: Callable[[str], int], space: Space | None, n: int, settings: SourceSettings
     ) -> None:
-        self._train, self._dev, self._sizes, self._space, self._settings = train, dev, sizes, space, settings
+        self._train, self._sizes, self._space, self._settings = train, sizes, space, settings
         self._cursors = Cursors(len(space), n, settings.auxiliary, settings.seed) if space is not None else None
-        self._meta_dev, self.score_dev = self._split_dev()
+        self._meta_dev = self.score_dev = np.arange(dev)
+        if settings.meta_dev_fraction:
+            if dev < 3:
+                raise UserError(f"method.meta_dev_fraction: dev has {dev} texts, too few to set some aside")
+            count = min(max(2, round(settings.meta_dev_fraction * dev)), dev - 1)
+            order = randomness.generator(settings.seed, randomness.DEV).permutation(dev)
+            self._meta_dev, self.score_dev = np.sort(order[:count]), np.sort(order[count:])
         # Head and dev batch are disjoint. The head's sample comes first; of a dev that is no larger it takes half.
         meta = len(self._meta_dev)
         self._head_size = settings.dev_head if settings.dev_head < meta else meta // 2
 
     def end_task(self, step: int) -> Int64:
-        """Train examples of the end task's segment."""
+        """Return the train examples of the end task's segment."""
         count = self._settings.end_task
         return epoch_examples(self._train, step * count, count, self._settings.seed, _END_TASK_CODE)
 
     def dev_batch(self, step: int) -> Int64:
-        """At most `dev` examples of dev that the step's head was not fitted on."""
+        """Return at most `dev` examples of dev that the step's head was not fitted on."""
         settings = self._settings
         candidates = self._meta_dev
         if not settings.head_from_train:
             candidates = np.setdiff1d(candidates, self.dev_head(step))
         order = randomness.generator(settings.seed, step, randomness.DEV).permutation(len(candidates))
-        chosen: Int64 = candidates[order][: settings.dev]
-        return chosen
+        return candidates[order][: settings.dev]
 
     def dev_head(self, step: int) -> Int64:
-        """Examples that phi* is fitted on at this step: of dev, or of train with `head_from_train`."""
+        """Return the examples that phi* is fitted on: of dev, or of train with `head_from_train`."""
         settings = self._settings
         generator = randomness.generator(settings.seed, step - step % settings.head_refit_every, randomness.DEV_HEAD)
         if settings.head_from_train:
@@ -269,15 +245,7 @@ class ExampleSchedule:
         return self._meta_dev[generator.permutation(len(self._meta_dev))][: self._head_size]
 
     def auxiliary(self, step: int, factors: Mapping[str, npt.NDArray[np.float64]] | None) -> list[Share]:
-        """What each sampled objective reads at a step.
-
-        Args:
-            step: optimiser step.
-            factors: logits by factor letter, in the order of `Space.factors()`; needed for `published` allocation.
-
-        Returns:
-            One share for each sampled objective.
-        """
+        """Return what each sampled objective reads; `factors`, as in `published_shares`, are for that allocation."""
         if self._cursors is None or self._space is None:
             return []
         settings, objectives = self._settings, self._space.objectives
@@ -290,37 +258,19 @@ class ExampleSchedule:
         return [self._share(step, index, start, count) for index, start, count in self._cursors.at(step)]
 
     def size(self, objective: int) -> int:
-        """Number of examples in the data of an objective, given its index."""
-        return self._sizes(self._objective(objective).data)
+        """Return the number of examples in the data of an objective, given its index."""
+        assert self._space is not None
+        return self._sizes(self._space.objectives[objective].data)
 
-    def chosen(self, number: int, objectives: Sequence[int]) -> list[Share]:
-        """What the given objectives read in their batch number `number`, whatever was sampled at the steps before.
-
-        Each gets floor(B / n) examples, at least one, and reads its epochs without replacement.
-        """
+    def shares_of(self, number: int, objectives: Sequence[int]) -> list[Share]:
+        """Return what objectives read in batch `number` of these: floor(B / n) examples each, at least one."""
         count = max(1, self._settings.auxiliary // max(1, len(objectives)))
         return [self._share(number, index, number * count, count) for index in objectives]
 
     def _share(self, step: int, index: int, start: int, count: int) -> Share:
-        objective, seed = self._objective(index), self._settings.seed
-        size = self._sizes(objective.data)
+        assert self._space is not None
+        objective, size, seed = self._space.objectives[index], self.size(index), self._settings.seed
         examples = epoch_examples(size, start, count, seed, objective.code)
         # In a tiny data set an example may be read twice at a step: each time gets its own random key.
         epoch = np.arange(start, start + count) // size
         return Share(index, examples, randomness.keys(seed, step, objective.code, examples, epoch))
-
-    def _objective(self, index: int) -> Objective:
-        if self._space is None:
-            raise ValueError("no space")
-        return self._space.objectives[index]
-
-    def _split_dev(self) -> tuple[Int64, Int64]:
-        """Dev examples for the meta part, and those that decide which checkpoint is kept."""
-        everything = np.arange(self._dev)
-        if self._settings.meta_dev_fraction == 0.0:
-            return everything, everything
-        order = randomness.generator(self._settings.seed, randomness.DEV).permutation(len(everything))
-        if len(everything) < 3:
-            raise UserError(f"method.meta_dev_fraction: dev has {len(everything)} texts, too few to set some aside")
-        count = min(max(2, round(self._settings.meta_dev_fraction * len(everything))), len(everything) - 1)
-        return np.sort(everything[order[:count]]), np.sort(everything[order[count:]])

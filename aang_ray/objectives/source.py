@@ -1,7 +1,6 @@
 """Where the segments of a step come from: the end task's splits, and the objectives on their data.
 
-`build` turns texts into the segment of an objective; `BatchSource` makes the batch of any step from a text task;
-`StepSource` is what it shares with the sources of other domains.
+`build` makes the segment of an objective, `BatchSource` the batch of any step from a text task.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class OutputSettings:
     mask_rate: float
     labels: Semantics
     pooling: str
-    """How a text head reads a text: `first` (its first token) or `mean`."""
+    """How a text head reads a text: `first` or `mean`."""
     noise: Noise | None = None
     """For noised embeddings."""
 
@@ -67,7 +66,7 @@ def build(
     Args:
         objective: the names of the primitives.
         head: name of the head that predicts the labels.
-        texts: the texts before the transform.
+        texts: before the transform.
         classes_E: class of each text in its data set, if that has classes.
         vocabulary: of the tokenizer.
         settings: decide inputs and labels.
@@ -75,7 +74,7 @@ def build(
         fitted: what the output's `fit` returned.
 
     Raises:
-        UserError: if a primitive returns something invalid, which one of a user's file may do.
+        UserError: if a primitive of a user's file returns something invalid.
     """
     output, real_T = primitives.outputs[objective.output], vocabulary.real(texts.ids_T)
     selected_T, corrupted = corrupt(primitives.transforms[objective.transform], texts, vocabulary, settings.mask_rate)
@@ -90,18 +89,22 @@ def build(
     segment = _unlabelled(objective.key, head, read, _ranks(order_T, read, first_token))
     segment = replace(segment, representation=objective.representation)
     if corrupted.noised_T is not None:
-        if settings.noise is None:
-            raise ValueError("noised embeddings need settings.noise")
+        assert settings.noise is not None
         noised_T = corrupted.noised_T & kept_T
         segment = replace(segment, noised_N=view.row_T[noised_T], noise_NW=settings.noise.draw(texts, noised_T))
     if labels.drawn_T is not None:
-        segment = _with_drawn(segment, view, labels)
+        # The original tokens stand where samples of the denoise head will, which are made on the device.
+        drawn_T = labels.drawn_T & kept_T
+        at_G, ids_T = view.row_T[drawn_T], segment.ids_T.copy()
+        ids_T[at_G] = texts.ids_T[drawn_T]
+        drawn = Drawn(at_G, texts.uniform_T(randomness.REPLACEMENT)[drawn_T], vocabulary)
+        segment = replace(segment, ids_T=ids_T, drawn=drawn)
     if labels.by_queries:
         return _with_queries(segment, labels, vocabulary)
     normaliser = float(len(labels.targets))
     if labels.at_M is None:
-        of_end_task = objective.output == "end-task"
-        return replace(segment, classes_E=labels.targets, normaliser=normaliser, weighted=of_end_task)
+        weighted = objective.output == "end-task"
+        return replace(segment, classes_E=labels.targets, normaliser=normaliser, weighted=weighted)
     return replace(segment, labelled_M=labels.at_M, targets_M=labels.targets, normaliser=normaliser)
 
 
@@ -110,24 +113,13 @@ def _unlabelled(name: str, head: str, texts: Texts, ranks_T: Int32) -> Segment:
 
 
 def _ranks(order_T: Int32 | None, texts: Texts, first_token: int | None) -> Int32:
-    """Ranks of the tokens, [T]; the first token of each text ranks `first_token`, None leaves it its place."""
+    """Return the ranks of the tokens; the first token of each text ranks `first_token`, None leaves it its place."""
     if order_T is None:
         return np.zeros(len(texts.ids_T), dtype=np.int32)
     ranks_T = order_T * np.int32(2)  # even, so that a query fits in just below any token
     if first_token is not None:
         ranks_T[texts.starts_E] = first_token
     return ranks_T
-
-
-def _with_drawn(segment: Segment, view: View, labels: Labels) -> Segment:
-    """Put the original tokens back where samples of the denoise head will stand; these are made on the device."""
-    assert labels.drawn_T is not None
-    drawn_T = labels.drawn_T & view.kept_T
-    at_G = view.row_T[drawn_T]
-    ids_T = segment.ids_T.copy()
-    ids_T[at_G] = view.original.ids_T[drawn_T]
-    uniform_G = view.original.uniform_T(randomness.REPLACEMENT)[drawn_T]
-    return replace(segment, ids_T=ids_T, drawn=Drawn(at_G, uniform_G, view.vocabulary))
 
 
 def _with_queries(segment: Segment, labels: Labels, vocabulary: Vocabulary) -> Segment:
@@ -139,22 +131,21 @@ def _with_queries(segment: Segment, labels: Labels, vocabulary: Vocabulary) -> S
     targets = labels.at_M
     if targets is None or len(segment.noised_N) or segment.drawn is not None:
         raise ValueError("queries can be used with intact texts only")
-    text_T = np.repeat(np.arange(segment.texts), segment.lengths_E)
+    text_T = np.repeat(np.arange(segment.examples), segment.lengths_E)
     text_M = text_T[targets]
     order = np.argsort(np.concatenate((text_T, text_M)), kind="stable")  # each text's tokens, then its queries
 
-    def interleave(tokens: Int32, queries: Int32) -> Int32:
-        return np.concatenate((tokens, queries))[order].astype(np.int32)
+    def interleave(tokens: np.ndarray, queries: np.ndarray | int) -> np.ndarray:
+        return np.concatenate((tokens, np.broadcast_to(queries, len(targets))))[order].astype(tokens.dtype)
 
-    is_query = np.concatenate((np.zeros(len(text_T), dtype=np.bool_), np.ones(len(targets), dtype=np.bool_)))[order]
     return replace(
         segment,
-        ids_T=interleave(segment.ids_T, np.full(len(targets), vocabulary.mask_id, dtype=np.int32)),
-        positions_T=np.concatenate((segment.positions_T, segment.positions_T[targets]))[order],
+        ids_T=interleave(segment.ids_T, vocabulary.mask_id),
+        positions_T=interleave(segment.positions_T, segment.positions_T[targets]),
         ranks_T=interleave(segment.ranks_T, segment.ranks_T[targets] - 1),
-        key_ranks_T=interleave(segment.key_ranks_T, np.full(len(targets), HIGHEST, dtype=np.int32)),
-        lengths_E=segment.lengths_E + np.bincount(text_M, minlength=segment.texts),
-        labelled_M=np.flatnonzero(is_query),
+        key_ranks_T=interleave(segment.key_ranks_T, HIGHEST),
+        lengths_E=segment.lengths_E + np.bincount(text_M, minlength=segment.examples),
+        labelled_M=np.flatnonzero(order >= len(text_T)),
         targets_M=labels.targets,
         normaliser=float(len(targets)),
     )
@@ -189,20 +180,14 @@ class StepSource(ABC, Generic[SegmentT]):
     def step(
         self, step: int, with_dev: bool, factors: Mapping[str, npt.NDArray[np.float64]] | None = None
     ) -> SegmentBatch[SegmentT]:
-        """Make the segments of a step.
-
-        Args:
-            step: optimiser step.
-            with_dev: whether to include the dev batch.
-            factors: logits by factor letter, in the order of `Space.factors()`; needed for `published` allocation.
-        """
+        """Make the segments of a step; `factors` as in `ExampleSchedule.auxiliary`."""
         dev = self.schedule.dev_batch(step) if with_dev else NO_EXAMPLES
         return self._batch(step, dev, self.schedule.end_task(step), self.schedule.auxiliary(step, factors))
 
-    def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> SegmentBatch[SegmentT]:
-        """Make batch `number` of the given objectives, with or without the end task (`ExampleSchedule.chosen`)."""
+    def batch_of(self, number: int, end_task: bool, objectives: Sequence[int]) -> SegmentBatch[SegmentT]:
+        """Make batch `number` of the given objectives, with or without the end task (`ExampleSchedule.shares_of`)."""
         examples = self.schedule.end_task(number) if end_task else NO_EXAMPLES
-        return self._batch(number, NO_EXAMPLES, examples, self.schedule.chosen(number, objectives))
+        return self._batch(number, NO_EXAMPLES, examples, self.schedule.shares_of(number, objectives))
 
     def _batch(self, step: int, dev: Int64, end_task: Int64, auxiliary: Sequence[Share]) -> SegmentBatch[SegmentT]:
         segments = [
@@ -214,40 +199,24 @@ class StepSource(ABC, Generic[SegmentT]):
         return SegmentBatch(step, sampled, tuple(segments), fractions)
 
     def dev_head_examples(self, step: int) -> SegmentT:
-        """The examples that phi* is fitted on at this step, disjoint from the step's dev batch."""
+        """Return the examples that phi* is fitted on at this step, disjoint from the step's dev batch."""
         split: Split = "train" if self.settings.head_from_train else "dev"
         return self.labelled("dev-head", DEV_HEAD, split, self.schedule.dev_head(step))
 
     @abstractmethod
     def labelled(self, name: str, head: str, split: Split, examples: Int64) -> SegmentT:
-        """Examples of a split with their labels.
-
-        Args:
-            name: of the segment, for logs.
-            head: name of the head that predicts the labels.
-            split: `train` or `dev`.
-            examples: indices into the split.
-        """
+        """Return examples of a split (indices) with their labels, for a head; `name` is the segment's, for logs."""
 
     @abstractmethod
     def objective(self, share: Share) -> SegmentT:
-        """Examples of an objective's data, corrupted and labelled."""
+        """Return examples of an objective's data, corrupted and labelled."""
 
 
 StepBatch = SegmentBatch[Segment]
 
 
 class BatchSource(StepSource[Segment]):
-    """Batches of texts.
-
-    Args:
-        task: the end task with its corpora.
-        space: the auxiliary objectives; None: there are none.
-        n: objectives in a step.
-        vocabulary: of the tokenizer.
-        output: settings that decide inputs and labels.
-        settings: settings that decide which examples are read.
-    """
+    """Batches of texts: of an end task, and n objectives of a space. `output` decides inputs and labels."""
 
     def __init__(
         self,
@@ -263,23 +232,21 @@ class BatchSource(StepSource[Segment]):
             len(task.train), len(task.dev), lambda data: len(self._texts_of(data)[0]), space, n, settings
         )
         self._heads = space_heads(space, task, settings.per_objective_heads)
-        self._fitted: dict[str, Any] = {} if space is None else self._fit(space)
-
-    def _fit(self, space: Space) -> dict[str, Any]:
-        """What the outputs of a space need to know of the train texts."""
-        outputs = {name: space.primitives.outputs[name] for name in dict.fromkeys(k.output for k in space.objectives)}
-        train = self.task.train.tokens
-        return {name: output.fit(train, self.vocabulary) for name, output in outputs.items() if output.fit is not None}
+        self._fitted: dict[str, Any] = {}
+        if space is not None:
+            for name in dict.fromkeys(k.output for k in space.objectives):
+                if (fit := space.primitives.outputs[name].fit) is not None:
+                    self._fitted[name] = fit(task.train.tokens, vocabulary)
 
     def labelled(self, name: str, head: str, split: Split, examples: Int64) -> Segment:
-        """Examples of a split with their labels."""
         read = self.task.train if split == "train" else self.task.dev
         ids, lengths = read.tokens.take(examples)
         texts = Texts(ids, lengths, np.zeros(len(examples), dtype=np.uint64))
-        return self._weighted(plain(name, head, texts, read.labels[examples]))
+        segment = plain(name, head, texts, read.labels[examples])
+        return replace(segment, normaliser=label_weight(segment, self.task.class_weights))
 
     def _texts_of(self, data: str) -> tuple[Ragged, Int64 | None]:
-        """The texts of a kind of data, and their classes if they have any."""
+        """Return the texts of a kind of data, and their classes if they have any."""
         if data == "end-task":
             return self.task.train.tokens, self.task.train.labels
         if data.startswith(EXTERNAL):
@@ -288,14 +255,11 @@ class BatchSource(StepSource[Segment]):
         return {kind.replace("_", "-"): texts for kind, texts in self.task.corpora.items()}[data], None
 
     def objective(self, share: Share) -> Segment:
-        """Examples of the objective's data, corrupted and labelled."""
-        if self.space is None:
-            raise ValueError("no space")
+        assert self.space is not None
         objective, examples = self.space.objectives[share.objective], share.examples
         tokens, classes = self._texts_of(objective.data)
         ids, lengths = tokens.take(examples)
-        keys_E = np.broadcast_to(share.keys, (len(examples),)).copy()
-        texts = Texts(ids, lengths, keys_E, tokens.take_capitals(examples))
+        texts = Texts(ids, lengths, share.keys, tokens.take_capitals(examples))
         head = head_name(objective, self.settings.per_objective_heads)
         segment = build(
             objective,
@@ -309,18 +273,11 @@ class BatchSource(StepSource[Segment]):
         )
         targets = segment.targets_M if segment.classes_E is None else segment.classes_E
         check_targets(objective.output, targets, self._heads[head], self.vocabulary.size)
-        return self._weighted(segment)
-
-    def _weighted(self, segment: Segment) -> Segment:
-        """With class weights, the denominator of the mean loss is the sum of the weights."""
-        weights = self.task.class_weights
-        if weights is None or segment.classes_E is None or not segment.weighted:
-            return segment
-        return replace(segment, normaliser=label_weight(segment, weights))
+        return replace(segment, normaliser=label_weight(segment, self.task.class_weights))
 
 
 def head_name(objective: Objective, per_objective: bool) -> str:
-    """Name the head of an objective: its output's; or its own. Labels of other data sets have a head for each set."""
+    """Name the head of an objective: its output's (for labels of other data sets, one for each set), or its own."""
     if per_objective:
         return objective.key
     if objective.output == "end-task":

@@ -1,8 +1,4 @@
-"""Search spaces: the file, the legal objectives that it stands for, and how a person is shown them.
-
-A space file lists blocks of choices for each stage. The space is the union of the blocks' products, less what is
-illegal (docs/semantics.md, section 1).
-"""
+"""Search spaces: the file, its legal objectives (docs/semantics.md, section 1), and how they are displayed."""
 
 from __future__ import annotations
 
@@ -38,22 +34,16 @@ INSTALLED: Final = "share/aang_ray/search_spaces"
 
 
 class Taxonomy(Protocol):
-    """What a domain offers at the four stages, and which combinations are objectives.
-
-    `Primitives` is the taxonomy of text. Other domains register theirs in `aang_ray.objectives.DOMAINS`.
-    """
+    """What a domain offers at the four stages, and which combinations are objectives."""
 
     def names(self, stage: str) -> tuple[str, ...]:
-        """The names that can be chosen at a stage."""
-        ...
+        """Return the names that can be chosen at a stage."""
 
     def rules(self, objective: Objective) -> Sequence[Rule]:
-        """The rules that can forbid the objective."""
-        ...
+        """Return the rules that can forbid the objective."""
 
     def conflicts(self, objectives: Collection[Objective], labels: Semantics) -> dict[Objective, str]:
-        """The objectives that must go because of the others of the space, with the reasons."""
-        ...
+        """Return the objectives that must go because of the others of the space, with the reasons."""
 
 
 Choices = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -83,27 +73,21 @@ class SpaceFile(BaseModel):
 
     @cached_property
     def known(self) -> Primitives:
-        """The built-in primitives of text and those of the files."""
         return BUILT_IN.plus(self.primitives)
 
     @cached_property
     def taxonomy(self) -> Taxonomy:
-        """The taxonomy of the file's domain."""
         if self.domain == TEXT:
             return self.known
         taxonomy: Taxonomy = importlib.import_module(DOMAINS[self.domain]).TAXONOMY
         return taxonomy
 
     @model_validator(mode="after")
-    def _domain_is_known(self) -> Self:
+    def _names_are_known(self) -> Self:
         if self.domain != TEXT and self.domain not in DOMAINS:
             raise ValueError(f"{self.domain!r} is no domain; allowed: {', '.join((TEXT, *DOMAINS))}")
         if self.domain != TEXT and self.primitives:
             raise ValueError(f"primitives: files that add primitives are for spaces on text, not on {self.domain}")
-        return self
-
-    @model_validator(mode="after")
-    def _names_are_known(self) -> Self:
         for block, stage in itertools.product(self.blocks, STAGES):
             allowed = self.taxonomy.names(stage)
             for name in getattr(block, stage):
@@ -114,7 +98,7 @@ class SpaceFile(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the blocks and of the content of the files, wherever they lie. Stored results refer to it."""
+        """Return a hash of the blocks and of the content of the files, wherever they lie."""
         # A space on text has no `domain` in its hash: it had none before there were other domains.
         value = self.model_dump(mode="json", exclude={"primitives"} | ({"domain"} if self.domain == TEXT else set()))
         if self.primitives:
@@ -133,13 +117,12 @@ class Space:
     left_out: frozenset[Objective] = frozenset()
     """Those that are legal by themselves, but not with this end task, this encoder or the rest of the space."""
     primitives: Primitives = BUILT_IN
-    """For a space on text, the primitives behind the names."""
 
     def __len__(self) -> int:
         return len(self.objectives)
 
     def factors(self) -> dict[str, tuple[str, ...]]:
-        """Name the entries of the factor tensors: `A` by objective key; `D`, `T`, `R` and `O` by primitive."""
+        """Name the entries of the factors: `A` by objective key; `D`, `T`, `R` and `O` by primitive."""
         named = {"A": tuple(k.key for k in self.objectives)}
         for letter, stage in zip("DTRO", STAGES, strict=True):
             named[letter] = tuple(dict.fromkeys(str(getattr(k, stage)) for k in self.objectives))
@@ -150,11 +133,7 @@ class Space:
 
 
 def space_path(name: str) -> Path:
-    """Find a space file.
-
-    Args:
-        name: a path to a `.yaml` file; or the name of a file of `search_spaces/`, which is looked for in the working
-            directory, then next to the package, then where an installation puts data files.
+    """Find a space file by path, or by name in `search_spaces/`: here, next to the package, then where it is installed.
 
     Raises:
         UserError: if there is no such file.
@@ -205,13 +184,10 @@ class Capabilities:
     """What an end task, an encoder and the settings allow objectives to do."""
 
     positions_given: bool = True
-    """The encoder accepts position ids."""
     data: frozenset[str] = frozenset({"end-task", "in-domain", "out-of-domain"})
-    """The kinds of data that are there."""
     sound_visibility: bool = True
     """`objectives.visibility` is `sound`. Appended queries need it: they see by rank."""
     shared_heads: bool = True
-    """Objectives with the same output share a head."""
 
 
 def enumerate_space(
@@ -223,14 +199,8 @@ def enumerate_space(
 ) -> Space:
     """List all objectives of a space: the union of its blocks' products, less what is illegal.
 
-    Sizes in `published` semantics: TD 24, TD+ED 40, X+Y+Z 3 (Dery et al. 2023, Table 2).
-
-    Args:
-        name: of the space, for messages.
-        file: the choices.
-        legality: the setting `objectives.legality`.
-        labels: the setting `objectives.labels`.
-        capabilities: leave out, too, what this end task and encoder cannot compute; None: nothing.
+    Sizes in `published` semantics: TD 24, TD+ED 40, X+Y+Z 3 (Dery et al. 2023, Table 2). With `capabilities`, what this
+    end task and encoder cannot compute is left out, too.
 
     Raises:
         UserError: if no objective is left.
@@ -263,7 +233,10 @@ def unavailable(objective: Objective, capabilities: Capabilities, labels: Semant
     """Return why a legal objective on text cannot be computed for this end task and encoder, or None if it can."""
     if objective.data not in capabilities.data:
         return f"no {objective.data} text is given; {how_to_give(objective.data)}"
-    if _uses_queries(objective, labels):
+    # Tokens are predicted at queries that are appended to the text (`Labels.by_queries`).
+    outputs = {"next-token", "denoise"} if labels == "sound" else {"next-token"}
+    in_random_order = (objective.transform, objective.representation) == ("no-op", "random-factorized")
+    if in_random_order and objective.output in outputs:
         if not capabilities.positions_given:
             return "its queries need an encoder whose position ids can be given"
         if not capabilities.sound_visibility:
@@ -282,58 +255,36 @@ def how_to_give(data: str) -> str:
     return f"set data.{data.replace('-', '_')}"
 
 
-def _uses_queries(objective: Objective, labels: Semantics) -> bool:
-    """Whether tokens are predicted at queries that are appended to the text (`Labels.by_queries`)."""
-    if (objective.transform, objective.representation) != ("no-op", "random-factorized"):
-        return False
-    return objective.output == "next-token" or (objective.output == "denoise" and labels == "sound")
-
-
 # Display
 
 
 def render_space(name: str, legality: Semantics, console: Console) -> None:
-    """Print a space: for its kinds of data a grid, outputs and transforms down, representations across.
-
-    Kinds of data with the same grid share it.
-
-    Args:
-        name: name or path of the space.
-        legality: the semantics that decide what is ruled out.
-        console: where to print.
-    """
+    """Print a space: for its kinds of data a grid, outputs and transforms down, representations across."""
     space = enumerate_space(name, read_space(name), legality)
     everything = (*space.objectives, *space.ruled_out)
     console.print(f"{escape(name)}: {len(space)} objectives ({legality} semantics)", highlight=False)
     representations = tuple(dict.fromkeys(k.representation for k in everything))
-    grids: dict[_Grid, list[str]] = {}
+    mark = {**dict.fromkeys(space.ruled_out, "–"), **dict.fromkeys(space.objectives, "yes")}
+    grids: dict[tuple[tuple[str, str, tuple[str, ...]], ...], list[str]] = {}  # kinds of data with one grid share it
     for data in dict.fromkeys(k.data for k in everything):
-        grids.setdefault(_grid(space, data, representations), []).append(data)
+        pairs = sorted({(k.output, k.transform) for k in mark if k.data == data})
+        rows = (
+            (output, transform, tuple(mark.get(Objective(data, transform, r, output), "") for r in representations))
+            for output, transform in pairs
+        )
+        grids.setdefault(tuple(rows), []).append(data)
     for grid, data_names in grids.items():
         table = Table(title=escape(", ".join(data_names)), title_justify="left")
         for column in ("output, transform", *representations):
             # A line break after the first hyphen keeps the table within a terminal of 80 columns.
             table.add_column(escape(column.replace("-", "-\n", 1)))
-        for output, rows in itertools.groupby(grid, key=lambda row: row[0]):
+        for output, of_output in itertools.groupby(grid, key=lambda row: row[0]):
             table.add_section()
             table.add_row(f"[bold]{escape(output)}[/bold]")
-            for _, transform, marks in rows:
+            for _, transform, marks in of_output:
                 table.add_row(f"  {escape(transform)}", *marks)
         console.print(table)
     if space.ruled_out:
         console.print("Ruled out:")
         for reason, count in Counter(space.ruled_out.values()).items():
             console.print(f"  {count:3d}  {reason}", highlight=False)
-
-
-_Grid = tuple[tuple[str, str, tuple[str, ...]], ...]
-"""Rows of output, transform, and a mark for each representation."""
-
-
-def _grid(space: Space, data: str, representations: tuple[str, ...]) -> _Grid:
-    mark = {**dict.fromkeys(space.ruled_out, "–"), **dict.fromkeys(space.objectives, "yes")}
-    pairs = sorted({(k.output, k.transform) for k in mark if k.data == data})
-    return tuple(
-        (output, transform, tuple(mark.get(Objective(data, transform, r, output), "") for r in representations))
-        for output, transform in pairs
-    )

@@ -1,7 +1,4 @@
-"""What primitives work on: tokens of many texts in one array, and the vocabulary that they are from.
-
-Texts are concatenated ("end to end"); shape suffixes: T tokens, E texts.
-"""
+"""What primitives work on: tokens of many texts in one array, and their vocabulary. Suffixes: T tokens, E texts."""
 
 from __future__ import annotations
 
@@ -25,7 +22,6 @@ class Texts:
     """E texts, concatenated."""
 
     ids_T: Int32
-    """Token ids."""
     lengths_E: Int64
     """Tokens in each text, special tokens included."""
     keys_E: randomness.U64
@@ -35,42 +31,31 @@ class Texts:
 
     @cached_property
     def text_T(self) -> Int64:
-        """Index of each token's text."""
+        """Return the index of each token's text."""
         return np.repeat(np.arange(len(self.lengths_E)), self.lengths_E)
 
     @cached_property
     def starts_E(self) -> Int64:
-        """Index of each text's first token."""
+        """Return the index of each text's first token."""
         return np.cumsum(self.lengths_E) - self.lengths_E
 
     @cached_property
     def positions_T(self) -> Int64:
-        """Position of each token in its text, from 0."""
+        """Return the position of each token in its text, from 0."""
         return np.arange(len(self.ids_T)) - np.repeat(self.starts_E, self.lengths_E)
 
     def uniform_T(self, purpose: int) -> Float64:
-        """One uniform number in [0, 1) for each token.
-
-        Args:
-            purpose: a number that tells draws apart. Your own primitives use 1000 and up (`randomness.FREE`).
-        """
+        """Return a uniform number in [0, 1) for each token; `purpose` tells draws apart, yours use 1000 and up."""
         return randomness.uniform(self.keys_E[self.text_T].view(np.int64), purpose, self.positions_T)
 
     def uniform_E(self, purpose: int) -> Float64:
-        """One uniform number in [0, 1) for each text."""
+        """Return a uniform number in [0, 1) for each text."""
         return randomness.uniform(self.keys_E.view(np.int64), purpose, -1)
 
     def budget(self, real_T: Bool, rate: float) -> Int64:
-        """How many of each text's m real tokens to select: floor(rate * m + u), u uniform in [0, 1), at least one.
+        """Return how many of each text's m real tokens to select: floor(rate * m + u), u uniform in [0, 1).
 
-        The expected number is rate * m wherever that exceeds one.
-
-        Args:
-            real_T: which tokens are not special.
-            rate: the share to select, `objectives.mask_rate`.
-
-        Returns:
-            Counts, [E]; 0 for a text of special tokens alone.
+        It is at least one, or 0 for a text of special tokens alone.
         """
         real_E = np.bincount(self.text_T, weights=real_T, minlength=len(self.lengths_E))
         wanted_E = np.floor(rate * real_E + self.uniform_E(randomness.COUNT))
@@ -93,10 +78,10 @@ class Vocabulary:
 
     @cached_property
     def ordinary_ids(self) -> Int32:
-        """All ids that are not special. Replacements are drawn from them."""
+        """Return all ids that are not special. Replacements are drawn from them."""
         return np.flatnonzero(self._ordinary).astype(np.int32)
 
     def real(self, ids_T: Int32) -> Bool:
-        """Whether each token is not special. Only real tokens are selected, and only they are labels."""
+        """Return whether each token is not special. Only real tokens are selected, and only they are labels."""
         real: Bool = self._ordinary[ids_T]
         return real

@@ -1,18 +1,7 @@
 """Stage T: how the input is corrupted. (docs/semantics.md, section 2.4)
 
-A transform is a function on many texts at once; `select` chooses tokens, `corrupt` changes them.
-
-| transform | what happens to the selected tokens |
-|---|---|
-| no-op | nothing |
-| mask | all become the mask token |
-| replace | all become ordinary tokens, drawn uniformly |
-| bert-op | 80 % become the mask token, 10 % are replaced, 10 % stay (Devlin et al. 2018) |
-| noised-embeddings | Gaussian noise is added to their input embeddings |
-| deletion | they are removed, and the rest closes up (Lewis et al. 2019) |
-| span-mask | all become the mask token, and whole spans are selected (Joshi et al. 2020) |
-
-To add one, write its function and its entry in `TRANSFORMS`, and a row in docs/taxonomy.md.
+A transform is a function on many texts at once; `select` chooses tokens, `corrupt` changes them. docs/taxonomy.md lists
+all transforms with their sources, and says how to add one.
 
 Shape suffixes: T tokens before the transform, E texts, R real tokens, W width of the embeddings.
 """
@@ -57,8 +46,7 @@ def select(texts: Texts, real_T: Bool, rate: float) -> Bool:
     draw_T = np.where(real_T, texts.uniform_T(randomness.SELECT), 2.0)  # special tokens come last
     rank_T = np.empty(len(real_T), dtype=np.int64)
     rank_T[np.lexsort((draw_T, texts.text_T))] = texts.positions_T
-    selected: Bool = rank_T < wanted_E[texts.text_T]
-    return selected
+    return rank_T < wanted_E[texts.text_T]
 
 
 CONTINUE, LONGEST = 0.8, 10
@@ -66,25 +54,17 @@ CONTINUE, LONGEST = 0.8, 10
 
 
 def span_lengths(uniform: Float64) -> Int64:
-    """Span lengths by inversion of their distribution function, one for each number in [0, 1)."""
+    """Invert the distribution function of span lengths, for each number in [0, 1)."""
     lengths: Int64 = 1 + np.floor(np.log1p(-uniform * (1 - CONTINUE**LONGEST)) / np.log(CONTINUE)).astype(np.int64)
     return np.minimum(lengths, LONGEST)
 
 
 def select_spans(texts: Texts, real_T: Bool, rate: float) -> Bool:
-    """Select spans of each text's real tokens, as many tokens as `select` would.
+    """Select spans of each text's real tokens, as many tokens as `select` would, with the same arguments.
 
     Each text is closed to a ring, which is cut into spans end to end from a random place on. Spans are taken in random
     order, and the last one is cut to what is left of the budget. So every place is selected with the same probability
     and nothing has to be drawn again because spans overlap; a span may wrap around from the end of a text to its start.
-
-    Args:
-        texts: the texts.
-        real_T: which tokens may be selected.
-        rate: the share to select, `objectives.mask_rate`.
-
-    Returns:
-        Which tokens are selected, [T].
     """
     real = np.flatnonzero(real_T)
     text_R = texts.text_T[real]
@@ -111,11 +91,7 @@ def select_spans(texts: Texts, real_T: Bool, rate: float) -> Bool:
 
 @dataclass(frozen=True)
 class Transform:
-    """A primitive of stage T.
-
-    Its functions must draw random numbers from `texts.uniform_T` and `texts.uniform_E` alone: then they are functions
-    of (seed, step, objective, example).
-    """
+    """A primitive of stage T. Its functions draw random numbers from `texts.uniform_T` and `texts.uniform_E` alone."""
 
     stage: ClassVar[str] = "transform"
 
@@ -125,11 +101,6 @@ class Transform:
     select: Callable[[Texts, Bool, float], Bool] = select
     """(texts, real_T, rate) -> which tokens are selected, [T]."""
     rules: tuple[Rule, ...] = ()
-    """Which objectives with this transform are illegal."""
-
-
-def _no_op(texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Corrupted:
-    return Corrupted(texts.ids_T)
 
 
 def _mask(texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Corrupted:
@@ -137,10 +108,8 @@ def _mask(texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Corrupted:
 
 
 def _ordinary_tokens(texts: Texts, vocabulary: Vocabulary) -> Int32:
-    """An ordinary token for every place, drawn uniformly, [T]."""
     ordinary = vocabulary.ordinary_ids
-    drawn_T: Int32 = ordinary[(texts.uniform_T(randomness.REPLACEMENT) * len(ordinary)).astype(np.int64)]
-    return drawn_T
+    return ordinary[(texts.uniform_T(randomness.REPLACEMENT) * len(ordinary)).astype(np.int64)]
 
 
 def _replace(texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Corrupted:
@@ -154,24 +123,15 @@ def _bert_op(texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Corrupte
     return Corrupted(np.where(replaced_T, _ordinary_tokens(texts, vocabulary), masked.ids_T))
 
 
-def _noised(texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Corrupted:
-    return Corrupted(texts.ids_T, noised_T=selected_T)
-
-
-def _deletion(texts: Texts, selected_T: Bool, vocabulary: Vocabulary) -> Corrupted:
-    return Corrupted(texts.ids_T, kept_T=~selected_T)
-
-
 TRANSFORMS = (
-    Transform("no-op", _no_op),
+    Transform("no-op", lambda texts, selected_T, _: Corrupted(texts.ids_T)),
     Transform("mask", _mask),
     Transform("replace", _replace),
     Transform("bert-op", _bert_op),
-    Transform("noised-embeddings", _noised),
-    Transform("deletion", _deletion),
+    Transform("noised-embeddings", lambda texts, selected_T, _: Corrupted(texts.ids_T, noised_T=selected_T)),
+    Transform("deletion", lambda texts, selected_T, _: Corrupted(texts.ids_T, kept_T=~selected_T)),
     Transform("span-mask", _mask, select=select_spans),
 )
-"""All built-in transforms."""
 
 
 def remaining(texts: Texts, corrupted: Corrupted) -> Texts:
@@ -184,19 +144,13 @@ def remaining(texts: Texts, corrupted: Corrupted) -> Texts:
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise for input embeddings, drawn on the host so that it is the same on every device."""
+    """Gaussian noise for input embeddings of a width, drawn on the host so that it is the same on every device."""
 
     width: int
-    """Width of the embeddings."""
     deviation: float
-    """Standard deviation of every component."""
 
     def draw(self, texts: Texts, noised_T: Bool) -> Float32:
-        """Draw independent normal numbers for the noised tokens, from the random key of each text.
-
-        Returns:
-            [number of noised tokens, W].
-        """
+        """Draw independent normal numbers, [noised tokens, W], from the random key of each text."""
         counts_E = np.bincount(texts.text_T[noised_T], minlength=len(texts.lengths_E))
         drawn = [np.zeros((0, self.width), dtype=np.float32)]
         for text in np.flatnonzero(counts_E):

@@ -1,20 +1,9 @@
 """Stage R: which tokens a token may attend to, expressed as ranks. (docs/semantics.md, section 2.5)
 
-Row i sees key j iff key_rank(j) <= rank(i) or i = j, for every row, labelled or not, in every layer. Ranks order the
-tokens of a text, and an order is transitive: what a row may not see does not reach it through a third row in a later
-layer either.
-
-| representation | rank of a token, for outputs at tokens | for an output about the whole text |
-|---|---|---|
-| bidirectional | 0 for all | 0 for all |
-| left-to-right | its position; the first token ranks lowest | illegal |
-| right-to-left | its reversed position; the first token ranks lowest | illegal |
-| random-factorized | a random order, the first token lowest | a random order, a pooled first token highest |
-
-A first token that ranks lowest is seen by every row and sees only itself. If it saw the text and was seen by all, it
-would carry each label to its row through layer 2.
-
-To add one, write its function and its entry in `REPRESENTATIONS`, and a row in docs/taxonomy.md.
+Row i sees key j iff key_rank(j) <= rank(i) or i = j, for every row, labelled or not, in every layer. An order is
+transitive: what a row may not see does not reach it through a third row in a later layer either. For outputs at tokens
+the first token ranks lowest: if it saw the text and was seen by all, it would carry each label to its row through layer
+2. docs/taxonomy.md lists all representations, and says how to add one.
 
 Shape suffixes: T tokens.
 """
@@ -47,14 +36,8 @@ class Representation:
 
     name: str
     order: Callable[[Texts], Int32] | None
-    """texts -> the rank of every token in its text, from 1, [T]: a token sees tokens of its own or a lower rank.
-    None: every token sees all of its text."""
+    """texts -> the rank of every token in its text, from 1, [T]; None: every token sees all of its text."""
     rules: tuple[Rule, ...] = ()
-    """Which objectives with this representation are illegal."""
-
-
-def _left_to_right(texts: Texts) -> Int32:
-    return (texts.positions_T + 1).astype(np.int32)
 
 
 def _right_to_left(texts: Texts) -> Int32:
@@ -69,27 +52,20 @@ def _random_order(texts: Texts) -> Int32:
 
 REPRESENTATIONS = (
     Representation("bidirectional", None),
-    Representation("left-to-right", _left_to_right),
+    Representation("left-to-right", lambda texts: (texts.positions_T + 1).astype(np.int32)),
     Representation("right-to-left", _right_to_left),
     Representation("random-factorized", _random_order),
 )
-"""All built-in representations."""
 
 
 def published_matrix(representation: str, width: int, seed: int, step: int) -> Bool:
-    """Return the visibility of the released code: one matrix for all texts of a segment, rows are queries.
-
-    Bidirectional sees padding, too; random-factorized is one Bernoulli(0.6) matrix with a diagonal of zeros; the two
-    others are triangular.
+    """Return the visibility of the released code: one matrix [L, L] for all texts of a segment, rows are queries.
 
     Args:
         representation: one of `PUBLISHED`.
-        width: tokens in a row, padding included.
+        width: L, tokens in a row, padding included.
         seed: of the run.
         step: optimiser step.
-
-    Returns:
-        Who sees whom, [width, width].
     """
     match representation:
         case "bidirectional":

@@ -1,11 +1,6 @@
 """Files that appear whole or not at all, on any filesystem, and locks between processes.
 
-The store, checkpoints, exported models, progress files and the cache write through this module. A process that is
-killed at any moment leaves the old file or folder, or the new one, never a part.
-
-- `publish` writes one file below a `Location`: a local folder, or any URI that pyarrow or fsspec opens.
-- `write_file` and `new_folder` write a local file and a local folder.
-- `locked` lets one local process at a time through.
+A process that is killed at any moment leaves the old file or folder, or the new one, never a part.
 """
 
 from __future__ import annotations
@@ -64,41 +59,27 @@ class Location:
 
 
 def open_location(uri: str | Path) -> Location:
-    """Open a root folder.
-
-    Args:
-        uri: A local path, or a URI that pyarrow or fsspec opens. The folder need not exist, but a bucket must.
+    """Open a root folder: a local path, or a URI that pyarrow or fsspec opens.
 
     Raises:
         UserError: The URI is unknown or may not be read, its bucket does not exist, or the root is a file.
     """
-    location = _remote(uri) if isinstance(uri, str) and "://" in uri else _local(uri)
+    if not str(uri):
+        raise UserError("the store's location is empty; give a folder or a URI such as s3://bucket/folder")
+    root = os.path.abspath(os.path.expanduser(uri))
+    remote = isinstance(uri, str) and "://" in uri
+    location = _remote(str(uri)) if remote else Location(root, fs.LocalFileSystem(), root, "local")
     try:
         kind = location.filesystem.get_file_info(location.root).type
-        if kind == fs.FileType.NotFound and isinstance(location.filesystem, fs.S3FileSystem):
-            _check_bucket(location)
+        bucket = location.root.strip("/").partition("/")[0]
+        missing = kind == fs.FileType.NotFound and isinstance(location.filesystem, fs.S3FileSystem)
+        if missing and location.filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
+            raise UserError(f"store {location.uri}: there is no bucket {bucket}; make it, or name another")
     except OSError as error:
         raise UserError(f"store {location.uri} cannot be read: {_line(error)}") from error
     if kind == fs.FileType.File:
         raise UserError(f"store {location.uri} is a file; a store is a folder")
     return location
-
-
-def _check_bucket(location: Location) -> None:
-    """Refuse a bucket that does not exist.
-
-    It is never made here, and would otherwise be missed only by the first row.
-    """
-    bucket = location.root.strip("/").partition("/")[0]
-    if location.filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
-        raise UserError(f"store {location.uri}: there is no bucket {bucket}; make it, or name another")
-
-
-def _local(path: str | Path) -> Location:
-    if not str(path):
-        raise UserError("the store's location is empty; give a folder or a URI such as s3://bucket/folder")
-    root = os.path.abspath(os.path.expanduser(path))
-    return Location(root, fs.LocalFileSystem(), root, "local")
 
 
 def _remote(uri: str) -> Location:
@@ -134,13 +115,7 @@ def _line(error: Exception) -> str:
 def publish(location: Location, path: str, data: bytes) -> None:
     """Write a file, or replace it, so that readers see all of the old content or all of the new.
 
-    Where renaming is atomic, the bytes first go to a temporary name in the root of the location. Readers look into
-    subfolders only.
-
-    Args:
-        location: The root below which the file lies.
-        path: The file, as `location.path` returns it.
-        data: Its content.
+    Where renaming is atomic, the bytes first go to a temporary name in the root; readers look into subfolders only.
     """
     temporary = location.path(f"{TEMPORARY}{uuid.uuid4().hex}")
     match location.kind:
@@ -180,10 +155,7 @@ def write_file(path: Path, data: bytes) -> None:
 def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give the block a temporary folder that becomes `target` when the block ends, and is deleted if the block fails.
 
-    Args:
-        target: The folder to make, with its files.
-        replace: What happens to a `target` that exists when the block ends. If true, it is replaced. If false, it stays
-            and the new folder is deleted: several processes may make the same content at once, and the first wins.
+    A `target` that exists then is replaced or, without `replace`, stays: of several processes the first wins.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     old = target.with_name(f".{target.name}.old")
@@ -218,13 +190,7 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 def locked(path: str | Path) -> Iterator[None]:
     """Let one local process at a time into the block. The kernel releases the lock when its holder dies.
 
-    A filesystem without locks lets everyone in, with a warning.
-
-    Args:
-        path: The lock file. It is made if it does not exist, in a folder that exists.
-
-    Raises:
-        OSError: The lock file cannot be made.
+    A filesystem without locks lets everyone in, with a warning. The lock file is made in a folder that exists.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -243,8 +209,7 @@ def locked(path: str | Path) -> Iterator[None]:
 def one_writer(location: Location) -> Iterator[None]:
     """Hold the lock of a location, so that looking for a file and writing it are one action among local processes.
 
-    Remote locations have no lock. There the later of two writers of the same run wins. Its row is equal, because the
-    result of a run is a function of its name.
+    Remote locations have no lock. There the later of two writers of the same run wins, with an equal row.
 
     Raises:
         UserError: The folder cannot be made or written.

@@ -1,7 +1,6 @@
 """What the store holds of a run: as Python values, as Arrow tables, and the way from one to the other.
 
-`task` and `method` are not columns of the files. They are the hive partitions of the path, and every reader of hive
-layouts (pyarrow, pandas, DuckDB, Spark) adds them. Scores are flat columns, `<view>_<score>`, so that they can be
+`task` and `method` are hive partitions of the path. Scores are flat columns, `<view>_<score>`, so that they can be
 queried by name. The configuration is JSON.
 """
 
@@ -10,129 +9,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal
+from types import UnionType
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 SCHEMA_VERSION = 3
-"""Version 3 added the table `predictions`.
-
-Version 2 added `stage` to `history`, made dev nullable there, and added the views before a last stage to `results`.
-
-One rule reads older files: a nullable column that an older file lacks is null.
-"""
+"""Version 3 added the table `predictions`. Version 2 added `stage` to `history`, a null dev there, and views before a last stage."""
 VERSION_KEY = b"aang_ray.schema"
 
 TableName = Literal["results", "history", "weights", "predictions"]
 PARTITIONS = ("task", "method")
 VIEWS = ("dev", "test", "test_clean", "dev_before", "test_before", "test_clean_before")
 
-_NUMBERS = pa.map_(pa.string(), pa.float64())
-_COUNTS = pa.map_(pa.string(), pa.int64())
-_STRINGS = pa.map_(pa.string(), pa.string())
-
-
-def _field(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
-
-
-def _scores(view: str, *, nullable: bool) -> list[pa.Field]:
-    """Return the columns of one view. All of them are null in the row of a run that was not scored on the view."""
-    columns = {
-        "accuracy": pa.float64(),
-        "macro_f1": pa.float64(),
-        "loss": pa.float64(),
-        "examples": pa.int64(),
-        "per_class": _COUNTS,
-    }
-    return [pa.field(f"{view}_{name}", kind, nullable=nullable) for name, kind in columns.items()]
-
-
-_RESULTS = [
-    _field("cell", pa.string()),
-    _field("group", pa.string()),
-    _field("row", pa.string()),
-    pa.field("space", pa.string()),
-    pa.field("n", pa.string()),
-    _field("seed", pa.int64()),
-    _field("status", pa.string()),
-    pa.field("error", pa.string()),
-    pa.field("log_tail", pa.string()),
-    _field("metric", pa.string()),
-    # `<view>_score` repeats the score that `metric` names, for queries over tasks of different metrics.
-    *(pa.field(f"{view}_score", pa.float64()) for view in VIEWS),
-    *(column for view in VIEWS for column in _scores(view, nullable=True)),
-    pa.field("test_clean_low", pa.float64()),
-    pa.field("test_clean_high", pa.float64()),
-    pa.field("majority", pa.bool_()),
-    pa.field("best_step", pa.int64()),
-    _field("steps", pa.int64()),
-    _field("examples", pa.int64()),
-    _field("tokens", pa.int64()),
-    _field("seconds", pa.float64()),
-    _field("device", pa.string()),
-    _field("precision", pa.string()),
-    _field("versions", _STRINGS),
-    _field("finished_at", pa.string()),
-    _field("config", pa.string()),
-]
-
-_HISTORY = [
-    _field("cell", pa.string()),
-    _field("step", pa.int64()),
-    *_scores("dev", nullable=True),
-    _field("losses", _NUMBERS),
-    _field("seconds", pa.float64()),
-    _field("examples", pa.int64()),
-    _field("tokens", pa.int64()),
-    pa.field("stage", pa.string()),
-]
-
-_WEIGHTS = [
-    _field("cell", pa.string()),
-    _field("step", pa.int64()),
-    _field("end_task_weight", pa.float64()),
-    _field("weights", _NUMBERS),
-    _field("factors", pa.map_(pa.string(), _NUMBERS)),
-    _field("health", _NUMBERS),
-]
-
-_PREDICTIONS = [
-    _field("cell", pa.string()),
-    _field("split", pa.string()),
-    # Where the example stands in the split, and a hash of its content as the model read it.
-    _field("position", pa.int32()),
-    _field("example", pa.string()),
-    _field("label", pa.string()),
-    _field("probabilities", pa.map_(pa.string(), pa.float32())),
-]
-
-_VERSION = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
-
-SCHEMAS: dict[TableName, pa.Schema] = {
-    "results": pa.schema(_RESULTS, metadata=_VERSION),
-    "history": pa.schema(_HISTORY, metadata=_VERSION),
-    "weights": pa.schema(_WEIGHTS, metadata=_VERSION),
-    "predictions": pa.schema(_PREDICTIONS, metadata=_VERSION),
-}
-"""Columns of the files."""
-
-
-def with_partitions(name: TableName) -> pa.Schema:
-    """Return the columns of a table as they are read: those of the files, then the partitions of the path."""
-    schema = SCHEMAS[name]
-    for partition in PARTITIONS:
-        schema = schema.append(_field(partition, pa.string()))
-    return schema
-
-
 Status = Literal["done", "failed", "cut"]
-"""`cut`: a scheduler ended the run before its last step.
-
-Such a run has its best dev score so far, and no test score.
-"""
+"""`cut`: a scheduler ended the run before its last step; it has its best dev score so far, and no test score."""
 
 
 @dataclass(frozen=True)
@@ -243,24 +136,77 @@ class CellRecord:
         return record
 
 
-_SCORE_FIELDS = tuple(field.name for field in fields(Scores))
-_RESULT_FIELDS = tuple(field.name for field in fields(ResultRow))
+RowT = TypeVar("RowT", ResultRow, HistoryRow, WeightRow)
+
+_NUMBERS = pa.map_(pa.string(), pa.float64())
+_TYPES: dict[Any, pa.DataType] = {
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    Status: pa.string(),
+    Mapping[str, int]: pa.map_(pa.string(), pa.int64()),
+    Mapping[str, float]: _NUMBERS,
+    Mapping[str, str]: pa.map_(pa.string(), pa.string()),
+    Mapping[str, Mapping[str, float]]: pa.map_(pa.string(), _NUMBERS),
+    Mapping[str, Any]: pa.string(),  # as JSON
+}
+
+
+def _fields(kind: type, view: str = "") -> list[pa.Field]:
+    """Return the columns of a row's fields. Those of a view are null in the row of a run that was not scored on it."""
+    columns = []
+    for name, hint in get_type_hints(kind).items():
+        optional = isinstance(hint, UnionType)
+        of = get_args(hint)[0] if optional else hint
+        if of is Scores:
+            columns += _fields(Scores, f"{name}_")
+        elif name not in PARTITIONS:
+            columns.append(pa.field(view + name, _TYPES[of], nullable=optional or bool(view)))
+    return columns
+
+
+_CELL = pa.field("cell", pa.string(), nullable=False)
+# `<view>_score` repeats the score that `metric` names, for queries over tasks of different metrics.
+_CHOSEN = [pa.field(f"{view}_score", pa.float64()) for view in VIEWS]
+_VERSION = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
+
+SCHEMAS: dict[TableName, pa.Schema] = {
+    "results": pa.schema([*_fields(ResultRow), *_CHOSEN], metadata=_VERSION),
+    "history": pa.schema([_CELL, *_fields(HistoryRow)], metadata=_VERSION),
+    "weights": pa.schema([_CELL, *_fields(WeightRow)], metadata=_VERSION),
+    "predictions": pa.schema(
+        [
+            _CELL,
+            pa.field("split", pa.string(), nullable=False),
+            # Where the example stands in the split, and a hash of its content as the model read it.
+            pa.field("position", pa.int32(), nullable=False),
+            pa.field("example", pa.string(), nullable=False),
+            pa.field("label", pa.string(), nullable=False),
+            pa.field("probabilities", pa.map_(pa.string(), pa.float32()), nullable=False),
+        ],
+        metadata=_VERSION,
+    ),
+}
+"""Columns of the files."""
+
+
+def with_partitions(name: TableName) -> pa.Schema:
+    """Return the columns of a table as they are read: those of the files, then the partitions of the path."""
+    return pa.schema([*SCHEMAS[name], *(pa.field(partition, pa.string(), False) for partition in PARTITIONS)], _VERSION)
 
 
 def to_tables(record: CellRecord) -> dict[TableName, pa.Table]:
-    """Return the tables of one run.
-
-    `results` has one row, `predictions` one for each example, the others one for each time of logging.
-    """
-    cell = record.result.cell
+    """Return the tables of a run: `results` has one row, `predictions` one an example, the others one a logging."""
+    result, cell = record.result, {"cell": record.result.cell}
+    scores = {view: getattr(result, view) for view in VIEWS}
+    chosen = {f"{view}_score": found and getattr(found, result.metric) for view, found in scores.items()}
     rows: dict[TableName, list[dict[str, Any]]] = {
-        "history": [{"cell": cell, **_history_columns(row)} for row in record.history],
-        "weights": [{"cell": cell, **_weight_columns(row)} for row in record.weights],
-        "results": [_result_columns(record.result)],
+        "history": [cell | _columns(row) for row in record.history],
+        "weights": [cell | _columns(row) for row in record.weights],
+        "results": [_columns(result) | chosen | {"config": json.dumps(result.config, allow_nan=False)}],
     }
-    tables: dict[TableName, pa.Table] = {
-        name: pa.Table.from_pylist(values, schema=SCHEMAS[name]) for name, values in rows.items()
-    }
+    tables = {name: pa.Table.from_pylist(values, schema=SCHEMAS[name]) for name, values in rows.items()}
     return tables if record.predictions is None else {**tables, "predictions": record.predictions}
 
 
@@ -285,8 +231,7 @@ def prediction_table(
         probabilities_EC: Probability of each class.
     """
     count, classes = probabilities_EC.shape
-    names = pa.array([*label_names] * count, pa.string())
-    offsets = pa.array(np.arange(count + 1) * classes, pa.int32())
+    offsets, names = pa.array(np.arange(count + 1) * classes, pa.int32()), pa.array([*label_names] * count, pa.string())
     columns = {
         "cell": pa.array([cell] * count, pa.string()),
         "split": pa.array([split] * count, pa.string()),
@@ -303,78 +248,35 @@ def from_tables(tables: Mapping[TableName, pa.Table]) -> CellRecord:
     rows = {name: table.to_pylist(maps_as_pydicts="strict") for name, table in tables.items()}
     (result,) = rows["results"]
     return CellRecord(
-        result=_read_result(result),
-        history=tuple(_read_history(row) for row in rows["history"]),
-        weights=tuple(_read_weights(row) for row in rows["weights"]),
+        result=_row(ResultRow, {**result, "config": json.loads(result["config"])}),
+        history=tuple(_row(HistoryRow, row) for row in rows["history"]),
+        weights=tuple(_row(WeightRow, row) for row in rows["weights"]),
     )
 
 
-def _result_columns(row: ResultRow) -> dict[str, Any]:
-    columns = {name: getattr(row, name) for name in _RESULT_FIELDS if name not in (*VIEWS, *PARTITIONS)}
-    columns["config"] = json.dumps(row.config, allow_nan=False)
-    columns["versions"] = list(row.versions.items())
-    for view in VIEWS:
-        scores: Scores | None = getattr(row, view)
-        columns[f"{view}_score"] = None if scores is None else getattr(scores, row.metric)
-        columns.update(_score_columns(view, scores))
+def _columns(row: ResultRow | HistoryRow | WeightRow | Scores, prefix: str = "") -> dict[str, Any]:
+    """Return a row's columns: scores flat, and mappings as the pairs that Arrow takes for maps."""
+    columns: dict[str, Any] = {}
+    for name in (one.name for one in fields(row)):
+        value = getattr(row, name)
+        if isinstance(value, Scores):
+            columns |= _columns(value, f"{name}_")
+        elif value is not None:  # what is missing is null
+            columns[prefix + name] = _pairs(value)
     return columns
 
 
-def _read_result(columns: Mapping[str, Any]) -> ResultRow:
-    values: dict[str, Any] = {
-        name: _read_scores(name, columns) if name in VIEWS else columns[name] for name in _RESULT_FIELDS
-    }
-    values["config"] = json.loads(columns["config"])
-    return ResultRow(**values)
+def _pairs(value: Any) -> Any:
+    return [(key, _pairs(inner)) for key, inner in value.items()] if isinstance(value, Mapping) else value
 
 
-def _score_columns(view: str, scores: Scores | None) -> dict[str, Any]:
-    if scores is None:
-        return {f"{view}_{name}": None for name in _SCORE_FIELDS}
-    columns = {f"{view}_{name}": getattr(scores, name) for name in _SCORE_FIELDS}
-    columns[f"{view}_per_class"] = list(scores.per_class.items())
-    return columns
+def _row(kind: type[RowT], columns: Mapping[str, Any]) -> RowT:
+    """Return the row whose columns these are."""
 
+    def scores(view: str) -> Scores | None:
+        missing = columns[f"{view}_examples"] is None
+        return None if missing else Scores(**{one.name: columns[f"{view}_{one.name}"] for one in fields(Scores)})
 
-def _read_scores(view: str, columns: Mapping[str, Any]) -> Scores | None:
-    if columns[f"{view}_examples"] is None:
-        return None
-    return Scores(**{name: columns[f"{view}_{name}"] for name in _SCORE_FIELDS})
-
-
-def _history_columns(row: HistoryRow) -> dict[str, Any]:
-    return {
-        "step": row.step,
-        **_score_columns("dev", row.dev),
-        "losses": list(row.losses.items()),
-        "seconds": row.seconds,
-        "examples": row.examples,
-        "tokens": row.tokens,
-        "stage": row.stage,
-    }
-
-
-def _read_history(columns: Mapping[str, Any]) -> HistoryRow:
-    return HistoryRow(
-        step=columns["step"],
-        dev=_read_scores("dev", columns),
-        losses=columns["losses"],
-        seconds=columns["seconds"],
-        examples=columns["examples"],
-        tokens=columns["tokens"],
-        stage=columns["stage"],
-    )
-
-
-def _weight_columns(row: WeightRow) -> dict[str, Any]:
-    return {
-        "step": row.step,
-        "end_task_weight": row.end_task_weight,
-        "weights": list(row.weights.items()),
-        "factors": [(stage, list(factor.items())) for stage, factor in row.factors.items()],
-        "health": list(row.health.items()),
-    }
-
-
-def _read_weights(columns: Mapping[str, Any]) -> WeightRow:
-    return WeightRow(**{field.name: columns[field.name] for field in fields(WeightRow)})
+    names = (one.name for one in fields(kind))
+    values: dict[str, Any] = {name: scores(name) if name in VIEWS else columns[name] for name in names}
+    return kind(**values)

@@ -60,10 +60,7 @@ class CellFile:
 
 
 class Store:
-    """The rows of finished runs below one root.
-
-    Args:
-        uri: A local folder, which need not exist yet, or any URI that pyarrow or fsspec opens.
+    """The rows of finished runs below one root: a local folder, which may not exist yet, or a URI of pyarrow or fsspec.
 
     Raises:
         UserError: The URI is unknown, may not be read, or is a file.
@@ -98,7 +95,8 @@ class Store:
         Raises:
             CellIsDone: The cell has a done row.
         """
-        write_cell(self._location, record)
+        result = record.result
+        write_tables(self._location, result.cell, result.task, result.method, to_tables(record))
 
     def done(self) -> dict[str, Status]:
         """Return the status of every cell that has a row; nothing if the store does not exist."""
@@ -239,11 +237,7 @@ def read_files(
 def _read(location: Location, file: CellFile, schema: pa.Schema) -> pa.Table | None:
     """Return the rows of one file with the columns of a schema, or None if the file is gone.
 
-    The file is opened once. `pyarrow.dataset` would open it twice, for its footer and for its rows, and another process
-    may replace the file in between.
-
-    Raises:
-        UserError: The file is not whole, is of a newer version, or was written by something else.
+    The file is opened once: `pyarrow.dataset` opens it twice, and another process may replace it in between.
     """
     try:
         with location.filesystem.open_input_file(file.path) as stream:
@@ -275,11 +269,7 @@ def _read(location: Location, file: CellFile, schema: pa.Schema) -> pa.Table | N
 
 
 def _check_version(schema: pa.Schema, path: str) -> int:
-    """Return the schema version of a file.
-
-    Raises:
-        UserError: The file states no version, or a newer one.
-    """
+    """Return the schema version of a file; `UserError` if it states none, or a newer one."""
     text = (schema.metadata or {}).get(VERSION_KEY, b"").decode(errors="replace")
     if not text.isdecimal():
         raise UserError(f"{path} states no schema version; it was not written by this program: move it away")
@@ -289,12 +279,6 @@ def _check_version(schema: pa.Schema, path: str) -> int:
             f"upgrade aang-ray"
         )
     return int(text)
-
-
-def write_cell(location: Location, record: CellRecord) -> None:
-    """Write the files of a cell; see `write_tables`."""
-    result = record.result
-    write_tables(location, result.cell, result.task, result.method, to_tables(record))
 
 
 def write_tables(location: Location, cell: str, task: str, method: str, tables: Mapping[TableName, pa.Table]) -> None:
@@ -349,10 +333,7 @@ def _files_of(location: Location, cell: str) -> list[CellFile]:
 
 
 def serialise(table: pa.Table) -> bytes:
-    """Return a table as a Parquet file.
-
-    It is made in memory: a table that cannot be written never touches the store.
-    """
+    """Return a table as a Parquet file, made in memory: a table that cannot be written never touches the store."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data: bytes = sink.getvalue().to_pybytes()

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints tables at verbosity 0, too
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about CUDA_VISIBLE_DEVICES
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `tune.run_trials` handles signals: checkpoints are written first
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `tune.Engine` handles signals: checkpoints are written first
 }
 """Ray's settings by environment variable; what the user has set stays."""
 
@@ -313,7 +313,13 @@ def describe_cluster(reply: Any, now: float) -> Iterator[str]:
     living = [node for node in cluster.node_states if node.status != NodeStatus.DEAD]
     up = [node for node in living if node.status != NodeStatus.DRAINING]
     leaving = [node.total_resources for node in living if node.status == NodeStatus.DRAINING]
-    yield f"{describe_nodes(node.total_resources for node in up)}; {_use(up)}"
+    use = []
+    for name in ("CPU", "GPU"):
+        total = sum(node.total_resources.get(name, 0.0) for node in up)
+        free = sum(node.available_resources.get(name, 0.0) for node in up)
+        if total or name == "CPU":
+            use.append(f"{round(total - free, 4):g} of {total:g} {name}")
+    yield f"{describe_nodes(node.total_resources for node in up)}; {' and '.join(use)} in use"
     if leaving:
         yield f"drained, going away: {describe_nodes(leaving)}"
     kinds = Counter(node.ray_node_type_name for node in autoscaler.pending_instances)
@@ -321,37 +327,22 @@ def describe_cluster(reply: Any, now: float) -> Iterator[str]:
         kinds[request.ray_node_type_name] += request.count
     if kinds:
         yield f"being started: {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}"
-    yield from _failed_launches(autoscaler.failed_instance_requests, now)
+    # A line for each kind of node and reason: a node is requested again and again while there is no capacity.
+    failures: Counter[tuple[str, str]] = Counter()
+    last: dict[tuple[str, str], int] = {}
+    for launch in autoscaler.failed_instance_requests:
+        failure = (launch.ray_node_type_name, _one_line(launch.reason))
+        failures[failure] += launch.count
+        last[failure] = max(last.get(failure, 0), launch.failed_ts)
+    for (kind, reason), count in sorted(failures.items()):
+        ago = duration(max(now - last[kind, reason], 0.0))
+        yield f"not started: {count} {kind}, {'the last ' if count > 1 else ''}{ago} ago: {reason}"
     pending = ((request.request.resources_bundle, request.count) for request in cluster.pending_resource_requests)
     if waiting := _requested(pending, cluster.pending_gang_resource_requests):
         yield f"waiting for room: {waiting}"
     refusals = ((request.resources_bundle, 1) for request in autoscaler.infeasible_resource_requests)
     if refused := _requested(refusals, autoscaler.infeasible_gang_resource_requests):
         yield f"no node is added for {refused}: their number has reached its limit, or no type is large enough"
-
-
-def _use(nodes: Sequence[Any]) -> str:
-    """`7 of 8 CPU and 1.5 of 2 GPU in use`."""
-    parts = []
-    for name in ("CPU", "GPU"):
-        total = sum(node.total_resources.get(name, 0.0) for node in nodes)
-        free = sum(node.available_resources.get(name, 0.0) for node in nodes)
-        if total or name == "CPU":
-            parts.append(f"{round(total - free, 4):g} of {total:g} {name}")
-    return " and ".join(parts) + " in use"
-
-
-def _failed_launches(launches: Iterable[Any], now: float) -> Iterator[str]:
-    """A line for each kind of node and reason: a node is requested again and again while there is no capacity."""
-    counts: Counter[tuple[str, str]] = Counter()
-    last: dict[tuple[str, str], int] = {}
-    for launch in launches:
-        key = (launch.ray_node_type_name, _one_line(launch.reason))
-        counts[key] += launch.count
-        last[key] = max(last.get(key, 0), launch.failed_ts)
-    for (kind, reason), count in sorted(counts.items()):
-        ago = duration(max(now - last[kind, reason], 0.0))
-        yield f"not started: {count} {kind}, {'the last ' if count > 1 else ''}{ago} ago: {reason}"
 
 
 def _requested(singles: Iterable[tuple[Node, int]], gangs: Iterable[Any]) -> str:

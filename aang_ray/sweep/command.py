@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -17,6 +17,9 @@ from aang_ray.sweep.cluster import check_fits, ray_cluster, set_environment
 from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, preview, preview_search, to_run
 from aang_ray.sweep.progress import SweepProgress
 from aang_ray.sweep.spec import Asha, SweepOverrides, SweepSpec, check_space, expand, load_sweep
+
+if TYPE_CHECKING:
+    from aang_ray.sweep.tune import Ends
 
 
 @dataclass(frozen=True)
@@ -100,75 +103,53 @@ def sweep_file(
     progress = SweepProgress(store.uri, path.stem, key, console)
     progress.add(cells, keep_failed=keep_failed)
     with progress:
-        if spec.search is None:
-            outcome = _grid(cells, store, progress, keep_failed=keep_failed, max_hours=max_hours, asha=asha)
-        else:
-            outcome = _search(spec, runs, store, progress, keep_failed=keep_failed, max_hours=max_hours)
+        outcome = _run_sweep(spec, runs, cells, store, progress, keep_failed, max_hours, asha)
     report(outcome, console, max_hours)
     return outcome
 
 
-def _grid(
+def _run_sweep(
+    spec: SweepSpec,
+    runs: Sequence[RunConfig],
     cells: Sequence[PlannedCell],
     store: Store,
     progress: SweepProgress,
-    *,
     keep_failed: bool,
     max_hours: float | None,
     asha: Asha | None,
 ) -> SweepOutcome:
-    """Run every cell of the plan, to its end or as far as a scheduler lets it."""
+    """Run the cells of a grid, or those that Optuna asks for."""
     from aang_ray.train.checkpoint import checkpoint_folder, discard_done
 
-    _print_done(cells, len(cells), progress)
+    searches = None
+    left = to_run(cells, keep_failed=keep_failed)
+    needs = [Need.of(cell.config) for cell in left]
+    if spec.search is not None:
+        set_environment()
+        from aang_ray.sweep.search import Searches
+
+        searches = Searches(runs, spec.search, spec.seeds, store, progress, keep_failed=keep_failed)
+        cells = list(searches.cells.values())
+        if not searches.finished:
+            needs = [Need.of(run) for run in runs for _ in range(spec.search.samples * len(spec.seeds))]
     done = [cell for cell in cells if cell.state == "done"]
     discard_done(checkpoint_folder(store.uri), {cell.cell for cell in done})
-    left = to_run(cells, keep_failed=keep_failed)
-    if not left:
-        return outcome_of(cells, {})
-    with ray_cluster() as scratch:
-        from aang_ray.sweep.tune import Engine
-
-        engine = Engine(store, progress, [Need.of(cell.config) for cell in left], max_hours, scratch)
-        ends = engine.run_grid(left, done, asha)
-    return outcome_of(cells, ends, scheduled=asha is not None)
-
-
-def _search(
-    spec: SweepSpec,
-    runs: Sequence[RunConfig],
-    store: Store,
-    progress: SweepProgress,
-    *,
-    keep_failed: bool,
-    max_hours: float | None,
-) -> SweepOutcome:
-    """Run the configurations that Optuna asks for."""
-    set_environment()
-    from aang_ray.sweep.search import Searches
-
-    assert spec.search is not None
-    searches = Searches(runs, spec.search, spec.seeds, store, progress, keep_failed=keep_failed)
-    known = list(searches.cells.values())
-    _print_done(known, len(known) + searches.to_come, progress)
-    ends: Mapping[str, Mapping[str, Any]] = {}
-    if not searches.finished:
+    known = len(cells) + progress.to_come
+    progress.line(f"all {known} cells are done" if len(done) == known else f"{known} cells, {len(done)} of them done")
+    ends: Ends = {}
+    if needs:
         with ray_cluster() as scratch:
             from aang_ray.sweep.tune import Engine
 
-            needs = [Need.of(run) for run in runs for _ in range(spec.search.samples * len(spec.seeds))]
-            ends = Engine(store, progress, needs, max_hours, scratch).run_search(searches)
-    return outcome_of(list(searches.cells.values()), ends, to_come=searches.to_come)
-
-
-def _print_done(cells: Sequence[PlannedCell], all_cells: int, progress: SweepProgress) -> None:
-    done = sum(cell.state == "done" for cell in cells)
-    progress.line(f"all {done} cells are done" if done == all_cells else f"{all_cells} cells, {done} of them done")
+            engine = Engine(store, progress, needs, max_hours, scratch)
+            ends = engine.run_grid(left, done, asha) if searches is None else engine.run_search(searches)
+    cells = cells if searches is None else list(searches.cells.values())
+    return outcome_of(cells, ends, scheduled=asha is not None, to_come=progress.to_come)
 
 
 def outcome_of(
     cells: Sequence[PlannedCell],
-    ends: Mapping[str, Mapping[str, Any]],
+    ends: Ends,
     *,
     scheduled: bool = False,
     to_come: int = 0,

@@ -182,7 +182,8 @@ def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, kee
         seconds += cell.work * rate
     machine = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
     at_once = trials_at_once([Need.of(cell.config) for cell in left], [machine])
-    console.print(f"time: at most about {duration(seconds / at_once)} at {at_once} trials at once, by the store's rows")
+    told = f"time: at most about {duration(seconds / at_once)} at {at_once} trials at once, by the rows in the store"
+    console.print(told)
 
 
 def preview_search(runs: Sequence[RunConfig], spec: SearchSpec, seeds: Sequence[int], console: Console) -> None:

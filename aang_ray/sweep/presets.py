@@ -3,15 +3,6 @@
 See docs/semantics.md, section 4. As the released code applied them: every `published` switch is on (but allocation
 for MT-TARTAN, whose weights are equal), and the tables' "learning rate" is that of the heads, while the body learns at
 1e-4.
-
-| rows | source | grid |
-|---|---|---|
-| `roberta`, `tapt`, `dapt`, `tapt+dapt` | Gururangan et al. 2020 | none: 2e-5, batch 16, 10 epochs, patience 3 |
-| `gpt`, `xlnet`, `bert`, `meta-tartan` | Table 7 (which has no `aux_lr`: 0.1) | `sopt_lr` x rate of the heads |
-| `mt-tartan` | docs/semantics.md, section 4 | none: body 1e-4, heads 1e-3 |
-| `static-td` | Table 5, without factors to learn | n x rate of the heads |
-| `xyz`, `aang-td` | Table 5 (`xyz`: n = 3, all there are) | `aux_lr` x `sopt_lr` x n x rate of the heads |
-| `aang-td+ed` | Table 6 | `aux_lr` x n |
 """
 
 from __future__ import annotations
@@ -46,14 +37,17 @@ _TABLE_6 = {"method.aux_lr": [1.0, 0.5, 0.1], "n": [6, 12, 24]}
 _TABLE_7 = {"method.sopt_lr": [1.0, 0.1, 0.01], "optim.head_lr": [1e-3, 1e-4, 5e-5]}
 
 ROWS: Mapping[str, Mapping[str, Any]] = {
+    # Gururangan et al. 2020, no grid: body 2e-5, batch 16, 10 epochs, patience 3.
     "roberta": {"method": "finetune"},
     "tapt": {"method": "tapt"},
     "dapt": {"method": "dapt"},
     "tapt+dapt": {"method": "tapt_dapt"},
+    # Table 7, which has no `aux_lr` for META-TARTAN: 0.1.
     "gpt": {"method": _AANG, "space": "gpt", "n": 1, "grid": _TABLE_7},
     "xlnet": {"method": _AANG, "space": "xlnet", "n": 1, "grid": _TABLE_7},
     "bert": {"method": _AANG, "space": "bert", "n": 1, "grid": _TABLE_7},
     "meta-tartan": {"method": {**_AANG, "aux_lr": 0.1}, "space": "tapt_dapt", "n": "all", "grid": _TABLE_7},
+    # docs/semantics.md, section 4, no grid: body 1e-4, heads 1e-3.
     "mt-tartan": {
         "method": "mt_tartan",
         "space": "tapt_dapt",
@@ -61,11 +55,8 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
         "objectives": {"allocation": "equal"},
         "optim": {"head_lr": 1e-3},
     },
-    "static-td": {
-        "method": "static",
-        "space": "td",
-        "grid": {"n": [3, 6], "optim.head_lr": _TABLE_5["optim.head_lr"]},
-    },
+    # Table 5; `static` has no factors to learn, and X+Y+Z has three objectives.
+    "static-td": {"method": "static", "space": "td", "grid": {"n": [3, 6], "optim.head_lr": [1e-3, 1e-4]}},
     "xyz": {"method": _AANG, "space": "xyz", "n": 3, "grid": _TABLE_5},
     "aang-td": {"method": _AANG, "space": "td", "grid": {**_TABLE_5, "n": [3, 6]}},
     "aang-td+ed": {

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -132,9 +131,7 @@ class SweepProgress:
         self._show()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
         self._stop.set()
         self._changed.set()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pyarrow import fs
 from pydantic import ValidationError
@@ -25,10 +25,8 @@ SILENT_SECONDS = 90.0
 """A driver that has not written for longer is taken for dead: four of its longest pauses, and delays of clocks."""
 
 CellState = Literal["done", "running", "stopped", "cut", "failed", "waiting"]
-"""`stopped`: it ran when its driver stopped or died; `cut`: a scheduler ended it early, or will continue it."""
-
-STATES: tuple[CellState, ...] = ("done", "running", "stopped", "cut", "failed", "waiting")
-"""In the order in which they are shown."""
+"""`stopped`: it ran when its driver stopped or died; `cut`: a scheduler ended it early, or will continue it. They are
+shown in this order."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def show_status(status: SweepStatus, console: Console, now: datetime | None = No
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     counts = Counter(cell.state for cell in status.cells)
-    parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
+    parts = [f"{counts[state]} {state}" for state in get_args(CellState) if counts[state]]
     to_come = status.file.to_come
     parts += [f"{to_come} not chosen yet"] if to_come else []
     line(f"{status.file.name}: {len(status.cells) + to_come} cells: {', '.join(parts)}")

@@ -18,10 +18,6 @@ from aang_ray.train.record import failed_record
 if TYPE_CHECKING:
     from aang_ray.train.workers.launch import Channel
 
-Report = Callable[[dict[str, Any]], None]
-Rung = tuple[float, int]
-"""A share of the run, and the step at which the run is judged for it."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -38,7 +34,13 @@ def tune_trial(config: Mapping[str, Any], store: str, channel: Channel) -> None:
     import ray
     from ray import tune
 
-    _log_to_stderr()
+    package = logging.getLogger("aang_ray")
+    if not package.handlers:  # the process may have run a trial before
+        # Ray keeps what a process prints, so that the row of one that died can hold the end of its log.
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
     run = parse_config(json.loads(config["trial"]["run"]), "trial")
     if channel.closed():
         tune.report({"status": "not started"})
@@ -59,18 +61,18 @@ def tune_trial(config: Mapping[str, Any], store: str, channel: Channel) -> None:
 def run_and_store(
     config: RunConfig,
     store: Store,
-    report: Report,
-    rungs: Iterable[Rung] = (),
+    report: Callable[[dict[str, Any]], None],
+    rungs: Iterable[tuple[float, int]] = (),
     abandoned: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run a cell, from its checkpoint if it has one, and write its row before reporting the end.
 
     So a driver that dies loses nothing. The checkpoint of a cell that is done is removed.
 
-    At each rung the run writes its checkpoint and a row with status `cut`, and reports its best dev score so far
-    (`rung`, `dev`). Then it continues from the checkpoint, unless the scheduler ends the trial in that report: Tune
-    gives a function that it ends no time to write anything. A rung that an earlier attempt has passed is reported from
-    its row.
+    At each rung (a share of the run, and its step) the run writes its checkpoint and a row with status `cut`, and
+    reports its best dev score so far (`rung`, `dev`). Then it continues from the checkpoint, unless the scheduler ends
+    the trial in that report: Tune gives a function that it ends no time to write anything. A rung that an earlier
+    attempt has passed is reported from its row.
 
     Each evaluation reports `step`, `seconds` and `score`; a run that continues from a checkpoint first reports
     `resumed` and the `step`. The end reports `status`, with scores or the error: `done`, `failed`, or `elsewhere` for a
@@ -154,13 +156,3 @@ def outcome(record: CellRecord) -> dict[str, Any]:
     if row.test is not None:
         values |= {"test": getattr(row.test, row.metric), "majority": bool(row.majority)}
     return values
-
-
-def _log_to_stderr() -> None:
-    """Ray keeps what a process prints, so that the row of one that died can hold the end of its log."""
-    package = logging.getLogger("aang_ray")
-    if not package.handlers:  # the process may have run a trial before
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        package.addHandler(handler)
-        package.setLevel(logging.INFO)

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from signal import Signals
@@ -50,31 +51,23 @@ Ends = Mapping[str, Mapping[str, Any]]
 """Cell -> the last report of its trial: `status` (`done`, `elsewhere`, `cut` or `failed`), scores, `error`."""
 
 
+@dataclass
 class Engine:
     """Ray Tune on the cluster that this process is connected to."""
 
-    def __init__(
-        self,
-        store: Store,
-        progress: SweepProgress,
-        needs: Sequence[Need],
-        max_hours: float | None = None,
-        scratch: Path | None = None,
-    ) -> None:
-        """Look at the cluster.
+    store: Store
+    progress: SweepProgress
+    needs: Sequence[Need]
+    """The resources of all trials to come."""
+    max_hours: float | None = None
+    """No trial starts after so many hours, and running ones stop; None: no limit."""
+    scratch: Path | None = None
+    """Folder of a cluster of our own, whose logs are kept after failures."""
 
-        Args:
-            store: Where rows and checkpoints are.
-            progress: Where the trials' progress is shown.
-            needs: The resources of all trials to come.
-            max_hours: No trial starts after so many hours, and running ones stop; None: no limit.
-            scratch: Ray's folder in a cluster of our own, whose logs are kept after failures.
-        """
-        self.callback = SweepCallback(store, progress)
-        self._store, self._progress, self._needs = store, progress, needs
-        self._max_hours, self._scratch = max_hours, scratch
+    def __post_init__(self) -> None:
+        self.callback = SweepCallback(self.store, self.progress)
         self._nodes = living_nodes()
-        self._at_once = trials_at_once(needs, self._nodes)
+        self._at_once = trials_at_once(self.needs, self._nodes)
 
     def run_grid(self, left: Sequence[PlannedCell], done: Sequence[PlannedCell], asha: Asha | None) -> Ends:
         """Run cells in the order of the plan, those with the same need together.
@@ -83,7 +76,7 @@ class Engine:
 
         Args:
             left: The cells to run.
-            done: The cells that are done, which the runs of `left` compete with under `asha`.
+            done: The cells that are done, with which those of `left` compete under `asha`.
             asha: Cut runs of the less promising configurations short; None: run all to their end.
 
         Raises:
@@ -94,7 +87,7 @@ class Engine:
         trials, more = [self.trial(cell) for cell in cells], {}
         if asha is not None:
             scheduler = BracketScheduler([*done, *left], asha)
-            scheduler.replay(self._store, done)
+            scheduler.replay(self.store, done)
             trials = [trial | scheduler.parameters(cell.config) for trial, cell in zip(trials, cells, strict=True)]
             more["scheduler"] = scheduler
         return self._fit(None, param_space={"trial": tune.grid_search(trials)}, **more)
@@ -129,7 +122,7 @@ class Engine:
             ahead: Whether trials may wait although no resources are free. Tune hands a process from one trial to the
                 next only if the next one waits already; a search, however, should decide late.
         """
-        if any(need.nested for need in self._needs):
+        if any(need.nested for need in self.needs):
             return self._at_once + (AHEAD if not own_cluster() and has_autoscaler() else 0)
         if own_cluster():
             return 2 * self._at_once if ahead else self._at_once
@@ -139,7 +132,7 @@ class Engine:
         """Run Tune to its end, on a grid or on what a search asks for."""
         from aang_ray.train.workers.launch import Channel
 
-        check_fits(self._needs)
+        check_fits(self.needs)
         if searches is None:  # of a search one trial waits, which is Tune's default
             os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(AHEAD))
         else:
@@ -155,10 +148,10 @@ class Engine:
             StopSignals() as signals,
             tempfile.TemporaryDirectory(prefix="aang-tune-", ignore_cleanup_errors=True) as folder,
         ):
-            stopper = SweepStopper(self.callback, self._progress, tell_trials, signals, self._max_hours)
+            stopper = SweepStopper(self.callback, self.progress, tell_trials, signals, self.max_hours)
             tune.Tuner(
                 tune.with_resources(
-                    tune.with_parameters(tune_trial, store=self._store.uri, channel=channel),
+                    tune.with_parameters(tune_trial, store=self.store.uri, channel=channel),
                     lambda config: {"cpu": config["trial"]["cpu"], "gpu": config["trial"]["gpu"]},
                 ),
                 param_space=param_space,
@@ -179,31 +172,32 @@ class Engine:
                 ),
             ).fit()
         ends = self.callback.ends
-        if self._scratch and (self.callback.losses or any(end["status"] == "failed" for end in ends.values())):
-            self._progress.line(f"Ray's logs: {keep_logs(self._scratch, self._store.uri)}")
+        if self.scratch and (self.callback.losses or any(end["status"] == "failed" for end in ends.values())):
+            self.progress.line(f"Ray's logs: {keep_logs(self.scratch, self.store.uri)}")
         return ends
 
 
+@dataclass(eq=False)
 class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type information
     """Tune callback that shows progress, and writes a failed row for each trial whose process died too often.
 
     What trials report is described in `trial.run_and_store`.
     """
 
-    def __init__(self, store: Store, progress: SweepProgress) -> None:
-        self._store, self._progress = store, progress
-        self.cells: dict[str, PlannedCell] = {}
-        """Cells that have trials."""
-        self.failed: Callable[[str], None] = lambda cell: None
-        """Is called with a cell whose process died too often."""
-        self._last: dict[str, Mapping[str, Any]] = {}
-        """By trial: its last report."""
-        self.alive: set[str] = set()
-        """Trials whose functions run; other trials may wait for resources."""
-        self.ends: dict[str, Mapping[str, Any]] = {}
-        """See `Ends`."""
-        self.losses = 0
-        """How often a trial's process died."""
+    store: Store
+    progress: SweepProgress
+    cells: dict[str, PlannedCell] = field(default_factory=dict)
+    """Cells that have trials."""
+    failed: Callable[[str], None] = lambda cell: None
+    """Is called with a cell whose process died too often."""
+    alive: set[str] = field(default_factory=set)
+    """Trials whose functions run; other trials may wait for resources."""
+    ends: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """See `Ends`."""
+    losses: int = 0
+    """How often a trial's process died."""
+    _last: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By trial: its last report."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore, which is never made; a terminal cannot be pickled."""
@@ -212,7 +206,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has a process, a new one or one that it shares with earlier trials."""
         self.alive.add(trial.trial_id)
-        self._progress.update(self._cell(trial).cell, state="running", step=0, score=None)
+        self.progress.update(self._cell(trial).cell, state="running", step=0, score=None)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
@@ -221,9 +215,9 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
         cell = self._cell(trial)
         self._last[trial.trial_id] = dict(result)
         changes = {name: result[name] for name in ("step", "seconds", "score") if result.get(name) is not None}
-        self._progress.update(cell.cell, host=result.get("hostname", ""), pid=result.get("pid", 0), **changes)
+        self.progress.update(cell.cell, host=result.get("hostname", ""), pid=result.get("pid", 0), **changes)
         if result.get("resumed"):
-            self._progress.line(f"{cell.title} · continues from step {result['step']}")
+            self.progress.line(f"{cell.title} · continues from step {result['step']}")
         if "status" in result:
             self._end(cell, result)
 
@@ -258,7 +252,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
         record = failed_record(cell.config, error, "\n".join([*_last_lines(last.get("actor")), account]))
         end = {"status": "failed", "error": record.result.error}
         try:
-            self._store.write(record)
+            self.store.write(record)
         except CellIsDone:  # another process wrote the row, or the process died after it wrote it
             end = {"status": "elsewhere"}
         except OSError as problem:  # the store cannot be written right now: the next start runs the cell again
@@ -273,17 +267,17 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
     def _end(self, cell: PlannedCell, result: Mapping[str, Any]) -> None:
         match result["status"]:
             case "not started":  # the sweep was stopping
-                self._progress.update(cell.cell, state="waiting")
+                self.progress.update(cell.cell, state="waiting")
             case "stopped":
-                self._progress.update(cell.cell, state="stopped")
-                self._progress.line(f"{cell.title} · stopped, its checkpoint is written")
+                self.progress.update(cell.cell, state="stopped")
+                self.progress.line(f"{cell.title} · stopped, its checkpoint is written")
             case _:
                 self.ends[cell.cell] = result
-                self._progress.ended(cell, describe_end(result))
+                self.progress.ended(cell, describe_end(result))
 
     def _wait(self, cell: PlannedCell, reason: str) -> None:
-        self._progress.update(cell.cell, state="waiting")
-        self._progress.line(f"lost: {cell.title} · {reason}")
+        self.progress.update(cell.cell, state="waiting")
+        self.progress.line(f"lost: {cell.title} · {reason}")
 
 
 def describe_end(result: Mapping[str, Any]) -> str:
@@ -394,6 +388,7 @@ def _bracket(config: RunConfig) -> str:
     return "\n".join((row, data, config.encoder.model_dump_json()))
 
 
+@dataclass(eq=False)
 class SweepStopper(tune.Stopper):  # type: ignore[misc]  # Ray has no type information
     """Ends the sweep after a signal, or when its time is up.
 
@@ -401,17 +396,16 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]  # Ray has no type infor
     Tune's loop continues until those that ran have ended, or `WAIT_SECONDS` are over.
     """
 
-    def __init__(
-        self,
-        callback: SweepCallback,
-        progress: SweepProgress,
-        tell_trials: Callable[[], None],
-        signals: StopSignals,
-        max_hours: float | None,
-    ) -> None:
-        """Start the clock. `callback` knows which trials run; `tell_trials` tells all of them to stop."""
-        self._callback, self._progress, self._tell_trials, self._signals = callback, progress, tell_trials, signals
-        self._ends = math.inf if max_hours is None else time.monotonic() + 3600 * max_hours
+    callback: SweepCallback
+    """Knows which trials run."""
+    progress: SweepProgress
+    tell_trials: Callable[[], None]
+    """Tells all trials to stop."""
+    signals: StopSignals
+    max_hours: float | None
+
+    def __post_init__(self) -> None:
+        self._ends = math.inf if self.max_hours is None else time.monotonic() + 3600 * self.max_hours
         self._began: float | None = None
         """When the stopping began."""
         self._waits_for: frozenset[str] = frozenset()
@@ -428,13 +422,13 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]  # Ray has no type infor
         """Whether Tune is to end what is left: trials that wait for resources, and those that did not stop in time."""
         now = time.monotonic()
         if self._began is None:
-            signal = self._signals.received
+            signal = self.signals.received
             if signal is None and now < self._ends:
                 return False
-            self._began, self._waits_for = now, frozenset(self._callback.alive)
-            self._tell_trials()
+            self._began, self._waits_for = now, frozenset(self.callback.alive)
+            self.tell_trials()
             if running := len(self._waits_for):
                 runs = "1 run writes its checkpoint" if running == 1 else f"{running} runs write their checkpoints"
                 hurry = "; Ctrl-C again does not wait" if signal == Signals.SIGINT else ""
-                self._progress.line(f"stopping: {runs}{hurry}")
-        return not self._waits_for & self._callback.alive or now - self._began > WAIT_SECONDS
+                self.progress.line(f"stopping: {runs}{hurry}")
+        return not self._waits_for & self.callback.alive or now - self._began > WAIT_SECONDS

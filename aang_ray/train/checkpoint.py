@@ -2,8 +2,7 @@
 
 A cell has two files in the folder `<checkpoints>/<cell>`: its state, `last-<step>-<digest>.pt`, and its best model,
 `best-<step>-<digest>.safetensors`. Each is written atomically under a name that holds a digest of its content, and is
-removed after a newer one is written. So a process that is killed at any moment leaves a readable checkpoint, or none
-if none was written yet.
+removed after a newer one is written. So a process may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -41,8 +40,12 @@ logger = logging.getLogger(__name__)
 class Checkpointer:
     """Writes a run's checkpoint when it is due and stops the run when its `RunControl` asks for it.
 
-    With several workers the first one writes the files. After each step the workers agree on what to do with one small
-    message.
+    Args:
+        files: The cell's checkpoint files, which the first worker writes.
+        compute: Device and precision, which are stored in the checkpoint.
+        minutes: Time between two checkpoints; 0 writes one after every step.
+        workers: The workers of the run; None for this process alone.
+        control: Reasons to save or to stop; None for signals only.
     """
 
     def __init__(
@@ -53,19 +56,10 @@ class Checkpointer:
         workers: Workers | None = None,
         control: RunControl | None = None,
     ) -> None:
-        """Create the checkpointer of one run.
-
-        Args:
-            files: The cell's checkpoint files.
-            compute: Device and precision, which are stored in the checkpoint.
-            minutes: Time between two checkpoints; 0 writes one after every step.
-            workers: The workers of the run; None for this process alone.
-            control: Reasons to save or to stop; None for signals only.
-        """
         self._files = files
         self._compute = f"{compute.device_name}, {compute.precision}"
         self._save_seconds = 60 * minutes
-        self._workers = workers or Workers.alone()
+        self._workers = workers or Workers()
         self._control = control or RunControl()
         self._saved_at = time.monotonic()
 
@@ -74,16 +68,10 @@ class Checkpointer:
         return self._control.signals
 
     def resume(self, restore: Callable[[Mapping[str, Any], dict[str, Tensor]], None]) -> bool:
-        """Restore the newest checkpoint. With several workers, the first chooses the file and all read it.
-
-        Args:
-            restore: Called with the state and the best model's parameters.
-
-        Returns:
-            False if there is no checkpoint.
+        """Restore the newest checkpoint, which the first worker chooses; return False if there is none.
 
         Raises:
-            UserError: for a checkpoint that cannot be read, or that belongs to another run.
+            UserError: For a checkpoint that cannot be read, or that belongs to another run.
         """
         name = self._workers.text_of(self._files.newest() if self._workers.first else "", 0)
         if not name:
@@ -97,17 +85,13 @@ class Checkpointer:
                 raise
             reason = str(error).partition("\n")[0]
             raise self._files.unusable(found.path, f"does not fit this version ({reason})") from error
-        logger.info("the run goes on from %s", found.path)
+        logger.info("the run continues from %s", found.path)
         if begun != self._compute:
             logger.warning("begun on %s, resumed on %s: the numbers may differ by rounding", begun, self._compute)
         return True
 
     def after_resume(self, step: int) -> None:
-        """Check whether a resumed run has already reached its step limit.
-
-        Raises:
-            StepLimitReached: if it has. This happens when its process ended between the checkpoint and the row.
-        """
+        """Raise `StepLimitReached` if a resumed run is at its limit: its process ended before the row was written."""
         if self._control.limit_reached(step):
             raise StepLimitReached
 
@@ -123,9 +107,9 @@ class Checkpointer:
             best_model: Parameters of the best model; empty before the first evaluation.
 
         Raises:
-            StepLimitReached: after step `RunControl.until`.
-            Interrupted: after SIGTERM, or when the driver process has ended.
-            KeyboardInterrupt: after Ctrl-C.
+            StepLimitReached: After step `RunControl.until`.
+            Interrupted: After SIGTERM, or when the driver process has ended.
+            KeyboardInterrupt: After Ctrl-C.
         """
         wanted = self._control.after_step(step, time.monotonic() - self._saved_at, self._save_seconds)
         action = AfterStep(self._workers.max_host([wanted])[0])
@@ -166,17 +150,7 @@ class CheckpointFiles:
         return self._location.root
 
     def save(self, step: int, state: Mapping[str, Any], best_step: int, best_model: Mapping[str, Tensor]) -> str:
-        """Write the state after a step, and the best model if it is new; then delete older files.
-
-        Args:
-            step: Number of completed steps.
-            state: Tensors, numbers, strings, lists and dicts.
-            best_step: Step after which the best model was saved.
-            best_model: Parameters of the best model; empty before the first evaluation.
-
-        Returns:
-            The path of the state file.
-        """
+        """Write the state after a step, and the best model (empty at first) if it is new; then delete older files."""
         if best_model and (best_step != self._best_step or self._best_name not in self._names()):
             data = safetensors.torch.save({name: value.contiguous() for name, value in best_model.items()})
             self._best_step, self._best_name = best_step, self._publish(_BEST, best_step, ".safetensors", data)
@@ -189,11 +163,6 @@ class CheckpointFiles:
         return self._location.path(last)
 
     def load(self) -> Checkpoint | None:
-        """Return the newest checkpoint; None if there is none.
-
-        Raises:
-            UserError: for the reasons given at `read`.
-        """
         name = self.newest()
         return self.read(name) if name else None
 
@@ -210,7 +179,7 @@ class CheckpointFiles:
         """Return the state in a file together with the best model that it refers to.
 
         Raises:
-            UserError: for a file that is missing, damaged, of another configuration, or of another format.
+            UserError: For a file that is missing, damaged, of another configuration, or of another format.
         """
         path = self._location.path(name)
         content = self._parse(path, self._read(name))
@@ -270,10 +239,7 @@ class CheckpointFiles:
 
 
 def checkpoint_folder(store: str | Path) -> str:
-    """Return the checkpoint folder of a store's runs, `<store>/.checkpoints`, which readers of rows ignore.
-
-    The options of a URI (`s3://bucket/folder?region=...`) are kept at the end.
-    """
+    """Return `<store>/.checkpoints`, which readers of rows ignore. A URI's `?options` stay at the end."""
     address, mark, options = str(store).partition("?") if "://" in str(store) else (str(store), "", "")
     return f"{address.rstrip('/')}/{FOLDER}{mark}{options}"
 

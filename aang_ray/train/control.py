@@ -1,8 +1,6 @@
 """Decides after each step whether a run continues, writes its checkpoint, or stops.
 
-A run asks its `RunControl` between two steps, so a checkpoint always holds the state after a whole step. Reasons to
-save or stop are signals (SIGTERM, Ctrl-C), flags set by other threads (the machine drains, the driver process has
-ended), a step limit set by the caller, and the age of the last checkpoint.
+A run asks its `RunControl` between two steps, so a checkpoint always holds the state after a whole step.
 
 This module imports only the standard library, so that a command line can use it without loading torch or Ray.
 """
@@ -23,8 +21,8 @@ DRAINING_SECONDS = 15.0
 class Interrupted(SystemExit):
     """A run was asked to stop and has written its checkpoint; the message says how to continue it.
 
-    It is a `SystemExit` and not an `Exception` because the run has not failed: no `except Exception` should turn it
-    into a failed row. Uncaught, it ends the process with exit code 143 = 128 + SIGTERM.
+    It is a `SystemExit` because the run has not failed: no `except Exception` should turn it into a failed row.
+    Uncaught, it ends the process with exit code 143 = 128 + SIGTERM.
     """
 
     def __init__(self, message: str) -> None:
@@ -42,7 +40,7 @@ class StepLimitReached(Exception):
 class StopSignals:
     """Context manager that records SIGTERM and Ctrl-C instead of acting on them; a second Ctrl-C acts at once.
 
-    Python installs signal handlers in the main thread only. In any other thread this context does nothing.
+    Outside the main thread, where Python cannot install handlers, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -91,10 +89,7 @@ class AfterStep(IntEnum):
 
 @dataclass
 class RunControl:
-    """Decides after each step whether a run continues, saves or stops. Other threads may set the flags at any time.
-
-    A run without checkpoints ignores it, because it could not continue later.
-    """
+    """Decides after each step whether a run continues, saves or stops. Other threads may set the flags at any time."""
 
     until: int | None = None
     """Save and stop after this step; the caller decides whether the run continues later."""
@@ -111,13 +106,7 @@ class RunControl:
         return self.until is not None and step >= self.until
 
     def after_step(self, step: int, unsaved_seconds: float, save_seconds: float) -> AfterStep:
-        """Return what to do after a step.
-
-        Args:
-            step: Number of completed steps.
-            unsaved_seconds: Time since the last checkpoint.
-            save_seconds: Intended time between two checkpoints; 0 saves after every step.
-        """
+        """Return what to do after a step. `save_seconds`: intended time between checkpoints; 0: after every step."""
         received = self.signals.received
         if received is not None:
             return AfterStep.INTERRUPT if received == signal.SIGINT else AfterStep.STOP
@@ -131,13 +120,7 @@ class RunControl:
         return AfterStep.SAVE if unsaved_seconds >= save_seconds else AfterStep.CONTINUE
 
     def stop_error(self, action: AfterStep, step: int, folder: str) -> BaseException:
-        """Return the exception that ends the run, for an action above `SAVE`.
-
-        Args:
-            action: What the run does after the step. With several workers, another worker may have caused it.
-            step: Number of completed steps.
-            folder: Folder of the checkpoint.
-        """
+        """Return the exception that ends the run, for an action above `SAVE`, which another worker may have caused."""
         if action == AfterStep.INTERRUPT:
             return KeyboardInterrupt()
         if action == AfterStep.STOP_AT_LIMIT:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from aang_ray.config.run import RunConfig
@@ -41,11 +40,10 @@ class Compute:
 def choose_compute(config: RunConfig) -> Compute:
     """Choose device and precision of a run, and set PyTorch's threads and matmul precision.
 
-    `device: auto` chooses CUDA if there is a GPU. `precision: auto` chooses bf16 if the device supports it natively,
-    else fp32.
+    `auto` chooses CUDA if there is a GPU, and bf16 if the device supports it natively, else fp32.
 
     Raises:
-        UserError: if a GPU is asked for and there is none.
+        UserError: A GPU is asked for and there is none.
     """
     wanted = config.resources.device
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -68,19 +66,13 @@ def _has_native_bf16(kind: str) -> bool:
 
 
 class MicroBatch:
-    """The largest number of examples in one forward pass. Accumulation over pieces does not change the result.
+    """The largest number of examples in one forward pass: `wanted`, at most the number of a whole step, `texts`.
 
-    With `batch.micro: auto` the number is estimated once from the activation memory of one example, and halved whenever
-    a step runs out of memory nevertheless.
+    With `auto` (None) it is estimated once from the activation memory of one example, and halved whenever a step runs
+    out of memory. Accumulation over pieces does not change the result.
     """
 
     def __init__(self, wanted: int | None, texts: int) -> None:
-        """Set the initial number.
-
-        Args:
-            wanted: The user's number; None for `auto`.
-            texts: Number of examples of a whole step.
-        """
         self.fixed = wanted is not None
         self.texts = min(wanted, texts) if wanted is not None else texts
 
@@ -93,7 +85,7 @@ class MicroBatch:
         """Halve the number of examples.
 
         Raises:
-            RunFailure: if the number is 1 or set by the user; the message says what to lower.
+            RunFailure: The number is 1 or set by the user; the message says what to lower.
         """
         if self.fixed or self.texts == 1:
             raise RunFailure(
@@ -101,13 +93,6 @@ class MicroBatch:
                 "batch.auxiliary, n or encoder.layers, or set gradients.checkpointing=true"
             )
         self.texts = max(1, self.texts // 2)
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the free bytes of the device's memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def activation_bytes(forward: Callable[[], object]) -> int:

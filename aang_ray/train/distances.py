@@ -4,10 +4,8 @@ See docs/semantics.md, section 9. Split every segment's examples into halves a a
 
     <g_k^a - g_E^a, g_k^b - g_E^b>
 
-is an unbiased estimate of ||g_k - g_E||^2, because the batch noise of the two halves is independent. The squared norm
-of the difference on the whole batch would be too large by the variance of that noise. Assumption A.1 of Dery et al.
-2023 bounds the same norm over all parameters, so this is a local estimate of Delta_k^2. If the number of labels is
-random, the estimate is unbiased conditionally on that number.
+is an unbiased estimate of ||g_k - g_E||^2, the norm that assumption A.1 of Dery et al. 2023 bounds: the batch noise of
+the halves is independent.
 
 Shape suffixes: S half segments (E^a, E^b, 1^a, 1^b, ...), N segments.
 """
@@ -31,21 +29,17 @@ DISTANCE, NORM = "distance2", "norm2"
 
 
 def local_distances(stepper: Stepper, step: int) -> dict[str, float]:
-    """Estimate the distances on the batch of a later step.
+    """Estimate the distances on the batch of step `step` at the current parameters. Waits for the device.
 
-    The function makes one forward and one backward pass, or one of each per objective if the batch does not fit into
-    one piece. It does not change parameters, their `.grad` or later steps. It waits for the device.
-
-    Args:
-        stepper: The stepper, whose current parameters are used.
-        step: Index of the step whose batch is used.
+    This makes one forward and one backward pass, or one for each objective if the batch does not fit into one piece. It
+    does not change parameters, their `.grad` or later steps.
 
     Returns:
-        Estimates by name: `distance2/<objective>` and `norm2/<segment>`. A segment is left out if it has fewer than
-        two examples or if one of its halves has no labels. The result is empty if the end task is left out.
+        Estimates by name: `distance2/<objective>` and `norm2/<segment>`. A segment is left out if it has fewer than two
+        examples or a half without labels. The result is empty if the end task is left out.
     """
     domain = stepper.setup.domain
-    batch: Any = stepper.look_ahead(step)
+    batch: Any = stepper.batch(step)
     weights = domain.label_weights
     parts = [(segment.name, _halves(segment)) for segment in batch.segments[1:]]
     usable = [(name, halves) for name, halves in parts if all(weights([half])[0] > 0 for half in halves)]
@@ -81,8 +75,8 @@ def _estimates(names: Sequence[str], gram_SS: Tensor) -> dict[str, float]:
 
 
 def _halves(segment: Any) -> tuple[Any, Any]:
-    middle = segment.texts // 2
-    return segment.part(0, middle), segment.part(middle, segment.texts)
+    middle = segment.examples // 2
+    return segment.part(0, middle), segment.part(middle, segment.examples)
 
 
 def _gram(stepper: Stepper, pieces: Sequence[DomainPiece]) -> Tensor:

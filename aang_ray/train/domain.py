@@ -1,8 +1,7 @@
 """The interface between training and a kind of data, such as text or images.
 
-A domain makes the batch of any step, computes the losses of a batch, and reads the splits that are scored. Loop, steps,
-methods, store and tables are the same for all domains. To add a domain, write a module with a `DomainKind` named
-`DOMAIN` and add a line to `DOMAINS`.
+A domain makes the batch of any step, computes the losses of a batch, and reads the splits that are scored. To add one,
+write a module with a `DomainKind` named `DOMAIN` and add a line to `DOMAINS`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from aang_ray.config.run import RunConfig
 from aang_ray.config.sections import DataConfig
 from aang_ray.data.modalities import modality_of
-from aang_ray.data.tasks import Metric
+from aang_ray.data.tasks import Int64, LabelledSplit, Task
 from aang_ray.errors import UserError
 from aang_ray.model.segments import SegmentRows
 from aang_ray.objectives.sampling import SourceSettings
@@ -32,59 +31,13 @@ from aang_ray.train.evaluate import Reader
 DOMAINS = {"text": "aang_ray.train.text", "images": "aang_ray.train.images"}
 """The module of each domain, by the modality of its tasks. It is imported when a task of the domain is used."""
 
-Int64 = npt.NDArray[np.int64]
 DomainBatch = SegmentBatch[Any]
 """The segments of a step: dev (empty unless asked for), end task, sampled objectives.
 
-Every segment has a `name` (the key of its loss in the log), `texts` (its number of examples), `lengths_E` (number of
+Every segment has a `name` (the key of its loss in the log), `examples` (its size), `lengths_E` (number of
 rows in the body of each example), `normaliser` (number of labels, or sum of their weights, by which the loss is
 divided) and `part(start, stop)` (the segment with these examples only).
 """
-
-
-class LabelledSplit(Protocol):
-    """Examples, each with a class label."""
-
-    @property
-    def labels(self) -> Int64: ...
-
-    def __len__(self) -> int: ...
-
-    def digests(self, indices: Int64) -> list[str]:
-        """Return a hash of the content of each chosen example."""
-        ...
-
-
-class Task(Protocol):
-    """An end task of any domain."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def label_names(self) -> tuple[str, ...]: ...
-
-    @property
-    def metric(self) -> Metric: ...
-
-    @property
-    def train(self) -> LabelledSplit: ...
-
-    @property
-    def dev(self) -> LabelledSplit: ...
-
-    @property
-    def test(self) -> LabelledSplit: ...
-
-    @property
-    def test_clean(self) -> Int64:
-        """Indices of the test examples that occur neither in train nor in dev."""
-        ...
-
-    @property
-    def class_weights(self) -> npt.NDArray[np.float32] | None:
-        """Weight of each class in the end-task loss; None for equal weights."""
-        ...
 
 
 class DomainPiece(Protocol):
@@ -106,12 +59,7 @@ class DomainPiece(Protocol):
 
 
 class Domain(ABC):
-    """Batches and forward passes of one end task.
-
-    Args:
-        source: Makes the segments of each step.
-        settings: Sizes and switches of the batches.
-    """
+    """Batches and forward passes of one end task. `source` makes the segments of each step."""
 
     def __init__(self, source: StepSource[Any], settings: SourceSettings) -> None:
         self.source = source
@@ -121,33 +69,12 @@ class Domain(ABC):
         """Whether `batch` needs the method's factors."""
 
     def batch(self, step: int, with_dev: bool, factors: Mapping[str, npt.NDArray[np.float64]] | None) -> DomainBatch:
-        """Return the segments of a step, a pure function of (seed, step, factors).
-
-        Args:
-            step: Index of the step.
-            with_dev: Whether the dev segment has examples.
-            factors: The method's factors, for `follows_factors`; else None.
-        """
+        """Return the segments of a step, a pure function of (seed, step, factors)."""
         return self.source.step(step, with_dev, factors)
 
-    def chosen(self, number: int, end_task: bool, objectives: Sequence[int]) -> DomainBatch:
-        """Return batch `number` of objectives that are read in turn (see `ExampleSchedule.chosen`).
-
-        Args:
-            number: Index of the batch.
-            end_task: Whether the batch has end-task examples; if not, that segment is empty. The dev segment is always
-                empty.
-            objectives: Indices into the space.
-        """
-        return self.source.chosen(number, end_task, objectives)
-
-    def size(self, objective: int) -> int:
-        """Return the number of examples in the data set of an objective of the space."""
-        return self.source.schedule.size(objective)
-
-    def costs(self, batch: DomainBatch) -> tuple[Int64, ...]:
-        """Return the number of rows in the body of every example: for each of the S segments an array [E]."""
-        return tuple(segment.lengths_E for segment in batch.segments)
+    def tokens(self, batch: DomainBatch) -> int:
+        """Return the number of rows in the body of all examples, without padding."""
+        return sum(int(segment.lengths_E.sum()) for segment in batch.segments)
 
     @abstractmethod
     def pieces(
@@ -159,18 +86,12 @@ class Domain(ABC):
             batch: The segments of a step.
             micro: Maximum number of examples in a piece.
             per_segment: Whether a piece holds examples of one segment only.
-            ranges: The examples [start, stop) of each segment to use, [S]; None for all. An example does not depend on
-                which others are used.
+            ranges: The examples [start, stop) of each segment to use, [S]; None for all.
         """
 
     @abstractmethod
     def entries_read(self, batch: DomainBatch, ranges: Sequence[tuple[int, int]]) -> Int64:
-        """Return the distinct entries that these examples look up in a table that is also used as decoder.
-
-        Args:
-            batch: The segments of a step.
-            ranges: The examples [start, stop) of each segment, [S].
-        """
+        """Return the distinct entries that examples look up in a table that is also used as decoder."""
 
     @abstractmethod
     def label_weights(self, segments: Sequence[Any]) -> tuple[float, ...]:
@@ -186,22 +107,11 @@ class Domain(ABC):
 
     @abstractmethod
     def end_task_pieces(self, split: str, examples: Int64, micro: int) -> tuple[Any, ...]:
-        """Return examples of `train` or `dev` with their labels as pieces for `features`.
-
-        Args:
-            split: `train` or `dev`.
-            examples: Indices into the split.
-            micro: Maximum number of examples in a piece.
-        """
+        """Return examples of `train` or `dev` with labels as pieces of at most `micro` examples for `features`."""
 
     @abstractmethod
     def losses(self, piece: Any, heads: Mapping[str, nn.Module]) -> Tensor:
-        """Return the piece's part of every segment's mean loss, [S], before the method's weights.
-
-        Args:
-            piece: A piece on the device.
-            heads: The heads by name.
-        """
+        """Return the part of a piece on the device of every segment's mean loss, [S], before the method's weights."""
 
     @abstractmethod
     def features(self, piece: Any) -> tuple[Tensor, Tensor]:
@@ -209,29 +119,24 @@ class Domain(ABC):
 
     @abstractmethod
     def reader(self, split: str, first: int = 0, every: int = 1) -> Reader:
-        """Return a reader of `dev` (the examples used for model selection) or of `test`.
-
-        Args:
-            split: `dev` or `test`.
-            first: Index of the first example to read.
-            every: Distance between two examples that are read.
-        """
+        """Return a reader of `dev` (the examples for model selection) or of `test`: of every `every`-th example."""
 
 
 StageParts = Callable[[RunConfig], tuple[Space | None, Domain]]
 """Returns space and domain for the configuration of another stage, with the same task and body."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class DomainParts:
     """The parts of a run that its domain makes."""
 
-    task: Task
+    task: Task[LabelledSplit]
     encoder: nn.Module
     """The shared body, on the device."""
     head_of: dict[str, nn.Module]
     """phi_E and the heads of the outputs, by name."""
     space: Space | None
+    """None for a method that trains on the end task alone."""
     domain: Domain
     stage: StageParts
 
@@ -260,11 +165,7 @@ def domain_of(data: DataConfig) -> DomainKind:
 
 
 def check_domain(config: RunConfig) -> None:
-    """Check that encoder and settings fit the domain of the end task.
-
-    Raises:
-        UserError: if not.
-    """
+    """Raise `UserError` if encoder or settings do not fit the domain of the end task."""
     own = modality_of(config.data)
     for other in DOMAINS:
         if other != own and config.encoder.name in _kind(other).encoders:

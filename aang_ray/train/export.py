@@ -1,10 +1,8 @@
 """Write the classifier of a finished run to a folder, and load it again.
 
-The folder holds
-
-encoder/              the body with its tokenizer, in the layout of Hugging Face (safetensors)
-head.safetensors      Linear, Tanh, Dropout, Linear on the pooled text
-model_card.json       labels, pooling and text length, scores, configuration, versions
+- encoder/: the body with its tokenizer, in the layout of Hugging Face (safetensors)
+- head.safetensors: Linear, Tanh, Dropout, Linear on the pooled text
+- model_card.json: labels, pooling and text length, scores, configuration, versions
 """
 
 from __future__ import annotations
@@ -49,10 +47,8 @@ CARD, ENCODER, HEAD = "model_card.json", "encoder", "head.safetensors"
 def check_export(folder: Path, data: DataConfig) -> None:
     """Check that a classifier of this task can be written to a folder.
 
-    The folder may be missing, empty, or an earlier export.
-
     Raises:
-        UserError: if the folder holds anything else, or the task is not a text task.
+        UserError: The folder is neither missing nor empty nor an earlier export, or the task is not one of text.
     """
     if not domain_of(data).exports:
         kind = modality_of(data)
@@ -64,30 +60,17 @@ def check_export(folder: Path, data: DataConfig) -> None:
 
 
 def export_model(folder: Path, setup: Setup, result: ResultRow) -> None:
-    """Write encoder, tokenizer, end-task head and model card of a finished run. The folder is created atomically.
-
-    Args:
-        folder: Target folder; an earlier export is replaced.
-        setup: The parts of the run, with the parameters of the best model.
-        result: The run's result row, which is stored in the card.
+    """Write encoder, tokenizer, end-task head and model card of a finished run with its best model, all or nothing.
 
     Raises:
-        UserError: if the folder holds something that is not an exported model.
+        UserError: The folder holds something that is not an exported model, which is replaced.
     """
     check_export(folder, setup.config.data)
-    with new_folder(folder.absolute(), replace=True) as draft:
-        _write(draft, setup, result)
-
-
-def _write(folder: Path, setup: Setup, result: ResultRow) -> None:
     task, encoder = setup.task, setup.encoder
     assert isinstance(task, EndTask)
     assert isinstance(encoder, Encoder)
     body: Any = encoder.body
-    body.save_pretrained(folder / ENCODER)
-    load_tokenizer(locate(setup.config.encoder)).save_pretrained(folder / ENCODER)
-    head = setup.head_of[END_TASK_HEAD].state_dict()
-    safetensors.torch.save_file({name: value.contiguous() for name, value in head.items()}, folder / HEAD)
+    head = {name: value.contiguous() for name, value in setup.head_of[END_TASK_HEAD].state_dict().items()}
     card = {
         "format": FORMAT,
         "labels": list(task.label_names),
@@ -98,7 +81,11 @@ def _write(folder: Path, setup: Setup, result: ResultRow) -> None:
         "result": asdict(result),
     }
     text = json.dumps(_without_nan(card), indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / CARD).write_text(text + "\n", encoding="utf-8")
+    with new_folder(folder.absolute(), replace=True) as draft:
+        body.save_pretrained(draft / ENCODER)
+        load_tokenizer(locate(setup.config.encoder)).save_pretrained(draft / ENCODER)
+        safetensors.torch.save_file(head, draft / HEAD)
+        (draft / CARD).write_text(text + "\n", encoding="utf-8")
 
 
 def _without_nan(value: Any) -> Any:
@@ -132,7 +119,7 @@ class Classifier:
             The label of each text, and the probabilities [E, C] in the order of `labels`.
 
         Raises:
-            UserError: for a single text if the model was trained on pairs, and for a pair if it was not.
+            UserError: For a single text if the model was trained on pairs, and for a pair if it was not.
         """
         if not texts:
             return [], np.zeros((0, len(self.labels)), dtype=np.float32)
@@ -163,7 +150,7 @@ def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
         device: A PyTorch device. The precision is that of the run.
 
     Raises:
-        UserError: for a folder without a complete export, or with an export of another format.
+        UserError: For a folder without a complete export, or with an export of another format.
     """
     folder = Path(folder)
     card = _read_card(folder)

@@ -73,7 +73,7 @@ class ImageDomain(Domain):
         return tuple(float(segment.weights_E.sum()) for segment in segments)
 
     def probe(self, batch: ImageBatch, examples: int) -> ImagePiece:
-        one = next(s for s in batch.segments if s.texts).part(0, 1)
+        one = next(s for s in batch.segments if s.examples).part(0, 1)
         return collate_images([one] * examples)
 
     def dev_head_piece(self, step: int) -> ImagePiece:
@@ -105,7 +105,6 @@ class ImageReader:
         self._pixels_N1HW = torch.from_numpy(np.ascontiguousarray(split.pixels_NHW)).unsqueeze(1)
 
     def predict(self, encoder: nn.Module, head: nn.Module, compute: Compute) -> Predictions:
-        """Return the logits of every image in the split's order, computed in eval mode."""
         with predicting(encoder, head, compute):
             parts = [
                 head(encoder(part.to(compute.device))).float()
@@ -115,11 +114,7 @@ class ImageReader:
 
 
 def check_image_settings(config: RunConfig) -> None:
-    """Refuse settings that do not apply to images: they would change the name of a cell but not its result.
-
-    Raises:
-        UserError: for a text setting that is not at its default, a masked-LM method, or another encoder.
-    """
+    """Refuse settings that do not apply to images: they would change the name of a cell but not its result."""
     if config.encoder.name != LENET:
         raise UserError(f"encoder.name: {config.data.task} is a task of images; its encoder is {LENET}")
     if isinstance(config.method, PretrainSection):
@@ -133,11 +128,7 @@ def check_image_settings(config: RunConfig) -> None:
 
 
 def build_image_run(config: RunConfig, device: torch.device) -> DomainParts:
-    """Load the images and make a body with random parameters, its heads, the space and the domain.
-
-    Raises:
-        UserError: for settings or a space that do not apply to images.
-    """
+    """Load the images and make a body with random parameters, its heads, the space and the domain."""
     check_image_settings(config)
     task = load_task(config.data, config.encoder)
     assert isinstance(task, ImageTask)
@@ -153,11 +144,7 @@ def build_image_run(config: RunConfig, device: torch.device) -> DomainParts:
 
 
 def make_image_space(config: RunConfig) -> Space:
-    """Return the legal objectives of the configured space.
-
-    Raises:
-        UserError: for a space of another domain.
-    """
+    """Return the legal objectives of the configured space."""
     file = read_space(config.space)
     if file.domain != IMAGES:
         raise UserError(f"space: {config.space} holds objectives on {file.domain}; for {config.data.task} use digits")
@@ -165,10 +152,7 @@ def make_image_space(config: RunConfig) -> Space:
 
 
 def make_image_heads(config: RunConfig, task: ImageTask, encoder: LeNet, space: Space | None) -> dict[str, nn.Module]:
-    """Return phi_E and the heads of the outputs, by name.
-
-    Outputs of pixels have a linear head. Outputs of classes have the same head as in the text domain.
-    """
+    """Return phi_E and the heads of the outputs, by name; outputs of pixels have a linear head."""
     classes = {"other-digit": len(task.label_names), "end-task": len(task.label_names), "rotation": TURNS}
     width, dropout = encoder.hidden_size, config.encoder.head_dropout
     heads: dict[str, nn.Module] = {END_TASK_HEAD: ClassificationHead(width, len(task.label_names), dropout)}

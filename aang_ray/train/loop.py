@@ -1,7 +1,4 @@
-"""The training loop: steps, evaluations on dev, early stopping, and one test score of the best model.
-
-See docs/semantics.md, section 5.
-"""
+"""The training loop: steps, dev scores, early stopping, one test score (docs/semantics.md, section 5)."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aang_ray.data.tasks import Metric
 from aang_ray.errors import RunFailure
@@ -49,7 +46,13 @@ class Finished:
 
 
 class Trainer:
-    """Trains a run through all its stages, starting from its checkpoint if there is one."""
+    """Trains a run through all its stages, starting from its checkpoint if there is one.
+
+    Args:
+        setup: The parts of the run; training changes them in place.
+        on_evaluation: Called after each evaluation, in every worker.
+        checkpointer: Reads and writes the checkpoint; None for a run without checkpoints.
+    """
 
     def __init__(
         self,
@@ -57,13 +60,6 @@ class Trainer:
         on_evaluation: Callable[[HistoryRow], None] | None = None,
         checkpointer: Checkpointer | None = None,
     ) -> None:
-        """Prepare the first stage.
-
-        Args:
-            setup: The parts of the run; training changes them in place.
-            on_evaluation: Called after each evaluation, in every worker.
-            checkpointer: Reads and writes the checkpoint; None for a run without checkpoints.
-        """
         self.config = setup.config
         self.progress = Progress()
         self._whole = setup
@@ -82,10 +78,10 @@ class Trainer:
         """Train, and score test once with the model that has the best dev score.
 
         Raises:
-            UserError: for a checkpoint that the run cannot continue from.
-            RunFailure: for a loss that is not finite, or when memory runs out.
-            Interrupted, KeyboardInterrupt: when asked to stop; the checkpoint is written.
-            StepLimitReached: at the step limit; the checkpoint is written.
+            UserError: For a checkpoint that the run cannot continue from.
+            RunFailure: For a loss that is not finite, or when memory runs out.
+            Interrupted, KeyboardInterrupt: When asked to stop; the checkpoint is written.
+            StepLimitReached: At the step limit; the checkpoint is written.
         """
         if self._checkpointer is None or not self._checkpointer.resume(self._restore):
             self.stepper.estimate_memory(self.stepper.prepare(0))
@@ -97,7 +93,6 @@ class Trainer:
             while self.progress.stage + 1 < len(self._stages):
                 self._next_stage()
                 self._train_stage()
-        self._load_best_model()
         scores, test = self._score_best_model()
         clean = test.take(self.setup.task.test_clean)
         if self.setup.compute.device.type == "cuda":
@@ -126,7 +121,6 @@ class Trainer:
     def _next_stage(self) -> None:
         """Start the next stage from the best model on dev, or from the last model if the stage did not score dev."""
         if self.stage.decides:
-            self._load_best_model()
             self.progress.before, _ = self._score_best_model()
             self._best_model = {}
         self.progress.next_stage()
@@ -142,7 +136,7 @@ class Trainer:
             progress = self.progress
             progress.steps += 1
             progress.stage_steps += 1
-            progress.examples += prepared.batch.segments[END_TASK].texts
+            progress.examples += prepared.batch.segments[END_TASK].examples
             progress.tokens += prepared.real_tokens
             self._losses.add(progress.steps, prepared.names, gradients.losses_S)
             if self.stepper.evaluates_after(progress.stage_steps):
@@ -204,13 +198,12 @@ class Trainer:
         progress.since_best += 1
         if score > progress.best_score:
             progress.best_score, progress.best_step, progress.since_best = score, progress.steps, 0
-            head = setup.head_of[END_TASK_HEAD]
-            self._best_model = {
-                f"{part}.{name}": value.detach().to("cpu", copy=True)
-                for part, module in (("encoder", setup.encoder), ("head", head))
-                for name, value in module.state_dict().items()
-            }
+            now = self._scored_model().state_dict()
+            self._best_model = {name: value.detach().to("cpu", copy=True) for name, value in now.items()}
         return scores
+
+    def _scored_model(self) -> nn.Module:
+        return nn.ModuleDict({"encoder": self.setup.encoder, "head": self.setup.head_of[END_TASK_HEAD]})
 
     def _predict(self, reader: Reader) -> Predictions:
         """Return the end-task logits of a whole split; each worker computes its share."""
@@ -226,15 +219,10 @@ class Trainer:
         baseline = share if self._metric == "accuracy" else 2 * share / (share + 1) / len(task.label_names)
         return len(np.unique(predictions.classes_E)) < 2 or score_of(scores, self._metric) <= baseline
 
-    def _load_best_model(self) -> None:
-        for part, module in (("encoder", self.setup.encoder), ("head", self.setup.head_of[END_TASK_HEAD])):
-            start = f"{part}."
-            values = {name.removeprefix(start): v for name, v in self._best_model.items() if name.startswith(start)}
-            module.load_state_dict(values)
-
     def _score_best_model(self) -> tuple[SplitScores, Predictions]:
-        """Score the loaded best model on test; return also its predictions there."""
+        """Load the best model and score it on test; return also its predictions there."""
         setup = self.setup
+        self._scored_model().load_state_dict(self._best_model)
         test = self._predict(self._whole.domain.reader("test", setup.workers.rank, setup.workers.size))
         clean = test.take(setup.task.test_clean)
         dev = self.progress.best_dev
@@ -265,14 +253,7 @@ class Trainer:
 
 
 def prefetched(make: Callable[[int], T], first: int, stop: int, depth: int = 2) -> Iterator[T]:
-    """Yield make(first), ..., make(stop - 1) in order, computed ahead on another thread.
-
-    Args:
-        make: Called with each number. If it raises, the exception is raised when that result is requested.
-        first: First number.
-        stop: One more than the last number.
-        depth: Number of results to compute ahead; 0 computes each result on request, on the calling thread.
-    """
+    """Yield make(first), ..., make(stop - 1) in order; `depth` results are computed ahead on another thread."""
     if depth == 0:
         yield from map(make, range(first, stop))
         return
@@ -291,7 +272,7 @@ def prefetched(make: Callable[[int], T], first: int, stop: int, depth: int = 2) 
 
 
 class LossLog:
-    """Computes mean losses since the last evaluation and raises for a loss that is not finite.
+    """Computes mean losses since the last evaluation, and raises `RunFailure` for a loss that is not finite.
 
     Reading a loss waits for the device. So losses stay on the device and are read every `check_every` steps: at each
     step on a CPU, at evaluations on a GPU.
@@ -304,51 +285,28 @@ class LossLog:
         self._sums: dict[str, tuple[float, int]] = {}
 
     def add(self, step: int, names: Sequence[str], losses_S: Tensor) -> None:
-        """Add the losses of a step.
-
-        Args:
-            step: Number of completed steps.
-            names: Name of each segment; a segment with an empty name is skipped.
-            losses_S: Loss of each segment, [S].
-
-        Raises:
-            RunFailure: for a loss that is not finite.
-        """
+        """Add the losses of a step, [S], with the name of each segment; a segment with an empty name is skipped."""
         self._unread.append((step, names, losses_S.detach()))
         if len(self._unread) >= self.check_every:
             self.read()
 
     def means(self) -> dict[str, float]:
-        """Return the mean loss since the last call, by segment name, and start new means.
-
-        Raises:
-            RunFailure: for a loss that is not finite.
-        """
+        """Return the mean loss since the last call, by segment name, and start new means."""
         self.read()
         means = {name: total / count for name, (total, count) in self._sums.items()}
         self._sums.clear()
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all losses so far as plain numbers.
-
-        Raises:
-            RunFailure: for a loss that is not finite.
-        """
         self.read()
         return {"last": dict(self._last), "sums": {name: list(sums) for name, sums in self._sums.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         self._last = dict(state["last"])
         self._sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
 
     def read(self) -> None:
-        """Copy the unread losses to the host and check them.
-
-        Raises:
-            RunFailure: for a loss that is not finite.
-        """
+        """Copy the unread losses to the host and check them."""
         if not self._unread:
             return
         values = iter(torch.cat([losses_S for _, _, losses_S in self._unread]).tolist())  # one copy to the host

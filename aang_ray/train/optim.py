@@ -7,20 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from aang_ray.config.sections import OptimConfig, ScheduleConfig
+from aang_ray.gradients.engine import split_vector
+from aang_ray.methods.aang import PUBLISHED_CLIP
 from aang_ray.objectives.source import FIRST_OBJECTIVE
-
-PUBLISHED_OBJECTIVE_CLIP = 10.0
-"""Norm at which the released research code clips each objective's gradient."""
 
 
 def make_optimizer(body: nn.Module, heads: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Return AdamW or SGD with separate learning rates and weight decays for body and heads.
-
-    Weight decay applies to every parameter, also to biases and norms (docs/semantics.md, section 4).
-    """
+    """Return AdamW or SGD with separate rates for body and heads. Weight decay applies to biases and norms, too."""
     groups: list[dict[str, Any]] = [
         {"params": list(body.parameters()), "lr": config.body_lr, "weight_decay": config.body_weight_decay},
         {"params": list(heads.parameters()), "lr": config.head_lr, "weight_decay": config.head_weight_decay},
@@ -47,16 +42,8 @@ def rate_factor(schedule: ScheduleConfig) -> Callable[[int], float]:
     return factor
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, schedule: ScheduleConfig) -> LambdaLR:
-    """Return a scheduler that multiplies the learning rates by `rate_factor`."""
-    return LambdaLR(optimizer, rate_factor(schedule))
-
-
 def clip(body: nn.Module, heads: Mapping[str, nn.Module], config: OptimConfig) -> None:
-    """Clip the body's gradient and each head's gradient to norm `config.clip`.
-
-    With `clipping: published`, the gradients of all heads are clipped jointly.
-    """
+    """Clip the body's gradient and each head's (`published`: all heads' together) to norm `config.clip`."""
     nn.utils.clip_grad_norm_(body.parameters(), config.clip)
     if config.clipping == "published":
         nn.utils.clip_grad_norm_([p for head in heads.values() for p in head.parameters()], config.clip)
@@ -68,40 +55,29 @@ def clip(body: nn.Module, heads: Mapping[str, nn.Module], config: OptimConfig) -
 def clip_objectives(body: nn.Module, separate_SP: Tensor, coefficients_S: Tensor) -> None:
     """Clip each objective's gradient g_k to norm 10 in the body's update (`clipping: published`).
 
-    The function adds the correction c_k (min(1, 10 / ||g_k||) - 1) g_k to `.grad`. It does not recompute the update,
-    because `.grad` also holds the gradient of a tied decoder, which is not in `separate_SP` and stays unclipped.
-
-    Args:
-        body: The body, with the update sum_k c_k g_k in `.grad`.
-        separate_SP: The gradients g_k of all segments, [S, P].
-        coefficients_S: The coefficients c_k, [S].
+    This adds the correction c_k (min(1, 10 / ||g_k||) - 1) g_k to `.grad`, which also holds the gradient of a tied
+    decoder, which is not in `separate_SP` and stays unclipped.
     """
     norms_S = torch.linalg.vector_norm(separate_SP, dim=1)
-    scale_S = torch.clamp(PUBLISHED_OBJECTIVE_CLIP / norms_S.clamp_min(1e-30), max=1.0)
+    scale_S = torch.clamp(PUBLISHED_CLIP / norms_S.clamp_min(1e-30), max=1.0)
     scale_S[:FIRST_OBJECTIVE] = 1.0
     correction_P = (coefficients_S.to(separate_SP.dtype) * (scale_S - 1)) @ separate_SP
-    for parameter, part in _split(body, correction_P):
+    for parameter, part in split_vector(correction_P, _trained(body)):
+        part = part.to(parameter.dtype)
         parameter.grad = part if parameter.grad is None else parameter.grad + part
 
 
 def get_gradient(body: nn.Module) -> Tensor:
-    """Return the body's gradients as one vector [P], with 0 for parameters without a gradient.
-
-    The vector is fp64 for an fp64 body, else fp32.
-    """
-    parameters = [p for p in body.parameters() if p.requires_grad]
-    flat_P = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    """Return the body's gradients as one vector [P], fp64 for an fp64 body, else fp32."""
+    flat_P = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in _trained(body)])
     return flat_P.to(torch.promote_types(flat_P.dtype, torch.float32))
 
 
 def set_gradient(body: nn.Module, direction_P: Tensor) -> None:
     """Replace the body's gradients by an update direction, [P]."""
-    for parameter, part in _split(body, direction_P):
-        parameter.grad = part
+    for parameter, part in split_vector(direction_P, _trained(body)):
+        parameter.grad = part.to(parameter.dtype)
 
 
-def _split(body: nn.Module, vector_P: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-    """Return each trained parameter with its part of the vector, in the parameter's shape and dtype."""
-    parameters = [p for p in body.parameters() if p.requires_grad]
-    parts = torch.split(vector_P, [p.numel() for p in parameters])
-    return [(p, part.view_as(p).to(p.dtype)) for p, part in zip(parameters, parts, strict=True)]
+def _trained(body: nn.Module) -> list[nn.Parameter]:
+    return [p for p in body.parameters() if p.requires_grad]

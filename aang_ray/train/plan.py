@@ -1,7 +1,4 @@
-"""Resolve a configuration: fill in values that depend on the task and the encoder.
-
-The hash of the resolved configuration names the run.
-"""
+"""Resolve a configuration, whose hash names the run: fill in values that depend on the task and the encoder."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ def resolve(config: RunConfig) -> RunConfig:
     Metric and batch sizes come from the task's card unless the user has set them.
 
     Raises:
-        UserError: if the task, the encoder or the space does not exist, or a setting does not fit the others.
+        UserError: The task, the encoder or the space does not exist, or a setting does not fit the others.
     """
     method = config.method
     if config.gradients.local_distances and not (method.auxiliary and method.logs_weights):
@@ -45,28 +42,26 @@ def resolve(config: RunConfig) -> RunConfig:
         "encoder": domain_of(config.data).encoder_fingerprint(config),
         "space": read_space(config.space).fingerprint if method.auxiliary else "",
     }
-    resolved = config.model_copy(
-        update={
-            "batch": config.batch.model_copy(update=batch),
-            "data": config.data.model_copy(update={"metric": metric}),
-            "fingerprints": config.fingerprints.model_copy(update=fingerprints),
-        }
+    resolved = config.changed(
+        batch=config.batch.changed(**batch),
+        data=config.data.changed(metric=metric),
+        fingerprints=config.fingerprints.changed(**fingerprints),
     )
     if isinstance(method, PretrainSection):
-        resolved = resolved.model_copy(update={"method": with_steps(resolved, method)})
+        resolved = resolved.changed(method=with_steps(resolved, method))
     if resolved.schedule.steps is not None:
         return resolved
-    steps = {"steps": epoch_steps(resolved)}
-    return resolved.model_copy(update={"schedule": resolved.schedule.model_copy(update=steps)})
+    # Epochs over train and in-domain examples at the auxiliary batch size, for every method: so all methods see equally
+    # many end-task examples (Dery et al. 2023, appendix D).
+    examples = config.schedule.epochs * domain_of(config.data).examples(config)
+    return resolved.changed(schedule=config.schedule.changed(steps=math.ceil(examples / batch["auxiliary"])))
 
 
 def with_steps(config: RunConfig, method: PretrainSection) -> PretrainSection:
-    """Return the method with a number of steps for every masked-LM stage.
-
-    A stage without a given number gets the steps of `epochs` epochs over its texts.
+    """Return the method with a number of steps for every masked-LM stage, by default those of `epochs` epochs.
 
     Raises:
-        UserError: for a stage on in-domain text if there is none.
+        UserError: For a stage on in-domain text if there is none.
     """
     missing = [text for text in method.texts if method.steps_of(text) is None]
     if not missing:
@@ -77,25 +72,11 @@ def with_steps(config: RunConfig, method: PretrainSection) -> PretrainSection:
         if not sizes[text]:
             raise UserError(f"method {config.method.name}: no {text} text is given; set data.{text.replace('-', '_')}")
     steps = {STEPS[text]: math.ceil(method.epochs * sizes[text] / method.batch) for text in missing}
-    return method.model_copy(update=steps)
-
-
-def epoch_steps(config: RunConfig) -> int:
-    """Return the number of steps in `schedule.epochs` epochs over train and in-domain examples.
-
-    The auxiliary batch size is used for every method, so that all methods see equally many end-task examples (Dery et
-    al. 2023, appendix D).
-    """
-    examples = domain_of(config.data).examples(config)
-    return math.ceil(config.schedule.epochs * examples / (config.batch.auxiliary or PAPER_AUXILIARY))
+    return method.changed(**steps)
 
 
 def source_settings(config: RunConfig) -> SourceSettings:
-    """Return the batch settings of a resolved configuration, for any domain.
-
-    Raises:
-        ValueError: for a configuration that is not resolved.
-    """
+    """Return the batch settings of a resolved configuration, for any domain."""
     meta = config.method if isinstance(config.method, AangConfig) else AangConfig()
     batch = config.batch
     if batch.end_task is None or batch.auxiliary is None or batch.dev_head is None:
@@ -118,7 +99,7 @@ def sampled_count(config: RunConfig, space: Space | None) -> int:
     """Return the number of objectives in a step: n, or all objectives in a pretraining stage; 0 without a space.
 
     Raises:
-        UserError: if n exceeds the size of the space.
+        UserError: `n` exceeds the size of the space.
     """
     if space is None:
         return 0
@@ -129,11 +110,7 @@ def sampled_count(config: RunConfig, space: Space | None) -> int:
 
 
 def check_n(config: RunConfig) -> None:
-    """Refuse an n that is too large for any task and encoder, without loading the task or the encoder.
-
-    Raises:
-        UserError: if n is too large.
-    """
+    """Raise `UserError` for an n that is too large for any task and encoder, without loading either."""
     if config.n == "all" or not config.method.auxiliary or isinstance(config.method, PretrainSection):
         return
     settings = config.objectives

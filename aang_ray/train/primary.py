@@ -1,13 +1,12 @@
 """End-task gradients that some methods measure before a step, on fresh train examples and without dropout.
 
-Without dropout all workers compute the same result from the same examples, except for rounding where kernels are not
-deterministic. The first worker's measurements are sent to all, so that the workers stay identical.
+All workers compute them from the same examples. The first worker's result is sent to all, because kernels may not be
+deterministic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +19,10 @@ from aang_ray.objectives import randomness
 from aang_ray.objectives.source import END_TASK_HEAD
 from aang_ray.objectives.texts import Int64
 from aang_ray.train.domain import DomainPiece
+from aang_ray.train.evaluate import evaluating
 from aang_ray.train.setup import Setup
 from aang_ray.train.workers.exchange import failing_for_all
-from aang_ray.train.workers.group import Agreement
+from aang_ray.train.workers.group import agreed
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,8 @@ class ExampleLosses:
         weights_C = None if self._class_weights_C is None else self._class_weights_C.to(wide)
         return F.cross_entropy(logits_EC.to(wide), labels_E, weight=weights_C, reduction="none")
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Switch dropout off inside the block."""
-        modules = (self._setup.encoder, *self._setup.head_of.values())
-        training = [module.training for module in modules]
-        for module in modules:
-            module.eval()
-        try:
-            yield
-        finally:
-            for module, was_training in zip(modules, training, strict=True):
-                module.train(was_training)
+    def evaluating(self) -> AbstractContextManager[None]:
+        return evaluating(self._setup.encoder, *self._setup.head_of.values())
 
 
 class PrimaryView:
@@ -81,28 +71,16 @@ class PrimaryView:
         self._setup, self._method, self._losses = setup, method, ExampleLosses(setup)
 
     def prepare(self, step: int, micro: int) -> PrimaryPieces:
-        """Return the examples of a step, a function of (seed, step).
-
-        The two sets of examples are disjoint if train is large enough.
-
-        Args:
-            step: Index of the step.
-            micro: Maximum number of examples in a piece.
-        """
-        wanted = self._method.primary_examples(step)
+        """Return the examples of a step, a function of (seed, step): two disjoint sets if train is large enough."""
+        first, last = self._method.primary_examples(step)
         size = len(self._setup.task.train)
         order = randomness.generator(self._setup.config.seed, step, randomness.METHOD).permutation(size)
-        subspace, mean = order[: wanted.subspace], order[-min(wanted.mean, size) :]
+        subspace, mean = order[:first], order[-min(last, size) :]
         counts = (len(subspace), len(mean))
         return PrimaryPieces(self._pieces(subspace, micro), self._pieces(mean, micro), counts)
 
     def measure(self, step: int, pieces: PrimaryPieces) -> None:
-        """Call the method's `measure` with the Jacobians of the examples' losses, then send the results to all workers.
-
-        Args:
-            step: Index of the step.
-            pieces: What `prepare` returned for this step.
-        """
+        """Call the method's `measure` with the Jacobians of the examples' losses; send the results to all workers."""
         body = self._setup.encoder
         subspace, mean = (
             ExampleJacobian(body, part, self._losses, count) if part else None
@@ -115,7 +93,7 @@ class PrimaryView:
                 measured = measure(step, subspace, mean)
             else:
                 # One worker may run out of memory here while others do not, so they agree. The host waits here anyway.
-                with Agreement(workers):
+                with agreed(workers):
                     measured = failing_for_all(measure)(step, subspace, mean)
         for tensor in measured:
             workers.broadcast_(tensor)

@@ -1,7 +1,4 @@
-"""A run's progress, and the record that is stored for it: done, cut short or failed.
-
-`cell_record` makes every row of `results`. This module loads neither torch nor Ray.
-"""
+"""A run's progress, and the record that is stored for it: done, cut short or failed. Loads neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -71,12 +68,10 @@ class Progress:
         self.best_step, self.best_score = 0, -1.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all fields as numbers, strings, lists and dicts."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
-        """Return the progress of a state that `state_dict` returned."""
 
         def scores(values: Mapping[str, Any] | None) -> Scores | None:
             return None if values is None else Scores(**values)
@@ -109,16 +104,13 @@ def cell_record(
     Args:
         config: The cell's configuration.
         progress: The run's progress; its history and weights become part of the record.
-        status: `done`, `cut` or `failed`. A cut run has the best dev scores so far and no test scores: test is scored
-            only at the end. A failed run has no scores.
-        device: Name of the device in the store.
-        precision: Precision that was used.
+        status: A `cut` run has the best dev scores so far and no test scores; a `failed` run has no scores.
+        device, precision: Device and precision that were used, as the store names them.
         seconds: Duration of the run.
-        error: Error message of a failed run; it is stored on one line.
-        log: Log of a failed run, of which the last `LOG_LINES` lines are kept.
-        scores: Scores of the best model of a run that is done.
-        clean_interval: 95 % bootstrap interval of the metric on the de-duplicated test view.
-        predictions: Rows of the table `predictions`: of the best model of a run that is done.
+        error, log: Message of a failed run, stored on one line, and its log, of which the last `LOG_LINES` lines are
+            kept.
+        scores, clean_interval, predictions: Those of a run that is done: scores of the best model, the 95 % bootstrap
+            interval of the metric on the de-duplicated test view, and the rows of the table `predictions`.
     """
     auxiliary, before = config.method.auxiliary, progress.before
     low, high = clean_interval or (None, None)
@@ -159,13 +151,7 @@ def cell_record(
 
 
 def failed_record(config: RunConfig, error: str, log: str = "") -> CellRecord:
-    """Return the record of a cell whose run ended in an error that the training loop did not handle.
-
-    Args:
-        config: The cell's configuration.
-        error: The error message; it is stored on one line.
-        log: The log or traceback, of which the last `LOG_LINES` lines are kept.
-    """
+    """Return the record of a cell whose run ended in an error that the training loop did not handle."""
     device, precision = config.resources.device, config.precision
     return cell_record(
         config, Progress(), "failed", device=device, precision=precision, seconds=0.0, error=error, log=log

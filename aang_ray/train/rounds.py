@@ -1,9 +1,8 @@
 """Training in rounds: each task is trained alone from the same parameters, then the method combines the results.
 
-The methods (alphaVIL, DIW) are in `methods/rounds.py`; this module makes their training steps. A step is one optimiser
-step of one task, so loop, checkpoints and counts work as for any other method. Within a round, body and heads hold the
-parameters of the task that is being trained. At the end of a round they hold the round's result. Dev is scored only at
-the end of a round.
+The methods (alphaVIL, DIW) are in `methods/rounds.py`. A step is one optimiser step of one task, so loop, checkpoints
+and counts work as for any other method. Within a round, body and heads hold the parameters of the task that is being
+trained; at its end, the round's result, which is scored on dev.
 
 Shape suffixes: N tasks, Q entries of all trained parameters, W workers, S segments of a batch.
 """
@@ -22,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from aang_ray.config.methods import RoundsSection
 from aang_ray.errors import UserError
-from aang_ray.gradients.engine import StepGradients, check_memory
+from aang_ray.gradients.engine import StepGradients, check_memory, split_vector
 from aang_ray.gradients.statistics import called_at
 from aang_ray.methods.base import Sampled
 from aang_ray.methods.rounds import RoundMethod
@@ -33,7 +32,7 @@ from aang_ray.train.optim import make_optimizer, rate_factor
 from aang_ray.train.primary import ExampleLosses
 from aang_ray.train.setup import Setup
 from aang_ray.train.step import Prepared, Stepper
-from aang_ray.train.workers.group import Agreement, check_same
+from aang_ray.train.workers.group import agreed, check_same
 
 
 def make_stepper(setup: Setup) -> Stepper:
@@ -64,8 +63,7 @@ class ParameterVector:
 
     def split(self, vector_Q: Tensor) -> dict[str, Tensor]:
         """Return views of a vector [Q], one per parameter: by name in `modules`, in the parameter's shape."""
-        parts = torch.split(vector_Q, [p.numel() for p in self._named.values()])
-        return {name: part.view_as(p) for (name, p), part in zip(self._named.items(), parts, strict=True)}
+        return dict(zip(self._named, (part for _, part in split_vector(vector_Q, self._named.values())), strict=True))
 
 
 @dataclass(frozen=True)
@@ -88,13 +86,8 @@ class Slot:
 class TaskPlan:
     """The order of the steps of a round in which each task is trained alone.
 
-    Worker i mod W trains task i, and W consecutive tasks form a group. The steps that the workers of a group make at
-    the same time are consecutive slots. All of them are executed at the first of these slots, so a round has the same
-    number of slots for any W.
-
-    Args:
-        steps_N: Number of steps of each task, [N].
-        workers: Number of workers W.
+    Worker i mod W trains task i, and W consecutive tasks form a group. The steps that its workers make at the same time
+    are consecutive slots, all executed at the first, so a round has the same number of slots for any W.
     """
 
     def __init__(self, steps_N: Sequence[int], workers: int) -> None:
@@ -125,16 +118,12 @@ class TaskPlan:
 
 
 def fitted(lengths: Sequence[int], total: int) -> tuple[int, ...]:
-    """Return the lengths of a round's parts, shortened if the run has fewer steps than one round.
+    """Return the lengths of a round's parts, shortened if the run has fewer steps (`total`) than one round.
 
     Every part gets one step. The remaining steps are divided in proportion to `length - 1`, rounded down.
 
-    Args:
-        lengths: Intended number of steps of each part.
-        total: Number of steps of the run.
-
     Raises:
-        UserError: If there is no step for every part.
+        UserError: There is no step for every part.
     """
     if sum(lengths) <= total:
         return tuple(lengths)
@@ -145,36 +134,6 @@ def fitted(lengths: Sequence[int], total: int) -> tuple[int, ...]:
         )
     spare, wanted = total - len(lengths), sum(lengths) - len(lengths)
     return tuple(1 + (length - 1) * spare // wanted for length in lengths)
-
-
-class Tasks:
-    """The tasks of a run and their batches.
-
-    Task 0 is the end task. The other tasks are the objectives that are sampled for step 0. A batch of a single task has
-    `batch.end_task` examples of the end task or `batch.auxiliary` examples of an objective.
-    """
-
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self.objectives = setup.domain.batch(0, False, None).sampled
-
-    def steps(self, config: RoundsSection) -> list[int]:
-        """Return the number of optimiser steps of each task in a round."""
-        if config.round_steps is not None:
-            return [config.round_steps] * (1 + len(self.objectives))
-        setup, batch = self._setup, self._setup.config.batch
-        sizes = [len(setup.task.train), *(setup.domain.size(objective) for objective in self.objectives)]
-        at_once = [batch.end_task or 1, *(batch.auxiliary or 1 for _ in self.objectives)]
-        return [math.ceil(config.round_fraction * size / of) for size, of in zip(sizes, at_once, strict=True)]
-
-    def batch(self, task: int, number: int) -> DomainBatch:
-        """Return batch `number` of one task."""
-        objectives = (self.objectives[task - 1],) if task else ()
-        return self._setup.domain.chosen(number, task == 0, objectives)
-
-    def all_of(self, number: int) -> DomainBatch:
-        """Return batch `number` of all tasks together."""
-        return self._setup.domain.chosen(number, True, self.objectives)
 
 
 @dataclass(frozen=True)
@@ -196,12 +155,12 @@ class RoundPrepared(Prepared):
 class RoundStepper(Stepper):
     """Makes the steps of rounds, and implements the `Round` interface that the method uses.
 
-    A run has as many whole rounds as fit into `schedule.steps`. If not even one fits, the round is shortened. During a
-    round every task's learning rate runs through the round's whole part of the schedule, as if all tasks were trained
-    at the same time. So a task's update does not depend on the order of tasks.
+    A run has as many whole rounds as fit into `schedule.steps`; if not even one fits, the round is shortened. Every
+    task's learning rate runs through the round's whole part of the schedule, so a task's update does not depend on
+    their order.
 
-    Worker i mod W alone trains task i, and only the losses of its steps are sent. Optimiser states of single tasks are
-    not saved, so a resumed run repeats the current group of tasks, or the current try, from its first step.
+    Optimiser states of single tasks are not saved: a resumed run repeats the current group of tasks, or the current
+    try.
     """
 
     def __init__(self, setup: Setup, method: RoundMethod) -> None:
@@ -213,9 +172,9 @@ class RoundStepper(Stepper):
         if setup.config.resources.optimizer_state == "sharded":
             raise UserError(f"resources.optimizer_state: sharded does not go with {name}; use replicated")
         self.method = method
-        self.tasks = Tasks(setup)
+        self.objectives: tuple[int, ...] = setup.domain.batch(0, False, None).sampled
         self._total = setup.config.schedule.steps or 0
-        wanted = self.tasks.steps(config)
+        wanted = self._steps_of_tasks(config)
         lengths = fitted([*wanted, wanted[0]] if method.has_tries else wanted, self._total)
         self.task_steps, self.try_steps = lengths[: len(wanted)], sum(lengths[len(wanted) :])
         self.round_steps = sum(lengths)
@@ -245,8 +204,8 @@ class RoundStepper(Stepper):
     def ends_after(self, step: int) -> bool:
         return self.over and step + self.round_steps > self._total
 
-    def look_ahead(self, step: int) -> DomainBatch:
-        return self.tasks.all_of(step)
+    def batch(self, step: int, with_dev: bool = False) -> DomainBatch:
+        return self.setup.domain.source.batch_of(step, True, self.objectives)
 
     def prepare(self, step: int) -> RoundPrepared:
         if self.method.together:
@@ -260,7 +219,8 @@ class RoundStepper(Stepper):
             own_batch = batch if mine == slot else self._task_batch(mine, round_)
             micro = self.micro.texts
             own = Prepared(own_batch, self._pieces(own_batch, micro, None), None, micro)
-        return RoundPrepared(batch, (), None, 0, batch_tokens=self._tokens(batch), step=step, slot=slot, own=own)
+        tokens = self.setup.domain.tokens(batch)
+        return RoundPrepared(batch, (), None, 0, batch_tokens=tokens, step=step, slot=slot, own=own)
 
     def step(self, prepared: Prepared) -> StepGradients:
         assert isinstance(prepared, RoundPrepared)
@@ -277,13 +237,14 @@ class RoundStepper(Stepper):
         else:
             check_same(self.setup.workers, steps, {"what the round began with": self._start_Q})
 
-    def round_state(self) -> dict[str, Any]:
-        """Return the state of the round for a resumed run: its first parameters, its position, the method's state."""
+    def state_dict(self) -> dict[str, Any]:
         place = {"round": self.round, "began": self.began, "place": self.place, "over": self.over}
         start_Q = None if self._start_Q is None else self._start_Q.cpu()
-        return {"start": start_Q, **place, **self.method.round_state()}
+        return {**super().state_dict(), "round": {"start": start_Q, **place, **self.method.round_state()}}
 
-    def restore_round(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        state = state["round"]
         self.method.restore_round(self, state)
         self._start_Q = None if state["start"] is None else state["start"].to(self.setup.compute.device)
         self.round, self.began, self.over = int(state["round"]), int(state["began"]), bool(state["over"])
@@ -300,10 +261,6 @@ class RoundStepper(Stepper):
     # Methods of `Round`, called by the method.
 
     @property
-    def objectives(self) -> tuple[int, ...]:
-        return self.tasks.objectives
-
-    @property
     def start_Q(self) -> Tensor:
         assert self._start_Q is not None, "a round has begun"
         return self._start_Q
@@ -312,7 +269,7 @@ class RoundStepper(Stepper):
         self.vector.write(vector_Q)
 
     def allocate(self, rows: int) -> Tensor:
-        with Agreement(self.setup.workers):  # the workers must agree on whether there is memory
+        with agreed(self.setup.workers):  # the workers must agree on whether there is memory
             # The 3 more rows are the round's first parameters, the mixed parameters, and their gradient.
             check_memory(self.vector.parameters, rows + 3)
             return self.vector.read().repeat(rows, 1)
@@ -362,7 +319,7 @@ class RoundStepper(Stepper):
         workers = self.setup.workers
         dtype = torch.promote_types(self.vector.parameters[0].dtype, torch.float32)
         losses_W = torch.zeros(workers.size, dtype=dtype, device=self.setup.compute.device)
-        with Agreement(workers):
+        with agreed(workers):
             if own is not None:
                 mine = self.plan.own(slot, workers.rank)
                 assert mine is not None
@@ -375,10 +332,10 @@ class RoundStepper(Stepper):
 
     def _prepare_try(self, step: int) -> RoundPrepared:
         setup, micro = self.setup, self.micro.texts
-        batch = self.tasks.all_of(self.round * self.try_steps + self.place)
+        batch = self.batch(self.round * self.try_steps + self.place)
         share = None if setup.workers.size == 1 else self.exchange.share(setup.domain, batch, whole=False)
-        pieces = self._pieces(batch, micro, share)
-        return RoundPrepared(batch, pieces, None, micro, share=share, batch_tokens=self._tokens(batch), step=step)
+        pieces, tokens = self._pieces(batch, micro, share), setup.domain.tokens(batch)
+        return RoundPrepared(batch, pieces, None, micro, share=share, batch_tokens=tokens, step=step)
 
     def _step_together(self, prepared: RoundPrepared) -> StepGradients:
         if self.place == 1:
@@ -395,14 +352,9 @@ class RoundStepper(Stepper):
         self._start_Q = None
 
     def _fresh_optimizer(self, steps: int, weight: float) -> None:
-        """Make a new optimiser and schedule for a task or a try.
+        """Make an optimiser for a task or a try whose schedule runs through the round's part in `steps` steps.
 
-        With SGD, `weight` multiplies the clipped gradient only. The weight decay is divided by it, because SGD
-        multiplies the decay by the learning rate.
-
-        Args:
-            steps: Number of steps in which the schedule runs through the whole round's part.
-            weight: Factor on the learning rates.
+        `weight` multiplies the learning rates, and divides the weight decay of SGD, which is multiplied by the rate.
         """
         optim = self.setup.config.optim
         self.optimizer = make_optimizer(self.setup.encoder, self.setup.heads, optim)
@@ -414,11 +366,18 @@ class RoundStepper(Stepper):
         self.schedule = LambdaLR(self.optimizer, lambda step: rate(began + step * span // steps))
 
     def _task_batch(self, slot: Slot, round_: int) -> DomainBatch:
-        return self.tasks.batch(slot.task, round_ * self.task_steps[slot.task] + slot.number)
+        objectives = (self.objectives[slot.task - 1],) if slot.task else ()
+        number = round_ * self.task_steps[slot.task] + slot.number
+        return self.setup.domain.source.batch_of(number, slot.task == 0, objectives)
 
-    def _tokens(self, batch: DomainBatch) -> int:
-        """Return the number of tokens of the whole batch, summed over all workers."""
-        return sum(int(costs_E.sum()) for costs_E in self.setup.domain.costs(batch))
+    def _steps_of_tasks(self, config: RoundsSection) -> list[int]:
+        """Return the number of optimiser steps of each task in a round, which sees a fraction of its examples."""
+        if config.round_steps is not None:
+            return [config.round_steps] * (1 + len(self.objectives))
+        setup, batch = self.setup, self.setup.config.batch
+        sizes = [len(setup.task.train), *map(setup.domain.source.schedule.size, self.objectives)]
+        at_once = [batch.end_task or 1, *(batch.auxiliary or 1 for _ in self.objectives)]
+        return [math.ceil(config.round_fraction * size / of) for size, of in zip(sizes, at_once, strict=True)]
 
     def _score(self) -> float:
         setup = self.setup

@@ -39,19 +39,17 @@ def run_cell(
     Args:
         config: The resolved configuration (see `plan.resolve`).
         on_evaluation: Called after each evaluation on dev, in every worker.
-        checkpoints: Folder or URI; None for a run without checkpoints. The run's state is written to
-            `<checkpoints>/<cell>` every `resources.checkpoint_minutes`, on SIGTERM and on Ctrl-C. A run that finds a
-            checkpoint continues from it. On the same device with the same number of threads, a resumed run has exactly
-            the results of an uninterrupted one. The caller deletes the checkpoint with `checkpoint.discard` after it
-            has written the record.
+        checkpoints: Folder or URI of `<cell>`, in which the state is written every `resources.checkpoint_minutes`, on
+        SIGTERM and on Ctrl-C, and from which the run continues, with exactly the results of an uninterrupted one on the
+        same device and number of threads. The caller deletes it with `checkpoint.discard`. None: no checkpoints.
         export: Folder to which a finished run writes its classifier; None for no export.
         control: Other reasons to save or to stop; needs `checkpoints`.
         workers: The worker group that this process belongs to.
 
     Raises:
-        UserError: for a wrong input, before anything is trained.
-        Interrupted, KeyboardInterrupt: after SIGTERM or Ctrl-C; with `checkpoints`, the state is written.
-        WorkerLost: if another worker ended before the run did.
+        UserError: For a wrong input, before anything is trained.
+        Interrupted, KeyboardInterrupt: After SIGTERM or Ctrl-C; with `checkpoints`, the state is written.
+        WorkerLost: Another worker ended before the run did.
     """
     if export is not None:
         check_export(export, config.data)

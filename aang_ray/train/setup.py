@@ -1,60 +1,44 @@
-"""The parts of a run, and its stages.
-
-Most runs have one stage, `train`:
+"""The parts of a run, and its stages (docs/semantics.md, section 4).
 
 | stage | trains on | resulting model |
 |---|---|---|
 | `dapt`, `tapt` | masked LM on in-domain or task text | the last model, because no labels are used |
 | `train` | the method's objectives | the best model on dev |
 | `finetune` | the end task alone, from the result of `train` | the best model on dev in this stage |
-
-Every stage has its own optimiser and schedule. See docs/semantics.md, section 4; Dery et al. 2023, section 6.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from aang_ray.config.methods import DaptConfig, FinetuneConfig, PretrainSection, TaptConfig
 from aang_ray.config.run import RunConfig
-from aang_ray.config.sections import ObjectivesConfig, Section
+from aang_ray.config.sections import ObjectivesConfig
+from aang_ray.data.tasks import LabelledSplit, Task
 from aang_ray.errors import UserError
 from aang_ray.methods.base import Method
 from aang_ray.methods.registry import make_method
-from aang_ray.objectives.space import Space
 from aang_ray.train.device import Compute
-from aang_ray.train.domain import Domain, DomainPiece, StageParts, Task, domain_of
+from aang_ray.train.domain import DomainParts, DomainPiece, domain_of
 from aang_ray.train.workers.group import Workers
-
-SectionT = TypeVar("SectionT", bound=Section)
 
 
 @dataclass
-class Setup:
+class Setup(DomainParts):
     """The parts of one run, or of one of its stages."""
 
     config: RunConfig
     compute: Compute
-    task: Task
-    encoder: nn.Module
-    """The shared body."""
     heads: nn.ModuleDict
-    """All heads, named by number: module names must not contain dots, but head names may."""
-    head_of: dict[str, nn.Module]
-    """The same heads by name."""
-    space: Space | None
-    """None for a method that trains on the end task alone."""
-    domain: Domain
+    """The heads of `head_of`, named by number: module names must not contain dots, but head names may."""
     method: Method
-    stage: StageParts
-    """Returns space and domain of another stage."""
-    workers: Workers = field(default_factory=Workers.alone)
+    workers: Workers
 
     @property
     def classes(self) -> int:
@@ -74,37 +58,20 @@ class Setup:
 def build(config: RunConfig, compute: Compute, workers: Workers | None = None) -> Setup:
     """Load the task and the encoder, and make heads and method.
 
-    Args:
-        config: A resolved configuration.
-        compute: Device and precision.
-        workers: The group of processes that train the run; None for a single process.
-
     Raises:
-        UserError: for data, an encoder or a space that the run cannot use.
+        UserError: For data, an encoder or a space that the run cannot use.
     """
     torch.manual_seed(config.seed)
     parts = domain_of(config.data).build(config, compute.device)
     heads = nn.ModuleDict({str(i): head for i, head in enumerate(parts.head_of.values())}).to(compute.device)
     method = make_method(config, parts.space, compute.device)
-    task = parts.task
-    if method.uses_dev and len(task.dev) < 2:
-        raise UserError(f"{task.name}: dev has {len(task.dev)} example; dev head and dev gradient need one each")
-    return Setup(
-        config,
-        compute,
-        task,
-        parts.encoder,
-        heads,
-        parts.head_of,
-        parts.space,
-        parts.domain,
-        method,
-        parts.stage,
-        workers or Workers.alone(),
-    )
+    if method.uses_dev and (size := len(parts.task.dev)) < 2:
+        raise UserError(f"{parts.task.name}: dev has {size} example; dev head and dev gradient need one each")
+    made: dict[str, Any] = {"config": config, "compute": compute, "heads": heads, "method": method}
+    return Setup(**vars(parts), **made, workers=workers or Workers())
 
 
-def majority_class(task: Task) -> int:
+def majority_class(task: Task[LabelledSplit]) -> int:
     """Return the most frequent class of train; the smallest index in a tie."""
     counts = Counter(int(label) for label in task.train.labels)
     return min(counts, key=lambda label: (-counts[label], label))
@@ -127,25 +94,20 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     if isinstance(config.method, PretrainSection):
         stages.extend(_pretraining_stages(config, config.method))
-        config = _changed(config, method=FinetuneConfig())
+        config = config.changed(method=FinetuneConfig())
     stages.append(Stage("train", config, decides=True))
     final = config.final_finetune
     if final is not None:
-        optim = _changed(config.optim, body_lr=final.body_lr, head_lr=final.head_lr or config.optim.head_lr)
+        optim = config.optim.changed(body_lr=final.body_lr, head_lr=final.head_lr or config.optim.head_lr)
         patience = final.patience or config.schedule.patience
-        schedule = _changed(config.schedule, steps=final.steps, patience=patience)
-        config = _changed(config, method=FinetuneConfig(), optim=optim, schedule=schedule)
+        schedule = config.schedule.changed(steps=final.steps, patience=patience)
+        config = config.changed(method=FinetuneConfig(), optim=optim, schedule=schedule)
         stages.append(Stage("finetune", config, decides=True))
     return tuple(stages)
 
 
 def setup_of_stage(setup: Setup, config: RunConfig) -> Setup:
-    """Return a set-up for a stage: the same task, body and heads, with space, batches and method of its configuration.
-
-    Args:
-        setup: The set-up of the run.
-        config: The configuration of the stage.
-    """
+    """Return a set-up for a stage: the same task, body and heads; space, batches and method of its `config`."""
     if config == setup.config:
         return setup
     space, domain = setup.stage(config)
@@ -160,16 +122,11 @@ def _pretraining_stages(config: RunConfig, method: PretrainSection) -> Iterator[
         single = (
             DaptConfig(**shared, dapt_steps=steps) if text == "in-domain" else TaptConfig(**shared, tapt_steps=steps)
         )
-        stage = _changed(
-            config,
+        stage = config.changed(
             method=single,
-            batch=_changed(config.batch, auxiliary=method.batch),
-            optim=_changed(config.optim, body_lr=method.lr, head_lr=method.head_lr or method.lr),
-            schedule=_changed(config.schedule, steps=steps),
+            batch=config.batch.changed(auxiliary=method.batch),
+            optim=config.optim.changed(body_lr=method.lr, head_lr=method.head_lr or method.lr),
+            schedule=config.schedule.changed(steps=steps),
             objectives=ObjectivesConfig(mask_rate=method.mask_rate),
         )
         yield Stage(single.name, stage, decides=False)
-
-
-def _changed(section: SectionT, **values: object) -> SectionT:
-    return section.model_copy(update=values)

@@ -1,7 +1,6 @@
-"""One optimiser step: batch, dev head, gradients, the method, clipping, update.
+"""One optimiser step: batch, dev head, gradients, the method, clipping, update (docs/semantics.md, section 2).
 
-See docs/semantics.md, section 2. Shape suffixes: S segments, P entries of the body, E examples, H hidden size,
-C classes.
+Shape suffixes: S segments, P entries of the body, E examples, H hidden size, C classes.
 """
 
 from __future__ import annotations
@@ -12,21 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from aang_ray.config.methods import AangConfig
 from aang_ray.gradients import make_engine
 from aang_ray.gradients.dev_head import fit_dev_head
-from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.engine import Request, StepGradients, free_memory
 from aang_ray.methods.base import PrimaryMethod, Sampled
 from aang_ray.objectives import randomness
 from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD
-from aang_ray.train.device import MicroBatch, activation_bytes, free_memory, is_out_of_memory
+from aang_ray.train.device import MicroBatch, activation_bytes, is_out_of_memory
 from aang_ray.train.domain import DomainBatch, DomainPiece
-from aang_ray.train.optim import clip, clip_objectives, get_gradient, make_optimizer, make_schedule, set_gradient
+from aang_ray.train.optim import clip, clip_objectives, get_gradient, make_optimizer, rate_factor, set_gradient
 from aang_ray.train.primary import NO_PIECES, PrimaryPieces, PrimaryView
 from aang_ray.train.setup import Setup
 from aang_ray.train.workers.exchange import Exchange, Share, failing_for_all, no_gradients
-from aang_ray.train.workers.group import Sharded, check_same, replicated
+from aang_ray.train.workers.group import check_same
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Prepared:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the segments for the loss log; an empty segment has an empty name."""
-        return tuple(segment.name if segment.texts else "" for segment in self.batch.segments)
+        return tuple(segment.name if segment.examples else "" for segment in self.batch.segments)
 
     @property
     def real_tokens(self) -> int:
@@ -70,10 +70,14 @@ class Stepper:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         config, method = setup.config, setup.method
-        plain = make_optimizer(setup.encoder, setup.heads, config.optim)
-        sharded = config.resources.optimizer_state == "sharded" and setup.workers.size > 1
-        self.optimizer = Sharded(plain, setup.workers) if sharded else plain
-        self.schedule = make_schedule(self.optimizer, config.schedule)
+        self.optimizer = make_optimizer(setup.encoder, setup.heads, config.optim)
+        self._parameter_bytes = 0  # that workers send each other after a step
+        if config.resources.optimizer_state == "sharded" and setup.workers.size > 1:
+            from aang_ray.train.workers.sharded import Sharded  # late: takes seconds to import
+
+            self.optimizer = sharded = Sharded(self.optimizer, setup.workers)
+            self._parameter_bytes = sharded.bytes
+        self.schedule = LambdaLR(self.optimizer, rate_factor(config.schedule))
         tied_in_scores = config.gradients.tied_in_scores or method.whole_gradients
         self.engine = make_engine(config.gradients.engine, setup.encoder, setup.heads, tied_in_scores=tied_in_scores)
         self.exchange = Exchange(setup.workers, setup.encoder, setup.heads, tied_in_scores)
@@ -100,17 +104,10 @@ class Stepper:
         """Return whether the stage ends after `step` steps."""
         return step >= (self.setup.config.schedule.steps or 0)
 
-    def round_state(self) -> dict[str, Any]:
-        """Return the state within a round, for methods that train in rounds; empty for other methods."""
-        return {}
-
-    def restore_round(self, state: Mapping[str, Any]) -> None:
-        """Restore what `round_state` returned. It is called after everything else is restored."""
-
     def prepare(self, step: int) -> Prepared:
         """Return the batch of a step. Another thread may call this if `prepares_ahead` is true."""
         method, domain = self.setup.method, self.setup.domain
-        batch = domain.batch(step, method.uses_dev, method.factors() if domain.follows_factors else None)
+        batch = self.batch(step, method.uses_dev)
         micro = self.micro.texts  # read once: another thread may change it
         refit = method.uses_dev and not self._live_dev_head and step % domain.head_refit_every == 0
         share = None if self.setup.workers.size == 1 else self.exchange.share(domain, batch, whole=method.uses_dev)
@@ -121,13 +118,13 @@ class Stepper:
             micro,
             self._primary_pieces(step, micro),
             share,
-            batch_tokens=sum(int(costs_E.sum()) for costs_E in domain.costs(batch)),
+            batch_tokens=domain.tokens(batch),
         )
 
-    def look_ahead(self, step: int) -> DomainBatch:
-        """Return the batch of a later step, with end task and objectives but without dev examples."""
+    def batch(self, step: int, with_dev: bool = False) -> DomainBatch:
+        """Return the batch of a step, with or without dev examples."""
         domain = self.setup.domain
-        return domain.batch(step, False, self.setup.method.factors() if domain.follows_factors else None)
+        return domain.batch(step, with_dev, self.setup.method.factors() if domain.follows_factors else None)
 
     def estimate_memory(self, prepared: Prepared) -> None:
         """With `batch.micro: auto`, lower the size of a forward pass so that it should fit into memory."""
@@ -149,14 +146,10 @@ class Stepper:
         return activation_bytes(lambda: self.losses(piece))
 
     def step(self, prepared: Prepared) -> StepGradients:
-        """Make one optimiser step.
-
-        Returns:
-            Losses and statistics of the step, without body-sized tensors.
+        """Make one optimiser step; return its losses and statistics, without body-sized tensors.
 
         Raises:
-            RunFailure: if memory runs out with pieces of one example or of the user's size, or on one of several
-                workers.
+            RunFailure: Memory runs out with pieces of one example or of the user's size, or on one of several workers.
         """
         setup = self.setup
         gradients = self._gradients_that_fit(prepared)
@@ -167,8 +160,7 @@ class Stepper:
             set_gradient(setup.encoder, direction_P)
         clip(setup.encoder, setup.head_of, setup.config.optim)
         self.optimizer.step()
-        if isinstance(self.optimizer, Sharded):
-            self.exchange.traffic.parameters += self.optimizer.bytes
+        self.exchange.traffic["parameters"] += self._parameter_bytes
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         return replace(gradients, separate_SP=None, kept={}, update_P=None)
@@ -183,8 +175,7 @@ class Stepper:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that an optimiser step changes. The keys are part of the checkpoint format.
 
-        It contains no random state, because batches are a function of (seed, step) and dropout is seeded at every step
-        (docs/semantics.md, section 2).
+        There is no random state: batches are a function of (seed, step) and dropout is seeded at every step.
         """
         setup = self.setup
         return {
@@ -195,15 +186,11 @@ class Stepper:
             "method": setup.method.state_dict(),
             "dev_head": None if self.dev_head is None else dict(self.dev_head.state_dict()),
             "micro": self.micro.texts,
-            "round": self.round_state(),
+            "round": {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned, except a `batch.micro` that the user has set: it affects rounding only.
-
-        Raises:
-            KeyError, RuntimeError, ValueError: for a state of another model.
-        """
+        """Restore what `state_dict` returned, except a `batch.micro` of the user, which affects rounding only."""
         setup = self.setup
         setup.encoder.load_state_dict(state["body"])
         setup.heads.load_state_dict(state["heads"])
@@ -213,17 +200,17 @@ class Stepper:
         self.dev_head = None if state["dev_head"] is None else _dev_head(state["dev_head"], setup.compute.device)
         if not self.micro.fixed:
             self.micro.texts = int(state["micro"])
-        self.restore_round(state["round"])
 
     def check_same(self, steps: int) -> None:
-        """Check that all workers have the same parameters and method state after `steps` steps.
-
-        Raises:
-            RunFailure: if they differ; the message names the first difference.
-        """
+        """Check that all workers have the same parameters and method state after `steps` steps."""
         setup = self.setup
-        if setup.workers.size > 1:
-            check_same(setup.workers, steps, replicated(setup.encoder, setup.heads, setup.method.state_dict()))
+        if setup.workers.size == 1:
+            return
+        method = setup.method.state_dict()
+        parameters = {f"encoder.{name}": value for name, value in setup.encoder.named_parameters()}
+        parameters |= {f"heads.{name}": value for name, value in setup.heads.named_parameters()}
+        state = {f"method.{name}": value for name, value in method.items() if isinstance(value, Tensor)}
+        check_same(setup.workers, steps, {**parameters, **state})
 
     def _gradients_that_fit(self, prepared: Prepared) -> StepGradients:
         """Compute the gradients, in smaller pieces whenever memory runs out."""

@@ -35,16 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class TextDomain(Domain):
-    """The domain of end tasks whose examples are texts.
-
-    Args:
-        task: The end task.
-        encoder: The body.
-        source: Makes the segments of each step.
-        pad: Id of the padding token.
-        seed: Seed of the run.
-        published_visibility: Whether visibility is as in the released research code.
-    """
+    """The domain of end tasks whose examples are texts."""
 
     source: BatchSource
 
@@ -109,8 +100,9 @@ def build_text_run(config: RunConfig, device: torch.device) -> DomainParts:
     """Load the task and a pretrained encoder, and make its heads, the space and the domain.
 
     Raises:
-        UserError: for data, an encoder or a space that the run cannot use; also for an encoder that does not respect
-            the visibility of its inputs.
+        UserError: For data, an encoder or a space that the run cannot use; also for an encoder that does not respect
+            the
+        visibility of its inputs.
     """
     located = locate(config.encoder)
     facts = tokenizer_facts(located, load_tokenizer(located))
@@ -140,7 +132,7 @@ def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space | No
     Objectives that are legal by themselves, but not with this task, encoder or space, are logged with the reason.
 
     Raises:
-        UserError: if no objective is left, or the space names data that are not given.
+        UserError: No objective is left, or the space names data that are not given.
     """
     settings = config.objectives
     capabilities = Capabilities(
@@ -214,10 +206,7 @@ def make_source(
     facts: TokenizerFacts,
     table_deviation: float,
 ) -> BatchSource:
-    """Return the source of every step's batch.
-
-    `table_deviation` is the standard deviation of the pretrained embeddings, the unit of noise on embeddings.
-    """
+    """Return the source of every step's batch; `table_deviation` of the embeddings is the unit of their noise."""
     vocabulary = Vocabulary(facts.vocab_size, facts.mask, facts.special_ids)
     noise = Noise(encoder.word_embeddings.embedding_dim, config.objectives.noise_scale * table_deviation)
     output = OutputSettings(config.objectives.mask_rate, config.objectives.labels, encoder.pooling, noise)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from aang_ray.config import AangConfig, StaticConfig, load_config, parse_config
-from aang_ray.config.methods import AttittudConfig
+from aang_ray.config import load_config, parse_config
+from aang_ray.config.methods import AangConfig, AttittudConfig, StaticConfig
 from aang_ray.errors import UserError
 
 

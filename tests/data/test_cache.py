@@ -127,3 +127,24 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("AANG_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match="AANG_CACHE"):
         cache_folder()
+
+
+def test_a_cache_without_a_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AANG_CACHE", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where neither HOME nor a password entry is
+    with pytest.raises(UserError, match="no home folder for the cache: set AANG_CACHE"):
+        cache_folder()
+
+
+def test_a_cache_that_is_read_only_serves_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the way of its folders stands for a read-only file system, which root could write."""
+    monkeypatch.setenv("AANG_CACHE", str(tmp_path))
+    (tmp_path / "made").mkdir()
+    for name in ("locks", "digests"):
+        (tmp_path / name).write_text("in the way")
+    big = tmp_path / "big"
+    big.write_bytes(b"a" * (2 << 20))
+    assert file_digest(big) == hashlib.sha256(big.read_bytes()).hexdigest()
+    assert made_once(tmp_path / "made", lambda _: pytest.fail("it is there")) == tmp_path / "made"
+    with pytest.raises(UserError, match=r"lacks other and cannot be written \(File exists\): set AANG_CACHE"):
+        made_once(tmp_path / "other", lambda _: None)

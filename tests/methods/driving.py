@@ -36,7 +36,7 @@ class Driven:
         """The body's update direction, [P]; the method learns from the step."""
         self.sampled = self.sampled_at(objectives, labels)
         if isinstance(self.method, PrimaryMethod):
-            subspace = bool(self.method.primary_examples(self.steps).subspace)
+            subspace = bool(self.method.primary_examples(self.steps)[0])
             examples = around(gradients_SP[1])
             self.method.measure(self.steps, examples if subspace else None, examples)
         request = self.method.request(self.sampled)

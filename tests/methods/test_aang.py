@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from aang_ray.config import AangConfig
+from aang_ray.config.methods import AangConfig
 from aang_ray.methods.aang import Aang, logits
 from tests.methods.problem import NAMES, Problem, dense_answer, sampled, weighting
 

@@ -69,8 +69,8 @@ def test_the_subspace_is_kept_between_refreshes_and_through_a_checkpoint() -> No
     config = AttittudConfig(rank=1, refresh_every=3)
     method = Attittud(weighting(), config, seed=0)
     wanted = [method.primary_examples(step) for step in range(4)]
-    assert [examples.subspace for examples in wanted] == [64, 0, 0, 64]
-    assert {examples.mean for examples in wanted} == {32}
+    assert [subspace for subspace, _ in wanted] == [64, 0, 0, 64]
+    assert {mean for _, mean in wanted} == {32}
     method.measure(0, linear((1.0, 0.0)), linear((1.0, 0.0)))
     first = method.direction(sampled(0), gradients((2.0, 0.0), (-1.0, 1.0)))
     stream = io.BytesIO()

@@ -40,7 +40,7 @@ def cell(
 
 def sees(segment: Segment) -> np.ndarray:
     """Who sees whom among all tokens of a segment, by the rule of docs/semantics.md, section 2.5."""
-    text = np.repeat(np.arange(segment.texts), segment.lengths_E)
+    text = np.repeat(np.arange(segment.examples), segment.lengths_E)
     allowed = segment.key_ranks_T[None, :] <= segment.ranks_T[:, None]
     visible: np.ndarray = (text[None, :] == text[:, None]) & (allowed | np.eye(len(text), dtype=bool))
     return visible

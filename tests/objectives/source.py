@@ -25,7 +25,7 @@ def ragged(texts: Texts) -> Ragged:
 def step_of(space: Space, vocabulary: Vocabulary, step: int = 0) -> StepBatch:
     """Return a step with four texts for each objective."""
     train, dev, test = (Labelled(ragged(texts), np.arange(12) % 2) for texts in SPLITS.values())
-    task = EndTask("t", ("a", "b"), "accuracy", train, dev, test, np.arange(12), {}, None)
+    task = EndTask("t", ("a", "b"), "accuracy", train, dev, test, np.arange(12), None, {})
     settings = SourceSettings(end_task=4, auxiliary=4 * len(space), dev=4, dev_head=4, seed=0)
     source = BatchSource(task, space, len(space), vocabulary, OutputSettings(0.15, "sound", "mean"), settings)
     return source.step(step, with_dev=True)

@@ -156,17 +156,13 @@ def test_inputs_and_labels() -> None:
     key = keys(len(made))
     other = build(objective("no-op", "other-digit"), "other-digit", made, key)
     assert np.array_equal(other.pixels_EHW, made.pixels_NHW)
-    assert other.classes_E is not None
-    assert np.array_equal(other.classes_E, made.others)
+    assert np.array_equal(other.labels, made.others)
     noisy = build(objective("noise", "other-digit"), "other-digit", made, key)
     assert not np.array_equal(noisy.pixels_EHW, made.pixels_NHW)
     denoise = build(objective("noise", "denoise"), "denoise", made, key)
-    assert denoise.classes_E is None
-    assert denoise.clean_EHW is not None
-    assert np.array_equal(denoise.clean_EHW, made.pixels_NHW)
+    assert np.array_equal(denoise.labels, made.pixels_NHW.reshape(len(made), -1))
     label = build(objective("noise", "end-task"), "label", made, key)
-    assert label.classes_E is not None
-    assert np.array_equal(label.classes_E, made.labels)
+    assert np.array_equal(label.labels, made.labels)
     assert [s.normaliser for s in (other, denoise)] == [20.0, 20.0]
 
 
@@ -195,12 +191,12 @@ def test_every_segment_has_the_mean_loss_of_its_own_images() -> None:
     expected = []
     for one in segments:
         features = body(torch.tensor(one.pixels_EHW)[:, None])
-        if not one.texts:
+        if not one.examples:
             expected.append(torch.tensor(0.0))
-        elif one.classes_E is not None:
-            expected.append(F.cross_entropy(heads[one.head](features), torch.tensor(one.classes_E)))
+        elif one.labels.ndim == 1:
+            expected.append(F.cross_entropy(heads[one.head](features), torch.tensor(one.labels)))
         else:
-            expected.append(F.mse_loss(heads["pixels"](features), torch.tensor(one.clean_EHW).flatten(1)))
+            expected.append(F.mse_loss(heads["pixels"](features), torch.tensor(one.labels)))
     losses = image_losses(body, heads, collate_images(segments))
     torch.testing.assert_close(losses, torch.stack(expected))
 

@@ -312,7 +312,7 @@ def test_a_run_knows_the_frequencies_of_train_alone(output: Output, vocabulary: 
     block = {"data": ["end-task"], "transform": ["no-op"], "representation": ["bidirectional"]}
     space = enumerate_space("mine", SpaceFile.model_validate({"blocks": [{**block, "output": [output.name]}]}))
     segment = step_of(space, vocabulary).segments[2]
-    texts = Texts(segment.ids_T, segment.lengths_E, np.zeros(segment.texts, dtype=np.uint64))
+    texts = Texts(segment.ids_T, segment.lengths_E, np.zeros(segment.examples, dtype=np.uint64))
     on_train = by_scikit_learn(output.name, SPLITS["train"], SPLITS["train"])
     expected = (by_scikit_learn(output.name, SPLITS["train"], texts) - on_train.mean()) / on_train.std()
     np.testing.assert_allclose(segment.targets_M[:, 0], expected, rtol=1e-5, atol=1e-6)

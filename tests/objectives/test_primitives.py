@@ -242,7 +242,7 @@ def test_targets_that_a_head_does_not_have(
 
 def test_targets_that_a_head_has(tmp_path: Path, vocabulary: Vocabulary) -> None:
     file = read_space(str(write_primitive(tmp_path, 'Output("mine", Head("text", 2), lambda v: Labels(v.classes_E))')))
-    assert step_of(enumerate_space("mine", file), vocabulary).segments[2].texts == 4
+    assert step_of(enumerate_space("mine", file), vocabulary).segments[2].examples == 4
 
 
 def test_a_rule_and_a_fit(tmp_path: Path, vocabulary: Vocabulary) -> None:

@@ -16,7 +16,6 @@ from pyarrow import fs
 
 from aang_ray.store import CellRecord, HistoryRow, ResultRow, Scores, Store, WeightRow, files
 from aang_ray.store.files import Location
-from aang_ray.store.store import write_cell
 
 MakeRecord = Callable[..., CellRecord]
 
@@ -180,7 +179,9 @@ def test_an_object_store_gets_each_file_in_one_upload(make_record: MakeRecord, m
 
     monkeypatch.setattr(files, "_upload", upload)
     try:
-        write_cell(location, make_record(1))
+        store = Store("memory://aang-object-test/base")
+        monkeypatch.setattr(store, "_location", location)
+        store.write(make_record(1))
         assert uploads == ["history", "weights", "results"]
         assert Store("memory://aang-object-test/base").record(f"{1:016x}") == make_record(1)
     finally:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from aang_ray.cli import main
-from aang_ray.config import AangConfig, RunConfig
+from aang_ray.config import RunConfig
+from aang_ray.config.methods import AangConfig
 from aang_ray.errors import UserError
 from aang_ray.sweep.presets import ROWS, TRAIN_SIZES, preset, preset_names
 from aang_ray.sweep.spec import SweepOverrides, expand, load_sweep

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aang_ray.config import AangConfig, RunConfig, parse_config
+from aang_ray.config import RunConfig, parse_config
+from aang_ray.config.methods import AangConfig
 from aang_ray.errors import UserError
 from aang_ray.sweep.plan import plan
 from aang_ray.sweep.spec import Asha, SweepOverrides, SweepSpec, check_space, expand, load_sweep, parse_seeds

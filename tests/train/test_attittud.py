@@ -117,6 +117,6 @@ def test_too_little_memory_is_one_line(tiny: dict[str, Any], monkeypatch: pytest
     from aang_ray.gradients import engine as memory
 
     made = stepper(tiny_config(tiny, attittud(1, 1, -1)))
-    monkeypatch.setattr(memory, "_free", lambda _: 10)
+    monkeypatch.setattr(memory, "free_memory", lambda _: 10)
     with pytest.raises(UserError, match=r"9 gradients of \d+ parameters need \d+ bytes.*lower method.rank"):
         made.step(made.prepare(0))

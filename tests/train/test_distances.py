@@ -28,11 +28,11 @@ def half_gradients(made: Stepper, step: int) -> dict[str, list[Tensor]]:
     body = list(made.setup.encoder.parameters())
     found: dict[str, list[Tensor]] = {}
     for number, segment in enumerate(batch.segments[1:], start=1):
-        middle = segment.texts // 2
-        for start, stop in ((0, middle), (middle, segment.texts)):
+        middle = segment.examples // 2
+        for start, stop in ((0, middle), (middle, segment.examples)):
             segments = [s.part(0, 0) for s in batch.segments]
             half = segments[number] = segment.part(start, stop)
-            labels = half.texts if half.classes_E is not None else len(half.labelled_M)
+            labels = half.examples if half.classes_E is not None else len(half.labelled_M)
             (piece,) = domain.pieces(type(batch)(step, batch.sampled, tuple(segments), batch.shares), 1000, False)
             loss = made.losses(piece)[number] * segment.normaliser / labels
             gradients = torch.autograd.grad(loss, body, allow_unused=True)

@@ -104,8 +104,8 @@ def test_class_weights_and_heads_of_their_own() -> None:
     batch = made.prepare(4).batch
     weights = made.setup.task.class_weights
     assert weights is not None
-    assert batch.segments[1].normaliser == pytest.approx(float(weights[batch.segments[1].classes_E].sum()))
-    assert batch.segments[2].normaliser == batch.segments[2].texts, "the other digit's classes are not the target's"
+    assert batch.segments[1].normaliser == pytest.approx(float(weights[batch.segments[1].labels].sum()))
+    assert batch.segments[2].normaliser == batch.segments[2].examples, "the other digit's classes are not the target's"
 
 
 def test_rows_and_tables(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def ends(workers: Workers) -> list[Tensor]:
 
 def test_two_workers_end_as_one(tmp_path: Path) -> None:
     for found in together(2, tmp_path / "two", ends):
-        torch.testing.assert_close(found, ends(Workers.alone()), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(found, ends(Workers()), rtol=1e-6, atol=1e-9)
 
 
 def test_no_classifier_of_images_is_exported(tmp_path: Path) -> None:

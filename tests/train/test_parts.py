@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
+from torch.optim.lr_scheduler import LambdaLR
 
-from aang_ray.config import ScheduleConfig
+from aang_ray.config.sections import ScheduleConfig
 from aang_ray.data.tasks import Labelled, Ragged
 from aang_ray.errors import RunFailure
 from aang_ray.train.device import MicroBatch, activation_bytes
 from aang_ray.train.evaluate import Predictions, SplitReader, bootstrap_interval
 from aang_ray.train.loop import LossLog, prefetched
-from aang_ray.train.optim import make_optimizer, make_schedule, warmup_steps
+from aang_ray.train.optim import make_optimizer, rate_factor, warmup_steps
 from tests.train.running import stepper, tiny_config
 
 
@@ -28,7 +30,7 @@ def test_warm_up_and_decay() -> None:
     assert warmup_steps(ScheduleConfig(steps=50_000)) == 700
     layer = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    made = make_schedule(optimizer, schedule)
+    made = LambdaLR(optimizer, rate_factor(schedule))
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -158,3 +160,16 @@ def test_the_bootstrap_interval_is_that_of_a_binomial() -> None:
     found = bootstrap_interval(Predictions(logits, np.zeros(100, dtype=np.int64)), "accuracy", 2)
     assert found == pytest.approx((0.72, 0.87), abs=0.015)
     assert bootstrap_interval(Predictions(logits[:1], np.zeros(1, dtype=np.int64)), "accuracy", 2) is None
+
+
+def test_the_bootstrap_interval_of_macro_f1_is_that_of_scikit_learn() -> None:
+    drawn = np.random.default_rng(7)
+    labels, classes = drawn.integers(0, 4, 60), 5  # the fifth class does not occur
+    logits = torch.nn.functional.one_hot(torch.from_numpy(np.where(drawn.random(60) < 0.6, labels, 0)), classes).float()
+    chosen = np.random.default_rng(0).integers(0, 60, (1000, 60))
+    found = bootstrap_interval(Predictions(logits, labels), "macro_f1", classes)
+    of_each = [
+        f1_score(labels[of], logits.argmax(1).numpy()[of], labels=range(classes), average="macro", zero_division=0)
+        for of in chosen
+    ]
+    assert found == pytest.approx(tuple(np.percentile(of_each, [2.5, 97.5])), abs=1e-12)

@@ -76,7 +76,7 @@ def test_coefficients_of_a_published_batch(tiny: dict[str, Any], method: str) ->
     chosen = [objectives_of(made)[index] for index in prepared.batch.sampled]
     weights = softmax({k.key: named["A"][k.key] + named["O"][k.output] for k in chosen})
     segments = prepared.batch.segments[2:]
-    texts = [segment.texts for segment in segments]
+    texts = [segment.examples for segment in segments]
     expected = [0.75 * count / 24 * weights[k.key] for k, count in zip(chosen, texts, strict=True)]
     coefficients_S = made.setup.method.request(prepared.sampled).coefficients_S
     assert len(set(texts)) > 1
@@ -133,7 +133,7 @@ def test_labels_of_no_op_are_its_own_tokens_at_15_percent_of_the_places(tiny: di
         real_E = segment.lengths_E - 2
         assert int(segment.lengths_E.sum()) == len(segment.ids_T), "no queries"
         expected = float(np.maximum(0.15 * real_E, 1).sum())
-        assert abs(len(segment.labelled_M) - expected) < 5 * math.sqrt(segment.texts) / 2
+        assert abs(len(segment.labelled_M) - expected) < 5 * math.sqrt(segment.examples) / 2
     assert set(found) == {"bidirectional", "left-to-right", "right-to-left", "random-factorized"}
     sound = stepper(tiny_config(tiny, "method=static", "n=all")).prepare(0).batch
     (queries,) = (s for s in sound.segments[2:] if s.name == "end-task/no-op/random-factorized/denoise")
@@ -220,7 +220,7 @@ def test_the_dev_head_is_fitted_on_train_or_on_dev(
     assert len(found_E) == 8
     dev = prepared.batch.segments[0]
     # Dev has 40 texts, the head 8.
-    assert dev.texts == (40 if dev_sample == "published" else 32)
+    assert dev.examples == (40 if dev_sample == "published" else 32)
     ids, lengths = source_of(made).task.dev.tokens.take(readings.dev_batch(2))
     assert (dev.ids_T == ids).all()
     assert (dev.lengths_E == lengths).all()
@@ -255,7 +255,7 @@ def test_the_joint_score_is_of_label_counts_and_clipped_gradients(
     v_P, objectives_nP = rows[0], torch.stack(rows[2:])
     norms_n = objectives_nP.norm(dim=1)
     assert norms_n.min() < 10 < norms_n.max()
-    counts = [s.texts if s.classes_E is not None else len(s.labelled_M) for s in prepared.batch.segments[2:]]
+    counts = [s.examples if s.classes_E is not None else len(s.labelled_M) for s in prepared.batch.segments[2:]]
     assert len(set(counts)) > 1
     joint_P = torch.tensor(counts, dtype=torch.float64) * (10 / norms_n).clamp(max=1.0) @ objectives_nP
     expected = v_P @ joint_P

@@ -32,7 +32,7 @@ def test_the_masked_lm_stage_sees_no_label(tiny: dict[str, Any]) -> None:
     before = {name: value.clone() for name, value in setup.heads.state_dict().items()}
     body = {name: value.clone() for name, value in setup.encoder.state_dict().items()}
     prepared = trainer.stepper.prepare(0)
-    assert [segment.texts for segment in prepared.batch.segments] == [0, 0, 8]
+    assert [segment.examples for segment in prepared.batch.segments] == [0, 0, 8]
     trainer.stepper.step(prepared)
     moved = {name.split(".")[0] for name, value in setup.heads.state_dict().items() if not value.equal(before[name])}
     named = dict(zip(setup.head_of, "0123456789", strict=False))

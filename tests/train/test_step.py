@@ -55,7 +55,7 @@ def test_both_rates_zero_is_static_multitask(tiny: dict[str, Any]) -> None:
     frozen = run_steps(tiny_config(tiny, "method={name: aang, aux_lr: 0, sopt_lr: 0}"), 4)
     static = run_steps(tiny_config(tiny, "method=static"), 4)
     assert torch.equal(parameters(frozen), parameters(static))
-    assert not frozen.prepare(0).batch.segments[0].texts  # no dev batch
+    assert not frozen.prepare(0).batch.segments[0].examples  # no dev batch
     assert frozen.prepare(0).dev_head is None  # no dev head
 
 
@@ -151,7 +151,7 @@ def test_a_segments_loss_is_that_of_a_padded_batch_of_its_own(tiny: dict[str, An
     together = made.losses(prepared.pieces[0])
     for number, segment in enumerate(prepared.batch.segments):
         texts = []
-        for text in range(segment.texts):
+        for text in range(segment.examples):
             alone = [s.part(0, 0) for s in prepared.batch.segments]
             alone[number] = segment.part(text, text + 1)
             texts.append(made.losses(batch.collate(alone, 0))[number])

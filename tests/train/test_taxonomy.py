@@ -254,6 +254,6 @@ blocks:
     (segment,) = [
         s for s in made.prepare(0).batch.segments if s.name == "external:genre/no-op/bidirectional/supervised"
     ]
-    assert segment.normaliser == segment.texts == 8  # the end task's class weights are not these labels'
+    assert segment.normaliser == segment.examples == 8  # the end task's class weights are not these labels'
     losses = run_cell(config).history[-1].losses
     assert losses["external:genre/no-op/bidirectional/supervised"] < 0.5  # ln 3 = 1.1

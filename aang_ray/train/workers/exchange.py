@@ -1,30 +1,22 @@
 """Sums up the gradients and statistics of a step whose examples are divided among the workers.
 
-Worker r computes the part g_s^r of each segment's gradient, g_s = sum_r g_s^r. Because sums are linear, the workers
-send the following:
+Worker r computes the part g_s^r of each segment's gradient, g_s = sum_r g_s^r. Sums are linear, so the workers send
 
-| requested | each worker computes | sent |
-|---|---|---|
-| the update sum_s c_s g_s | sum_s c_s g_s^r | the body once, the used heads once |
-| <v, g_s> | <v, g_s^r>, with its own v | a scalar |
-| norm of g_s | nothing, except the worker that computes all of s | a scalar |
-| norm of a shared g_s | g_s^r | the body, among the workers that share s; a scalar |
-| norm of sum_{s > 1} c_s g_s | nothing, except a worker that computes the end task | a scalar |
-| separate gradients, Gram matrix | all g_s^r | the body for each segment |
+- for the update: the body once, the used heads once;
+- for <v, g_s> and the norm of g_s: scalars; if workers share s, also the body among them;
+- for the norm of the joint gradient d - c_1 g_1: a scalar of the worker that computes the end task;
+- for separate gradients and the Gram matrix: the body for each segment.
 
-The norm in the last but one row is the norm of the summed update minus c_1 g_1. For a tied table it uses only the
-gradient from lookups, which counts in scores, and not the gradient from its use as decoder (`RowPlan`).
+With dropout every worker has its own dev gradient v^r, and <v, g_s> is sum_r <v^r, g_s^r> / ||v^r|| times the square
+root of mean_r ||v^r||^2 (docs/objective-parallel.md).
 
-With dropout every worker has its own dev gradient v^r. Then <v, g_s> is defined as sum_r <v^r, g_s^r> / ||v^r||,
-multiplied by the square root of mean_r ||v^r||^2, so that cosines remain sums of cosines. Without dropout all v^r are
-equal. See docs/objective-parallel.md.
-
-Shape suffixes: S segments (0 dev, 1 end task, 2 ... the objectives), P entries of the body's gradient as one vector,
-V rows of the tied table, U of them that this worker looks up, H hidden size.
+Shape suffixes: S segments (0 dev, 1 end task, 2 ... the objectives), P entries of the body's gradient as one vector, V
+rows of the tied table, U of them that this worker looks up, H hidden size, W workers.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
@@ -35,14 +27,14 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.errors import RunFailure
-from aang_ray.gradients.engine import JointRows, Request, StepGradients
-from aang_ray.gradients.products import products
+from aang_ray.gradients.engine import JointRows, Request, StepGradients, split_vector
+from aang_ray.gradients.products import inner, products
 from aang_ray.gradients.statistics import from_gram
 from aang_ray.model.heads import TiedDecoder
 from aang_ray.objectives.source import END_TASK, FIRST_OBJECTIVE
 from aang_ray.train.device import is_out_of_memory
 from aang_ray.train.domain import Domain
-from aang_ray.train.workers.group import Agreement, Pending, Traffic, Workers
+from aang_ray.train.workers.group import Pending, Workers, agreed
 from aang_ray.train.workers.placement import EMPTY, Placement, Range, place
 
 Entries = npt.NDArray[np.int64]
@@ -56,9 +48,8 @@ Answer = TypeVar("Answer")
 class RowPlan:
     """The rows of a tied table that this worker looks up in a step. They make the joint gradient's norm exact.
 
-    The table's gradient in the update also contains the gradient from its use as decoder, which does not count in
-    scores. So the joint gradient from lookups is summed up separately, and only rows that several workers look up are
-    sent. Shared rows come first, in the same order on all workers, then the rows that only this worker looks up.
+    The table's gradient in the update has a decoder's part, which does not count. So its rows from lookups are summed
+    up separately: first those that several workers look up, in the same order on all of them, then this worker's own.
     """
 
     place_V: Entries
@@ -70,13 +61,7 @@ class RowPlan:
 
     @classmethod
     def of(cls, entries: Sequence[Entries], rank: int, size: int) -> RowPlan:
-        """Return the plan of one worker.
-
-        Args:
-            entries: Distinct table rows that each worker looks up, [W].
-            rank: Rank of the worker.
-            size: Number of rows V in the table.
-        """
+        """Return the plan of worker `rank`, from the distinct rows that each worker looks up of a table of `size`."""
         users_V = np.bincount(np.concatenate(entries), minlength=size)
         shared = np.flatnonzero(users_V > 1)
         own = entries[rank][users_V[entries[rank]] == 1]
@@ -105,10 +90,7 @@ class Share:
 
 
 def failing_for_all(compute: Callable[Given, Answer]) -> Callable[Given, Answer]:
-    """Return a function like `compute` that raises `RunFailure` if memory runs out.
-
-    With several workers, one worker alone cannot repeat a step in smaller pieces, so the run has to fail.
-    """
+    """Return `compute` with `RunFailure` if memory runs out, because one worker alone cannot repeat a step."""
 
     def checked(*given: Given.args, **named: Given.kwargs) -> Answer:
         try:
@@ -142,34 +124,22 @@ def no_gradients(request: Request, body: nn.Module) -> StepGradients:
 
 
 class Exchange:
-    """Computes this worker's part of a step and adds the parts of the others. All workers must make the same calls.
-
-    Args:
-        workers: The workers of the run.
-        body: The encoder, for whose gradients statistics are computed.
-        heads: All heads; only their update is sent.
-        tied_in_scores: Whether the gradient of a tied table from its use as decoder counts in scores.
-    """
+    """Computes this worker's part of a step and adds the parts of the others. All workers must make the same calls."""
 
     def __init__(self, workers: Workers, body: nn.Module, heads: nn.Module, tied_in_scores: bool) -> None:
         self._workers = workers
         self._body = [p for p in body.parameters() if p.requires_grad]
         self._heads = [p for p in heads.parameters() if p.requires_grad]
-        self._table = None if tied_in_scores else _tied_table(self._body, heads)
-        """The tied table, if only a part of its gradient counts in scores; else None."""
-        self.traffic = Traffic()
-        """Bytes sent in the last step."""
+        tied = {m.table.weight for m in heads.modules() if isinstance(m, TiedDecoder) and not tied_in_scores}
+        self._table = next((parameter for parameter in self._body if parameter in tied), None)
+        """The body's table that heads use as decoder, if only the part from lookups counts in scores; else None."""
+        self.traffic: Counter[str] = Counter()
+        """Bytes that this worker summed up with the others in the last step, by kind (docs/objective-parallel.md)."""
 
     def share(self, domain: Domain, batch: Any, whole: bool) -> Share:
-        """Return the placement of a step's examples on the workers. Any thread may call this.
-
-        Args:
-            domain: Gives the cost of each example and the rows of the word table that it looks up.
-            batch: The step's batch.
-            whole: Whether norms will be requested, so that segments should not be divided.
-        """
+        """Return the placement of a step's examples; `whole`: norms are requested, so segments should stay whole."""
         workers = self._workers
-        placement = place(domain.costs(batch), workers.size, whole)
+        placement = place([segment.lengths_E for segment in batch.segments], workers.size, whole)
         rows = None
         if self._table is not None and whole:
             objectives = [(EMPTY,) * FIRST_OBJECTIVE + ranges[FIRST_OBJECTIVE:] for ranges in placement.ranges]
@@ -180,50 +150,36 @@ class Exchange:
     def gradients(self, compute: Compute, request: Request, share: Share) -> StepGradients:
         """Return the statistics of the whole step and set `.grad` to its update. Both are the same on all workers.
 
-        Args:
-            compute: Computes this worker's part of the gradients.
-            request: The statistics to return.
-            share: This worker's part of the step.
-
         Raises:
-            RunFailure, UserError: If `compute` raises them on any worker.
-            WorkerLost: If another worker fails or cannot be reached.
+            RunFailure, UserError: `compute` raises them on any worker.
+            WorkerLost: Another worker fails or cannot be reached.
         """
-        self.traffic = Traffic()
+        self.traffic = Counter()
         if request.gram or request.separate:
             return self._matrix(compute, request)
         if request.scores and not request.keep:
             return self._scored(compute, request, share)
         local, body = self._computed(compute, request)
-        losses_S = local.losses_S / self._computing(local.losses_S)
-        self._sum(losses_S, "scalars")
+        losses_S = self._losses(local)
         for segment in request.keep:  # a body-sized vector is sent for each
             self._sum(local.kept[segment], "separate")
         body.wait()
         return StepGradients(losses_S, kept=local.kept)
 
     def _matrix(self, compute: Compute, request: Request) -> StepGradients:
-        """Sum up separate gradients or a Gram matrix. This sends S body-sized vectors.
-
-        The update is a weighted sum of these vectors. So the body's update is sent only if the vectors lack the
-        gradient of a tied decoder.
-        """
+        """Sum up separate gradients or a Gram matrix: S body-sized vectors, and the body only with a tied decoder."""
         all_rows = replace(request, separate=True, gram=False, scores=False, joint_from=None)
         local, body = self._computed(compute, all_rows, send_body=self._table is not None)
         rows_SP = local.separate_SP
         assert rows_SP is not None
         rows_SP[0] /= self._workers.size
         self._sum(rows_SP, "separate")
-        losses_S = local.losses_S / self._computing(local.losses_S)
-        self._sum(losses_S, "scalars")
+        losses_S = self._losses(local)
         body.wait()
         if self._table is None:
-            update_P, start = request.coefficients_S.to(rows_SP.dtype) @ rows_SP, 0
-            for parameter in self._body:
+            for parameter, part in split_vector(request.coefficients_S.to(rows_SP.dtype) @ rows_SP, self._body):
                 if parameter.grad is not None:
-                    part_P = update_P[start : start + parameter.numel()]
-                    parameter.grad = part_P.view(parameter.shape).to(parameter.dtype)
-                start += parameter.numel()
+                    parameter.grad = part.to(parameter.dtype)
         return from_gram(losses_S, products(rows_SP, rows_SP), request, rows_SP)
 
     def _scored(self, compute: Compute, request: Request, share: Share) -> StepGradients:
@@ -240,9 +196,9 @@ class Exchange:
             if self._workers.rank in ranks:
                 g_P = local.kept[segment]
                 self._workers.sum_(g_P, ranks)
-                self.traffic.parts += g_P.nbytes
+                self.traffic["parts"] += g_P.nbytes
                 if self._workers.rank == ranks[0]:  # one of them contributes the norm to the sum over all workers
-                    norms2_S[segment] = _norm2(g_P)
+                    norms2_S[segment] = inner(g_P, g_P)
         joint = norms2_S.new_zeros(1)
         if request.joint_from is not None:
             joint = self._joint_part(request, share, local, body).reshape(1)
@@ -279,13 +235,12 @@ class Exchange:
         if shared is not None:
             total = total + shared.square().sum()
         # ||d - c_1 g_1||^2 for the update d, without the tied table, whose rows are counted above.
-        g_P, weight, start = local.kept[END_TASK], request.coefficients_S[END_TASK], 0
-        for parameter in self._body:
-            part_P = g_P[start : start + parameter.numel()]
-            start += parameter.numel()
+        g_P = local.kept[END_TASK]
+        weight = request.coefficients_S[END_TASK].to(g_P.dtype)
+        for parameter, part in split_vector(g_P, self._body):
             if parameter.grad is not None and parameter is not self._table:
-                rest_P = torch.addcmul(parameter.grad.view(-1).to(g_P.dtype), part_P, weight.to(g_P.dtype), value=-1)
-                total = total + _norm2(rest_P)
+                rest = torch.addcmul(parameter.grad.to(g_P.dtype), part, weight, value=-1).reshape(-1)
+                total = total + inner(rest, rest)
         return total
 
     def _joined(
@@ -307,23 +262,18 @@ class Exchange:
         )
 
     def _computed(self, compute: Compute, request: Request, send_body: bool = True) -> tuple[StepGradients, Pending]:
-        """Compute this worker's part, sum up the heads' gradients and begin to sum up the body's.
+        """Compute this worker's part, sum up the heads' gradients, and begin to sum up those of the body.
 
-        An error on any worker ends the step on all. Afterwards a parameter has a gradient on all workers if it had one
-        on any worker, and else on none.
-
-        Returns:
-            This worker's statistics, and the pending sum of the body's gradients. After waiting for it, `.grad` is
-            complete.
+        Afterwards a parameter has a gradient on all workers if it had one on any worker, and else on none.
         """
         parameters = [*self._body, *self._heads]
-        with Agreement(self._workers) as agreement:
+        with agreed(self._workers) as flags:
             try:
                 local = compute(request)
             finally:  # a worker that failed must send as many flags as the others
-                agreement.flags = [p.grad is not None for p in parameters]
-        self.traffic.control += 8 * (self._workers.size + len(parameters))
-        for parameter, used in zip(parameters, agreement.flags, strict=True):
+                flags += [p.grad is not None for p in parameters]
+        self.traffic["control"] += 8 * (self._workers.size + len(parameters))
+        for parameter, used in zip(parameters, flags, strict=True):
             if used and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         body = self._begin_sum(self._body, "body") if send_body else Pending(None)
@@ -336,12 +286,16 @@ class Exchange:
         used = [p for p in parameters if p.grad is not None]
         if not used:
             return Pending(None)
-        flat, start = torch.cat([p.grad.reshape(-1) for p in used if p.grad is not None]), 0
-        for parameter in used:
-            parameter.grad = flat[start : start + parameter.numel()].view(parameter.shape)
-            start += parameter.numel()
-        self._count(flat, kind)
+        flat = torch.cat([p.grad.reshape(-1) for p in used if p.grad is not None])
+        for parameter, part in split_vector(flat, used):
+            parameter.grad = part
+        self.traffic[kind] += flat.nbytes
         return self._workers.sum_later(flat)
+
+    def _losses(self, local: StepGradients) -> Tensor:
+        losses_S = local.losses_S / self._computing(local.losses_S)
+        self._sum(losses_S, "scalars")
+        return losses_S
 
     def _computing(self, like_S: Tensor) -> Tensor:
         """Return the number of workers that compute the same of each segment, [S]: W for dev (segment 0), else 1."""
@@ -351,17 +305,4 @@ class Exchange:
 
     def _sum(self, tensor: Tensor, kind: str) -> None:
         self._workers.sum_(tensor)
-        self._count(tensor, kind)
-
-    def _count(self, tensor: Tensor, kind: str) -> None:
-        setattr(self.traffic, kind, getattr(self.traffic, kind) + tensor.nbytes)
-
-
-def _tied_table(body: Sequence[nn.Parameter], heads: nn.Module) -> nn.Parameter | None:
-    """Return the body's table that heads also use as decoder; None if there is none."""
-    tied = [module.table.weight for module in heads.modules() if isinstance(module, TiedDecoder)]
-    return next((parameter for parameter in body if any(parameter is table for table in tied)), None)
-
-
-def _norm2(vector_P: Tensor) -> Tensor:
-    return products(vector_P[None], vector_P[None])[0, 0]
+        self.traffic[kind] += tensor.nbytes

@@ -2,27 +2,19 @@
 
 Tensors are sent with the device's backend (NCCL on GPUs, gloo on CPUs). Messages between hosts (signals, failures) use
 a separate gloo group, so that they never wait for a device.
-
-- `Workers`: sums, broadcasts and small messages between hosts; `Traffic` counts the bytes of a step.
-- `Agreement`: an error on one worker ends the step on all. `check_same`: checks that all have the same parameters.
-- `Sharded`: each worker keeps a part of the optimiser's state. `gathered`: each worker scores a part of a split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from datetime import timedelta
-from inspect import signature
-from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
-from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.optim import Optimizer
 
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.train.evaluate import Predictions
@@ -39,7 +31,7 @@ class WorkerLost(RuntimeError):
 
 @contextmanager
 def raising_worker_lost() -> Iterator[None]:
-    """Raise `WorkerLost` for a communication error inside the block. The error does not tell which worker is lost."""
+    """Raise `WorkerLost` for a communication error inside the block."""
     try:
         yield
     except RuntimeError as error:
@@ -65,22 +57,10 @@ class Workers:
     _groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def alone(cls) -> Workers:
-        """Return the group of a process that trains alone."""
-        return cls()
-
-    @classmethod
     def connect(cls, rank: int, size: int, device: torch.device, timeout: timedelta = TIMEOUT) -> Workers:
-        """Return the group of all processes of `torch.distributed`. Its default group must exist already.
-
-        Args:
-            rank: Rank of this process.
-            size: Number of processes.
-            device: Device of this process's tensors.
-            timeout: Time after which another process counts as lost.
-        """
+        """Return the group of all processes of `torch.distributed`, whose default group must exist already."""
         if size == 1:
-            return cls.alone()
+            return cls()
         with raising_worker_lost():
             tensors = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout)
             control = dist.new_group(backend="gloo", timeout=timeout)
@@ -92,12 +72,7 @@ class Workers:
         return self.rank == 0
 
     def sum_(self, tensor: Tensor, members: Sequence[int] | None = None) -> None:
-        """Replace a tensor by its sum over all workers, or over `members`, which must include this worker.
-
-        Args:
-            tensor: A tensor on the device.
-            members: Ranks of a sub-group that `join` has made; None for all workers.
-        """
+        """Replace a tensor on the device by its sum over all workers, or over the sub-group `members` (see `join`)."""
         if self.size > 1:
             with raising_worker_lost():
                 dist.all_reduce(tensor, group=self.tensors if members is None else self._groups[tuple(members)])
@@ -132,25 +107,17 @@ class Workers:
 
     def max_host(self, values: Sequence[int]) -> list[int]:
         """Return the element-wise maximum of all workers' numbers."""
-        if self.size == 1:
-            return list(values)
-        gathered = torch.tensor(values, dtype=torch.int64)
-        with raising_worker_lost():
-            dist.all_reduce(gathered, dist.ReduceOp.MAX, group=self.control)
-        return [int(value) for value in gathered]
-
-    def any_host(self, flag: bool) -> bool:
-        """Return whether the flag is true on any worker."""
-        return bool(self.max_host([int(flag)])[0])
+        return self._reduced(torch.tensor(values, dtype=torch.int64), dist.ReduceOp.MAX)
 
     def sum_host(self, values: Sequence[float]) -> list[float]:
         """Return the element-wise sum of all workers' numbers."""
-        if self.size == 1:
-            return list(values)
-        gathered = torch.tensor(values, dtype=torch.float64)
-        with raising_worker_lost():
-            dist.all_reduce(gathered, group=self.control)
-        return [float(value) for value in gathered]
+        return self._reduced(torch.tensor(values, dtype=torch.float64), dist.ReduceOp.SUM)
+
+    def _reduced(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> list[Any]:
+        if self.size > 1:
+            with raising_worker_lost():
+                dist.all_reduce(values, operation, group=self.control)
+        return values.tolist()
 
     def text_of(self, text: str, source: int) -> str:
         """Return the text that worker `source` passes, cut to `TEXT_BYTES`."""
@@ -165,8 +132,7 @@ class Workers:
         return bytes(encoded.tolist()).rstrip(b"\0").decode(errors="ignore")
 
     def wait_for_all(self) -> None:
-        """Return when every worker has made this call."""
-        self.any_host(False)
+        self.max_host([0])
 
 
 class Pending:
@@ -182,90 +148,52 @@ class Pending:
                 self._work.wait()
 
 
-@dataclass
-class Traffic:
-    """Bytes of the tensors that one worker sums up with the others, or sends to them, in one step.
-
-    A ring all-reduce sends and receives 2 (W - 1) / W times the bytes of the tensor on each of W workers.
-    """
-
-    body: int = 0
-    """The body's update."""
-    heads: int = 0
-    """The update of the heads that any worker used."""
-    scalars: int = 0
-    """Losses, inner products and norms."""
-    rows: int = 0
-    """Rows of a tied table that several workers looked up, for the norm of the joint gradient."""
-    parts: int = 0
-    """Gradients of segments that several workers share, summed over these workers."""
-    separate: int = 0
-    """Separate gradients, for methods that request them."""
-    parameters: int = 0
-    """Updated parameters, sent by the worker that has their optimiser state (`sharded`)."""
-    control: int = 0
-    """Messages between hosts."""
-
-    @property
-    def total(self) -> int:
-        return sum(astuple(self))
-
-
-# Kinds of a worker's error, as numbers that can be sent.
 _NONE, _RUN, _USER, _OTHER = range(4)
+"""Kinds of a worker's error, as numbers that can be sent."""
 
 
-class Agreement:
-    """Context manager in which an error on one worker ends the block with an error on all workers.
+@contextmanager
+def agreed(workers: Workers) -> Iterator[list[bool]]:
+    """End the block with an error on all workers if there is an error on one.
 
     `RunFailure` and `UserError` are raised on all workers. For any other error, the worker itself raises it and the
-    others raise `WorkerLost`. Without an error, `flags` become the element-wise "or" over all workers.
+    others raise `WorkerLost`. The block may fill the yielded list with flags, equally many on every worker, each of
+    which then becomes the "or" over all workers.
     """
-
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
-        self.flags: list[bool] = []
-        """Set inside the block, equally many on every worker. Afterwards each is the "or" over all workers."""
-
-    def __enter__(self) -> Agreement:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, WorkerLost) or not (error is None or isinstance(error, Exception)):
-            return  # the others cannot be reached, or this process was told to end
-        workers = self._workers
-        kinds = [_NONE] * workers.size
-        if error is not None:
-            kinds[workers.rank] = (
-                _RUN if isinstance(error, RunFailure) else _USER if isinstance(error, UserError) else _OTHER
-            )
-        found = workers.max_host([*kinds, *map(int, self.flags)])
-        failed = next((rank for rank in range(workers.size) if found[rank] != _NONE), None)
-        if failed is None:
-            self.flags = [bool(flag) for flag in found[workers.size :]]
-            return
-        text = workers.text_of(f"{error}", failed)
-        if error is not None:
-            return  # its own error is raised
-        if found[failed] == _OTHER:
-            raise WorkerLost(f"worker {failed} of this run failed: {text}")
-        raise RunFailure(text) if found[failed] == _RUN else UserError(text)
+    flags: list[bool] = []
+    error, kinds = None, [_NONE] * workers.size
+    try:
+        yield flags
+    except WorkerLost:
+        raise  # the others cannot be reached
+    except Exception as found:  # noqa: BLE001 (raised again below)
+        error = found
+        kinds[workers.rank] = (
+            _RUN if isinstance(found, RunFailure) else _USER if isinstance(found, UserError) else _OTHER
+        )
+    largest = workers.max_host([*kinds, *map(int, flags)])
+    failed = next((rank for rank in range(workers.size) if largest[rank] != _NONE), None)
+    if failed is None:
+        flags[:] = map(bool, largest[workers.size :])
+        return
+    text = workers.text_of(f"{error}", failed)
+    if error is not None:
+        raise error
+    if largest[failed] == _OTHER:
+        raise WorkerLost(f"worker {failed} of this run failed: {text}")
+    raise RunFailure(text) if largest[failed] == _RUN else UserError(text)
 
 
 def check_same(workers: Workers, steps: int, named: Mapping[str, Tensor]) -> None:
-    """Check that all workers have made the same number of steps and have the same tensors. Waits for the device.
-
-    Args:
-        workers: The workers of the run.
-        steps: Number of steps that this worker has made.
-        named: This worker's tensors by name; they are compared by checksums.
+    """Check that all workers have made the same number of steps and have the same tensors, compared by checksums.
 
     Raises:
-        RunFailure: If they differ; the message names the first difference.
+        RunFailure: They differ; the message names the first difference.
     """
-    sums = [steps, *(int(_checksum(tensor)) for tensor in named.values())]
+    # Sums of the entries' bits, read as integers: changing any single entry changes the sum.
+    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = (tensor.detach().contiguous().view(words[tensor.element_size()]) for tensor in named.values())
+    sums = [steps, *(int(word.sum(dtype=torch.int64)) for word in bits)]
     largest, least = workers.max_host(sums), workers.max_host([-value for value in sums])
     names = ("the number of steps", *named)
     different = [name for name, most, negative in zip(names, largest, least, strict=True) if most != -negative]
@@ -276,72 +204,8 @@ def check_same(workers: Workers, steps: int, named: Mapping[str, Tensor]) -> Non
         )
 
 
-def replicated(body: nn.Module, heads: nn.Module, method: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors that must be the same on all workers, by name."""
-    return {
-        **{f"encoder.{name}": parameter for name, parameter in body.named_parameters()},
-        **{f"heads.{name}": parameter for name, parameter in heads.named_parameters()},
-        **{f"method.{name}": value for name, value in method.items() if isinstance(value, Tensor)},
-    }
-
-
-def _checksum(tensor: Tensor) -> Tensor:
-    """Return the sum of the entries' bits, read as integers. Changing any single entry changes the sum."""
-    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return tensor.detach().contiguous().view(words).sum(dtype=torch.int64)
-
-
-class Sharded(ZeroRedundancyOptimizer):
-    """ZeRO-1: each worker keeps the optimiser's state of its share of the parameters (Rajbhandari et al. 2020).
-
-    After a step every worker sends the others the parameters that it updated.
-
-    Args:
-        plain: An optimiser that has not made a step; its parameter groups and settings are used.
-        workers: The workers of the run.
-    """
-
-    def __init__(self, plain: Optimizer, workers: Workers) -> None:
-        known = signature(type(plain)).parameters  # `defaults` also has entries that are not arguments
-        defaults = {name: value for name, value in plain.defaults.items() if name in known}
-        super().__init__(
-            [dict(group) for group in plain.param_groups], type(plain), process_group=workers.tensors, **defaults
-        )
-        self._workers = workers
-        self.bytes = sum(p.nbytes for group in self.param_groups for p in group["params"])
-        """Number of bytes that all workers together send in a step: every parameter once."""
-
-    def step(self, closure: Any = None, **settings: Any) -> Any:
-        with raising_worker_lost():
-            return super().step(closure, **settings)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of an unsharded optimiser on the first worker, {} on the others. All must call this."""
-        with raising_worker_lost():
-            self.consolidate_state_dict(to=0)
-        if not self._workers.first:
-            return {}
-        state: dict[str, Any] = super().state_dict()
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load this worker's share of a state that a sharded or an unsharded optimiser has saved."""
-        # Pass a copy, because PyTorch deletes the other workers' part from the dictionary.
-        super().load_state_dict({**state_dict, "state": dict(state_dict["state"])})
-        for parameter, state in self.optim.state.items():
-            step = state.get("step")
-            if isinstance(step, torch.Tensor) and self.optim.defaults.get("fused"):
-                state["step"] = step.to(parameter.device)
-
-
 def gathered(workers: Workers, own: Predictions, classes: int) -> Predictions:
-    """Return a whole split's predictions in the split's order, bit-identical on all workers.
-
-    Args:
-        workers: The workers of the run; worker r predicts the examples r, r + W, r + 2 W, ...
-        own: This worker's predictions.
-        classes: Number of classes.
-    """
+    """Return a whole split's predictions in its order on all workers; worker r predicts the examples r, r + W, ..."""
     if workers.size == 1:
         return own
     examples = round(workers.sum_host([len(own.labels_E)])[0])

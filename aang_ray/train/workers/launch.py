@@ -1,14 +1,9 @@
 """Starts the processes that train a run, and restarts them after some were lost.
 
-A run with one worker trains in the calling process. A run with several workers is a Ray `TorchTrainer` with three kinds
-of processes:
-
-- the caller (`aang train`, or a trial of a sweep) waits in `launch` and calls `on_evaluation`;
-- Ray Train's controller, an actor, starts the workers and collects their reports (`SendEvaluations`);
-- the workers, also actors, train (`_train_loop`) and call `ray.train.report` after every evaluation.
-
-A `Channel` connects the caller with the controller and the workers. A run that lost workers continues from the cell's
-own checkpoint. Nothing is read from Ray's storage, which is a temporary folder.
+A run with one worker trains in the calling process. A run with several workers is a Ray `TorchTrainer`: the caller
+waits in `launch`; Ray Train's controller, an actor, starts the workers and collects their reports; the workers train. A
+`Channel` connects all. A run that lost workers continues from the cell's own checkpoint; nothing is read from Ray's
+storage, which is a temporary folder.
 """
 
 from __future__ import annotations
@@ -24,7 +19,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray import train
@@ -42,20 +37,13 @@ from aang_ray.train.device import choose_compute
 from aang_ray.train.run import run_cell
 from aang_ray.train.workers.group import TIMEOUT, WorkerLost, Workers
 
-if TYPE_CHECKING:
-
-    class UserCallback:
-        """Typed placeholder for Ray's base class, which has no type hints."""
-
-else:
-    from ray.train import UserCallback
-
 ATTEMPTS = 3
 """Number of consecutive losses of workers, without a newer checkpoint in between, after which a run has failed."""
 
 PLACEMENT_SECONDS = 7 * 24 * 3600
-"""Maximum time that workers wait for their resources. It is long because spot machines may be away for days, and on a
-full cluster a trial waits for an earlier one. A check before the start ensures that the cluster is large enough."""
+"""Maximum time that workers wait for their resources: spot machines may be away for days, and on a full cluster a trial
+waits for an earlier one. A check before the start ensures that the cluster is large enough.
+"""
 
 STOP_SECONDS = 60.0
 """Maximum time that an interrupted caller waits for the workers to write their checkpoint."""
@@ -81,19 +69,13 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerError(Exception):
-    """An exception of one of several workers as text, with its traceback as a note.
-
-    It replaces the original exception, because not every exception can be pickled.
-    """
+    """An exception of one of several workers as text, which can always be pickled, with its traceback as a note."""
 
 
 class Channel:
-    """A channel from workers to the process that waits for them.
+    """A queue in an actor, over which workers send evaluations to the process that waits for them.
 
-    Workers send evaluations over it. A closed channel tells them to stop.
-
-    It is a queue in an actor. Closing the channel kills the actor, and every process that has the channel can detect
-    that.
+    A closed channel tells them to stop: the actor is killed, which every process that has the channel can detect.
     """
 
     def __init__(self, queue: Queue) -> None:
@@ -112,12 +94,7 @@ class Channel:
             self._queue.put(row)
 
     def receive(self, finished: Check, pause: float = 0.2) -> Iterator[HistoryRow]:
-        """Yield evaluations as they arrive. Stop when `finished` returns true and the queue is empty.
-
-        Args:
-            finished: Whether no more evaluations will be sent.
-            pause: Seconds between two reads of the queue.
-        """
+        """Yield evaluations as they arrive. Stop when `finished` returns true and the queue is empty."""
         while True:
             last = finished()  # called before the queue is read, so that no evaluation is missed
             yield from self._queue.get_nowait_batch(self._queue.size())
@@ -140,7 +117,7 @@ class Channel:
         ray.kill(self._queue.actor)
 
 
-class SendEvaluations(UserCallback):
+class SendEvaluations(train.UserCallback):  # type: ignore[misc]
     """Ray Train callback, run by the controller, that sends the first worker's evaluations over a channel."""
 
     def __init__(self, channel: Channel) -> None:
@@ -152,13 +129,7 @@ class SendEvaluations(UserCallback):
 
 @contextmanager
 def watching(draining: Check, abandoned: Check, pause: float = POLL_SECONDS) -> Iterator[RunControl]:
-    """Yield a `RunControl` whose flags a thread sets when a check returns true. A flag stays set.
-
-    Args:
-        draining: Returns whether the machine will shut down soon.
-        abandoned: Returns whether the run's caller no longer waits for it.
-        pause: Seconds between two rounds of checks.
-    """
+    """Yield a `RunControl` whose flags a thread sets when a check, made every `pause` seconds, returns true."""
     control, over = RunControl(), threading.Event()
 
     def check() -> None:
@@ -175,16 +146,10 @@ def watching(draining: Check, abandoned: Check, pause: float = POLL_SECONDS) -> 
         thread.join()
 
 
-def never() -> bool:
-    """Return False: the caller outlives its run."""
-    return False
-
-
 def node_drains() -> bool:
     """Return whether this process's node will go away (a spot notice, `ray drain-node`); False outside of Ray.
 
-    Nothing public tells: `ray.train.get_preemption_info` is a collective call of a worker group, and a run of one
-    worker has none.
+    Nothing public tells: `ray.train.get_preemption_info` is a collective call of a worker group.
     """
     from ray._private.state import state  # Ray Train's own watcher asks here, too
 
@@ -215,7 +180,7 @@ def launch(
     on_evaluation: OnEvaluation,
     export: Path | None = None,
     until: int | None = None,
-    abandoned: Check = never,
+    abandoned: Check = lambda: False,
 ) -> CellRecord:
     """Run a resolved configuration on `resources.workers` workers, from its checkpoint if it has one.
 
@@ -227,23 +192,23 @@ def launch(
         on_evaluation: Called in this process after every evaluation.
         export: Folder to which the classifier is written; None for no export.
         until: Write the checkpoint and stop after this step; the record's status is then `cut`.
-        abandoned: Returns whether the run should stop because its caller no longer waits. Every worker calls it about
-            once a second. When it returns true, all workers write the checkpoint and stop.
+        abandoned: Returns whether the run should stop because its caller no longer waits; every worker asks once a
+            second.
 
     Returns:
-        The record of the run. A run that failed, for example with a loss that is not finite, has a failed record.
+        The record of the run, with status `failed` after a failure such as a loss that is not finite.
 
     Raises:
         UserError: For a wrong input.
-        RunFailure: If workers could not be started, or were lost `ATTEMPTS` times in a row without progress.
-        Interrupted: When the run was abandoned.
+        RunFailure: Workers could not be started, or were lost `ATTEMPTS` times in a row without progress.
+        Interrupted: The run was abandoned.
         WorkerError: For any other exception in one of several workers. A single worker raises its exception as it is.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     job = Job(config, checkpoints, export, until, abandoned)
     if config.resources.workers == 1:
-        return _train(job, on_evaluation, Workers.alone())
+        return _train(job, on_evaluation, Workers())
     files, losses = CheckpointFiles(checkpoints, config.cell), 0
     step = files.newest_step()
     while True:
@@ -261,19 +226,14 @@ def launch(
                     f"workers were lost {ATTEMPTS} times in a row without a newer checkpoint, out of memory? lower "
                     f"batch.micro or give each worker more; the last time: {reason}"
                 ) from error
-            logger.warning("cell %s lost workers (%s); it goes on from step %d", config.cell, reason, step)
+            logger.warning("cell %s lost workers (%s); it continues from step %d", config.cell, reason, step)
 
 
 def error_of_run(error: Exception, config: RunConfig) -> Exception | None:
     """Return the error in the run itself; None if workers were only lost, so that another attempt makes sense.
 
-    Workers raise only `UserError`, `WorkerError` and `WorkerLost` (see `_train_loop`). Any other error that Ray Train
-    reports means that a process was lost. When one worker raises, the others raise `WorkerLost`, so a `UserError` or
-    `WorkerError` is the cause of all.
-
-    Args:
-        error: The exception of `TorchTrainer.fit`.
-        config: The configuration of the run, for the message.
+    Workers raise only `UserError`, `WorkerError` and `WorkerLost` (see `_train_loop`); anything else that Ray Train
+    reports means that a process was lost. When one worker raises, the others raise `WorkerLost`.
     """
     if isinstance(error, train.WorkerGroupError):
         failures = error.worker_failures.values()
@@ -318,7 +278,7 @@ def _train_group(job: Job, on_evaluation: OnEvaluation) -> CellRecord:
     return result
 
 
-def _trainer(job: Job, callback: UserCallback, folder: str) -> TorchTrainer:
+def _trainer(job: Job, callback: SendEvaluations, folder: str) -> TorchTrainer:
     resources = job.config.resources
     share = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:

@@ -1,15 +1,11 @@
-"""Decides which worker computes which examples of a step.
+"""Decides which worker computes which examples of a step (docs/objective-parallel.md).
 
-The placement is a function of the batch alone, and every worker has the batch, so nothing is sent. The cost of an
-example is its number of tokens. Every worker computes the whole dev batch, segment 0. The other segments are placed in
-one of two ways:
+The placement is a function of the batch alone, so nothing is sent. The cost of an example is its number of tokens.
+Every worker computes the whole dev batch, segment 0. The other segments are placed in one of two ways:
 
-- `whole`, for steps that request norms: segments are placed in order of decreasing length, each on the worker with the
-  smallest load (LPT; Graham 1969: the largest load is at most 4/3 of the optimum). The norm of a segment that several
-  workers share needs one more body-sized sum among them. So a segment is divided only if there are more workers than
-  segments, or if its load alone exceeds `FAIR` times the mean load. While that holds, the segment with the most tokens
-  per part gets one more part.
-- otherwise, for steps that need only sums: all examples form one row, which is divided into parts of near-equal cost.
+- `whole`, for steps that request norms: the longest segments first, each on the worker with the smallest load (LPT;
+  Graham 1969). Segments are divided only if they must be, because the norm then needs one more body-sized sum.
+- otherwise all examples form one row, which is divided into parts of near-equal cost.
 
 Shape suffixes: W workers, S segments, E examples of a segment.
 """
@@ -29,8 +25,7 @@ Costs = npt.NDArray[np.int64]
 Range = tuple[int, int]
 EMPTY: Range = (0, 0)
 FAIR = 1.25
-"""A segment is divided only if its load alone exceeds this factor times the mean load, because that costs a
-body-sized sum."""
+"""A segment is divided only if its load alone exceeds this factor times the mean load."""
 
 
 class Divisible(Protocol):
@@ -60,13 +55,7 @@ class Placement:
 
 
 def place(costs: Sequence[Costs], workers: int, whole: bool) -> Placement:
-    """Return the placement of the examples of all segments.
-
-    Args:
-        costs: Tokens of every example, [S][E].
-        workers: Number of workers.
-        whole: Whether segments should not be divided, because norms of their gradients are needed.
-    """
+    """Return the placement of examples of given costs, [S][E]; `whole`: norms are needed, keep segments whole."""
     ranges = _longest_first(costs, workers) if whole else _one_row(costs, workers)
     for of_rank in ranges:
         of_rank[0] = (0, len(costs[0]))
@@ -79,12 +68,7 @@ def parts_of(segments: Sequence[Part], ranges: Sequence[Range]) -> list[Part]:
 
 
 def near_equal(costs_E: Costs, parts: int) -> list[Range]:
-    """Return the ranges of consecutive, non-empty parts of near-equal cost.
-
-    Args:
-        costs_E: Cost of each example, [E].
-        parts: Number of parts; reduced to E if it is larger.
-    """
+    """Return the ranges of consecutive, non-empty parts of near-equal cost: `parts`, or one for each example."""
     parts = min(parts, len(costs_E))
     ends = np.cumsum(costs_E)
     bounds = [0]
@@ -121,10 +105,8 @@ def _longest_first(costs: Sequence[Costs], workers: int) -> list[list[Range]]:
 
 
 def _cuts(costs: Sequence[Costs], workers: int) -> Iterator[dict[int, int]]:
-    """Yield candidates for the number of parts of each segment.
-
-    The first candidate has the fewest parts with which all workers are busy. Each further one divides the segment with
-    the longest parts once more, until no part exceeds `FAIR` times the mean load.
+    """Yield candidates for the number of parts of each segment: first the fewest with which all workers are busy, then
+    one part more of the segment with the longest parts, until no part exceeds `FAIR` times the mean load.
     """
     parts = {segment: 1 for segment in range(1, len(costs)) if len(costs[segment])}
     tokens = {segment: int(costs[segment].sum()) for segment in parts}
@@ -143,8 +125,7 @@ def _cuts(costs: Sequence[Costs], workers: int) -> Iterator[dict[int, int]]:
 def _placed(costs: Sequence[Costs], parts: Mapping[int, int], workers: int) -> tuple[list[list[Range]], int]:
     """Place the segments' parts, the longest segments first; return the ranges [W][S] and the largest load.
 
-    Divided segments are placed before all others. Then the same workers share a segment in most steps, which matters
-    because making a group of workers is expensive.
+    Divided segments come before all others, so that mostly the same workers share them: making a group is expensive.
     """
     ranges = [[EMPTY] * len(costs) for _ in range(workers)]
     loads = [0] * workers

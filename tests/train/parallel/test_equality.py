@@ -6,7 +6,6 @@ All cases of one number of workers run in one set of processes: starting them co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ def run(workers: Workers, small: dict[str, Any], names: tuple[str, ...]) -> Foun
         table = setup.encoder.word_embeddings.weight.nbytes
         found[name] = {
             "tensors": {"parameters": parameters(made), "losses": losses_S, **state},
-            "traffic": asdict(made.exchange.traffic),
+            "traffic": made.exchange.traffic,
             "tokens": tokens,
             "segments": len(losses_S),
             "body": body,
@@ -102,7 +101,7 @@ def run(workers: Workers, small: dict[str, Any], names: tuple[str, ...]) -> Foun
 
 @pytest.fixture(scope="module")
 def alone(small: dict[str, Any]) -> Found:
-    return run(Workers.alone(), small, tuple(CASES))
+    return run(Workers(), small, tuple(CASES))
 
 
 def assert_same(found: Mapping[str, Any], expected: Mapping[str, Any], case: str) -> None:

@@ -54,7 +54,7 @@ def ends(workers: Workers, tiny: dict[str, Any]) -> tuple[dict[str, Tensor], dic
 
 
 def test_two_workers_are_as_good_as_one(tiny: dict[str, Any], tmp_path: Path) -> None:
-    alone, losses = ends(Workers.alone(), tiny)
+    alone, losses = ends(Workers(), tiny)
     assert len(losses) > 6
     for found in together(2, tmp_path, ends, tiny):
         assert not isinstance(found, Exception), found

@@ -22,7 +22,7 @@ from aang_ray.train.evaluate import Predictions
 from aang_ray.train.run import run_cell
 from aang_ray.train.step import Stepper
 from aang_ray.train.workers.exchange import Exchange
-from aang_ray.train.workers.group import Agreement, WorkerLost, Workers, gathered
+from aang_ray.train.workers.group import WorkerLost, Workers, agreed, gathered
 from tests.train.parallel.processes import together
 from tests.train.running import tiny_config
 
@@ -52,11 +52,11 @@ def raised(function: Callable[[], Any]) -> str:
 
 
 def failing(workers: Workers, rank: int, error: Exception) -> list[bool]:
-    with Agreement(workers) as agreement:
-        agreement.flags = [workers.rank == 1, False]
+    with agreed(workers) as flags:
+        flags += [workers.rank == 1, False]
         if workers.rank == rank:
             raise error
-    return agreement.flags
+    return flags
 
 
 def agreements(workers: Workers) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def test_a_worker_that_is_gone(tiny: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_alone_every_message_is_the_workers_own() -> None:
-    workers = Workers.alone()
+    workers = Workers()
     tensor = torch.ones(2)
     workers.sum_(tensor)
     workers.broadcast_(tensor)
@@ -229,7 +229,6 @@ def test_alone_every_message_is_the_workers_own() -> None:
     assert workers.first
     assert workers.max_host([1, 2]) == [1, 2]
     assert workers.sum_host([0.5]) == [0.5]
-    assert not workers.any_host(False)
     assert workers.text_of("here", 0) == "here"
     assert Workers.connect(0, 1, torch.device("cpu")).size == 1
 
@@ -237,4 +236,4 @@ def test_alone_every_message_is_the_workers_own() -> None:
 @pytest.mark.parametrize("error", [RunFailure("x"), ValueError("x")])
 def test_alone_an_error_stays_what_it_is(error: Exception) -> None:
     with pytest.raises(type(error), match="x"):
-        failing(Workers.alone(), 0, error)
+        failing(Workers(), 0, error)

@@ -34,7 +34,7 @@ def run(workers: Workers, settings: dict[str, Any]) -> dict[str, Tensor]:
 
 def test_two_workers_end_as_one(tiny: dict[str, Any], tmp_path: Path) -> None:
     settings = {**tiny, "space": space(tmp_path, SPACE), "n": 8, "batch": {**tiny["batch"], "auxiliary": 40}}
-    expected = run(Workers.alone(), settings)
+    expected = run(Workers(), settings)
     for found in together(2, tmp_path / "two", run, settings):
         assert isinstance(found, dict), found
         for name, tensor in expected.items():

@@ -49,8 +49,8 @@ def trained_alone(made: RoundStepper, start_Q: Tensor, task: int, weights: list[
     for number in range(2):
         for group, rate in zip(optimizer.param_groups, (optim.body_lr, optim.head_lr), strict=True):
             group["lr"] = weights[task] * rate * (1 - 3 * number / 6)  # no warm-up, decay to 0 at step 6
-        objectives = () if task == 0 else (made.tasks.objectives[task - 1],)
-        batch = setup.domain.chosen(number, task == 0, objectives)
+        objectives = () if task == 0 else (made.objectives[task - 1],)
+        batch = setup.domain.source.batch_of(number, task == 0, objectives)
         (piece,) = setup.domain.pieces(batch, 1000, False)
         optimizer.zero_grad()
         torch.autograd.backward(setup.domain.losses(piece, setup.head_of)[-1])
@@ -82,17 +82,17 @@ def test_a_round_is_what_it_is_by_hand(tiny: dict[str, Any]) -> None:
     np.testing.assert_allclose(found, alpha_N, rtol=1e-6)
     expected_Q = sum((float(a) * delta for a, delta in zip(alpha_N, deltas, strict=True)), start_Q)
     torch.testing.assert_close(made.vector.read() - start_Q, expected_Q - start_Q, rtol=1e-5, atol=1e-9)
-    np.testing.assert_allclose(method_of(made).weights(made.tasks.objectives), np.maximum(alpha_N, 1e-6))
+    np.testing.assert_allclose(method_of(made).weights(made.objectives), np.maximum(alpha_N, 1e-6))
 
 
 def test_the_order_of_the_tasks_changes_nothing(tiny: dict[str, Any]) -> None:
     """Two rounds, so that the weights that the first one found are used."""
     forward, backward = (rounds(config_of(tiny, ALPHAVIL, *PLAIN, "schedule.steps=12")) for _ in range(2))
-    backward.tasks.objectives = backward.tasks.objectives[::-1]
+    backward.objectives = backward.objectives[::-1]
     for made in (forward, backward):
         take(made, 12)
     torch.testing.assert_close(backward.vector.read(), forward.vector.read(), rtol=1e-9, atol=1e-12)
-    order = forward.tasks.objectives
+    order = forward.objectives
     assert method_of(backward).weights(order) == pytest.approx(method_of(forward).weights(order), rel=1e-9)
     assert len(set(method_of(forward).weights(order))) == 3
 
@@ -102,7 +102,7 @@ def test_weights_scale_rates_under_adamw_and_losses_where_published(tiny: dict[s
     for weight in ("sound", "published"):
         made = rounds(config_of(tiny, f"{ALPHAVIL}, task_weight: {weight}", "schedule.warmup_fraction=0"))
         method = method_of(made)
-        method.move(made.tasks.objectives, [0.0, -0.75, 0.0])
+        method.move(made.objectives, [0.0, -0.75, 0.0])
         for step in range(3):
             prepared = made.prepare(step)
             made.step(prepared)
@@ -116,7 +116,7 @@ def test_weights_scale_rates_under_adamw_and_losses_where_published(tiny: dict[s
 def test_under_sgd_the_weight_is_one_on_the_loss(tiny: dict[str, Any]) -> None:
     """Rate times w, decay divided by w: theta - w lr (g + decay / w theta) = theta - lr (w g + decay theta)."""
     made = rounds(config_of(tiny, ALPHAVIL, "optim.algorithm=sgd", "optim.momentum=0.5"))
-    method_of(made).move(made.tasks.objectives, [3.0, 0.0, 0.0])
+    method_of(made).move(made.objectives, [3.0, 0.0, 0.0])
     take(made, 1)
     assert isinstance(made.optimizer, torch.optim.SGD)
     body, heads = made.optimizer.param_groups

@@ -46,16 +46,16 @@ def test_rounds_are_tried_again_until_dev_improves(tiny: dict[str, Any], monkeyp
     take(made, 8, first=6)
     assert made.evaluates_after(8)
     assert not made.ends_after(8)
-    assert method_of(made).weights(made.tasks.objectives) == pytest.approx([0.99, 1.01, 0.98])
+    assert method_of(made).weights(made.objectives) == pytest.approx([0.99, 1.01, 0.98])
     start_Q = made.vector.read()
     take(made, 16, first=8)
     assert torch.equal(made.vector.read(), start_Q), "the first try was taken back"
     assert not made.evaluates_after(16)
-    assert method_of(made).weights(made.tasks.objectives) == pytest.approx([1.0, 1.02, 0.99])
+    assert method_of(made).weights(made.objectives) == pytest.approx([1.0, 1.02, 0.99])
     take(made, 18, first=16)
     assert made.evaluates_after(18)
     assert made.ends_after(18)
-    assert method_of(made).weights(made.tasks.objectives) == pytest.approx([0.99, 1.01, 0.98])
+    assert method_of(made).weights(made.objectives) == pytest.approx([0.99, 1.01, 0.98])
     assert not torch.equal(made.vector.read(), start_Q)
 
 
@@ -81,7 +81,7 @@ def test_tries_see_the_same_batches_and_rounds_others(tiny: dict[str, Any], monk
     for step in range(20):
         prepared = made.prepare(step)
         ids[step] = b"".join(segment.ids_T.tobytes() for segment in prepared.batch.segments)
-        assert prepared.batch.segments[1].texts == (16 if step in (0, 1, 8, 9) or step % 8 >= 6 or step >= 14 else 0)
+        assert prepared.batch.segments[1].examples == (16 if step in (0, 1, 8, 9) or step % 8 >= 6 or step >= 14 else 0)
         made.step(prepared)
     assert ids[14] == ids[16] == ids[18]
     assert ids[15] == ids[17] == ids[19]
@@ -142,8 +142,8 @@ def test_the_order_of_the_tasks_changes_nothing(tiny: dict[str, Any], monkeypatc
         script = iter([0.5, 0.3, 0.7, 0.6, *[0.5] * 4] if turned else [0.5, 0.7, 0.3, 0.6, *[0.5] * 4])
         monkeypatch.setattr(RoundStepper, "_score", lambda _, script=script: next(script))
         made = rounds(config_of(tiny, DIW, *PLAIN, "schedule.steps=8"))
-        order = made.tasks.objectives
-        made.tasks.objectives = order[::-1] if turned else order
+        order = made.objectives
+        made.objectives = order[::-1] if turned else order
         take(made, 8)
         found.append((made.vector.read(), method_of(made).weights(order)))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-9, atol=1e-12)
@@ -158,6 +158,6 @@ def test_one_worker_trains_a_try_as_static_multitask_does(
     take(made, 6)
     prepared = made.prepare(6)
     assert method_of(made).request(prepared.sampled).coefficients_S.tolist() == pytest.approx([0.0, *[1 / 3] * 3])
-    assert [segment.texts for segment in prepared.batch.segments] == [0, 16, 12, 12]
+    assert [segment.examples for segment in prepared.batch.segments] == [0, 16, 12, 12]
     losses_S = made.step(prepared).losses_S
     assert (losses_S[1:] > 0).all()

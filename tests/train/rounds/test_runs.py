@@ -81,15 +81,16 @@ def test_a_task_alone_reads_every_text_once_an_epoch(tiny: dict[str, Any]) -> No
     end_task = [int(i) for number in range(10) for i in schedule.end_task(number)]
     assert sorted(end_task[:80]) == sorted(end_task[80:]) == [*range(80)]
     assert end_task[:80] != end_task[80:]
-    read = [int(i) for number in range(10) for i in schedule.chosen(number, made.tasks.objectives[:1])[0].examples]
+    read = [int(i) for number in range(10) for i in schedule.shares_of(number, made.objectives[:1])[0].examples]
     assert [sorted(read[start : start + 80]) for start in (0, 80, 160)] == [[*range(80)]] * 3
-    segments = [made.tasks.batch(task, 0).segments for task in (0, 1)]
-    assert [[segment.texts for segment in of_task] for of_task in segments] == [[0, 16], [0, 0, 24]]
+    source = made.setup.domain.source
+    segments = [source.batch_of(0, not own, own).segments for own in ((), made.objectives[:1])]
+    assert [[segment.examples for segment in of_task] for of_task in segments] == [[0, 16], [0, 0, 24]]
 
 
 def test_updates_that_do_not_fit_are_one_line(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     made = rounds(config_of(tiny, METHODS["alphavil"]))
-    monkeypatch.setattr(memory, "_free", lambda _: 10)
+    monkeypatch.setattr(memory, "free_memory", lambda _: 10)
     take(made, 1)
     with pytest.raises(UserError, match=r"6 gradients of \d+ parameters need \d+ bytes.*lower n or encoder.layers"):
         take(made, 2, first=1)

@@ -56,7 +56,7 @@ def work(workers: Workers, tiny: dict[str, Any], folder: Path) -> tuple[dict[str
 
 
 def test_two_workers_are_as_good_as_one(tiny: dict[str, Any], tmp_path: Path) -> None:
-    alone = ends(Workers.alone(), tiny)
+    alone = ends(Workers(), tiny)
     plain = numbers(run_cell(stopped(tiny)))
     cut = run_cell(stopped(tiny), checkpoints=tmp_path / "checkpoints", control=RunControl(until=3))
     assert (cut.result.status, cut.result.steps) == ("cut", 3)
