@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 SCHEMA_VERSION = 3
-"""Version 3 added the table `predictions`. Version 2 added `stage` to `history`, a null dev there, and views before a last stage."""
+"""Version 3 added the table `predictions`. Version 2 added `stage` to `history`, a null dev there, and more views."""
 VERSION_KEY = b"aang_ray.schema"
 
 TableName = Literal["results", "history", "weights", "predictions"]
