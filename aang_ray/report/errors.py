@@ -71,7 +71,7 @@ def describe_errors(
     only_first, only_second = right[first] & ~right[second], right[second] & ~right[first]
     differing = ours["facts", "predicted"] != theirs["facts", "predicted"]
     # First what both rows are sure of and disagree on.
-    sure = np.minimum(_probabilities(ours).max(axis=1), _probabilities(theirs).max(axis=1))
+    sure = pd.Series(np.minimum(_probabilities(ours).max(axis=1), _probabilities(theirs).max(axis=1)), ours.index)
     shown = sure[differing].sort_values(ascending=False, kind="stable").index[:SHOWN]
     from scipy import stats
 
@@ -128,9 +128,8 @@ def calibration_error(frame: pd.DataFrame) -> float:
 
 
 def _probabilities(frame: pd.DataFrame) -> pd.DataFrame:
-    found = frame["p"]
-    assert isinstance(found, pd.DataFrame)
-    return found
+    found: Any = frame["p"]  # a frame, because the columns have two levels
+    return pd.DataFrame(found)
 
 
 def _classes(row: str, frame: pd.DataFrame) -> str:

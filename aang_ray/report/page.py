@@ -59,7 +59,7 @@ def build_page(store: Store, metric: str | None = None) -> str:
         "COST": _cost(runs),
         # `<` never occurs in the data, so that no text of a data set or an error can end the element.
         "DATA": json.dumps(_finite(data), separators=(",", ":")).replace("<", "\\u003c"),
-        "VEGA": vl_convert.javascript_bundle().replace("</script", "<\\/script"),
+        "VEGA": vl_convert.javascript_bundle(None).replace("</script", "<\\/script"),
     }
     page = resources.files("aang_ray.report").joinpath("page.html").read_text(encoding="utf-8")
     pieces = page.split("@@")  # text and names in turns: what is put in is not looked through for names
@@ -189,7 +189,7 @@ def _learned(logged: Logged) -> list[dict[str, Any]]:
 
 def _curves(logged: Logged) -> list[list[Any]]:
     """Mean dev score of every row and column over steps."""
-    places = logged.runs.set_index("cell")[["row", "column", "metric"]].to_dict("index")
+    places: dict[Any, Any] = {run["cell"]: run for run in logged.runs.to_dict("records")}
     names = ["cell", "step", "dev_accuracy", "dev_macro_f1"]
     log = logged.store.history(set(places)).select(names).to_pandas()
     log["score"] = log["dev_macro_f1"].where(

@@ -114,8 +114,8 @@ def build_table(
             frame.loc[column.index, "p_holm"] = pd.Series(holm(p_values), column.index, dtype=float)
     for axis in ("row", "column"):
         order = runs if axis == "row" and "task" not in rows else runs[runs["status"] == "done"]
-        labels: dict[Any, str] = dict(sorted(zip(order[f"{axis}_order"], order[axis], strict=True)))
-        frame[axis] = pd.Categorical(frame[axis], list(dict.fromkeys(labels.values())))
+        ordered: list[tuple[Any, str]] = sorted(zip(order[f"{axis}_order"], order[axis], strict=True))
+        frame[axis] = pd.Categorical(frame[axis], list(dict.fromkeys(label for _, label in ordered)))
     numbers = [
         name for name in names if name.endswith(("_mean", "_sd", "_low", "_high", "difference")) or name[:2] == "p_"
     ]

@@ -198,7 +198,9 @@ def read_table(
             own = set(pc.unique(part.column("cell")).to_pylist())
             take = (own if wanted is None else own & wanted) - seen
             seen |= own
-            parts.append(part if take == own else part.filter(pc.is_in(part.column("cell"), pa.array(sorted(take)))))
+            parts.append(
+                part if take == own else part.filter(pc.is_in(part.column("cell"), pa.array(sorted(take), pa.string())))
+            )
         single = [file for file in files if file.cell is not None and file.cell not in seen]
         read = read_files(location, table, [file for file in single if wanted is None or file.cell in wanted], names)
         found = pa.concat_tables([found.slice(0, 0), *parts, *(part for part in read if part is not None)])

@@ -95,7 +95,7 @@ def merge(target: str, source: str) -> tuple[int, int]:
             continue
         (task,), (method,) = (result.column(name).to_pylist() for name in ("task", "method"))
         # A run without history has a file of no rows; a run without predictions has no file.
-        rows = {name: SCHEMAS[name].empty_table() for name in ORDER if name != "predictions"}
+        rows: dict[TableName, pa.Table] = {n: SCHEMAS[n].empty_table() for n in ORDER if n != "predictions"}
         rows |= {name: found[cell].select(SCHEMAS[name].names) for name, found in tables.items() if cell in found}
         try:
             write_tables(to, cell, task, method, rows)
@@ -109,8 +109,8 @@ def _by_cell(table: pa.Table) -> dict[str, pa.Table]:
     ordered = table.sort_by("cell")
     cells = ordered.column("cell").to_pylist()
     starts = [at for at, cell in enumerate(cells) if at == 0 or cells[at - 1] != cell]
-    ends = [*starts[1:], len(cells)]
-    return {cells[start]: ordered.slice(start, end - start) for start, end in zip(starts, ends, strict=True)}
+    ends = zip(starts, [*starts[1:], len(cells)], strict=bool(starts))
+    return {cells[start]: ordered.slice(start, end - start) for start, end in ends}
 
 
 def verify(uri: str) -> list[str]:

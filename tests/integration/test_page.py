@@ -17,7 +17,7 @@ from aang_ray.report.page import build_page
 from aang_ray.store import HistoryRow, Scores, Store, WeightRow
 from tests.report.conftest import write_cell
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "<script>document.title='hit'</script><img src=x onerror=\"document.title='hit'\">"
 NAMES = [f"end-task/{t}/{r}/denoise" for t in ("mask", "no-op") for r in ("bidirectional", "left-to-right")]
 
