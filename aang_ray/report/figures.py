@@ -303,6 +303,7 @@ def _distances(logged: Logged, figure: Figure) -> None:
             capsize=2,
         )
         axes.set_title(f"{row} on {_short(column)}", loc="left")
+        axes.invert_yaxis()  # the closest first
         axes.set_xlabel(r"$\|g_k - g_E\|^2$, mean over steps ± deviation over seeds")
         axes.grid(axis="x")
         axes.tick_params(axis="y", labelsize=7)
