@@ -6,11 +6,20 @@ docs/methods/README.md describes how to add one: a section here, its class in `i
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from aang_ray.config.sections import Fraction, HalfOpen, MethodSection, OpenFraction, Semantics
+from aang_ray.config.sections import (
+    Fraction,
+    HalfOpen,
+    MethodSection,
+    Neutral,
+    NotInName,
+    OpenFraction,
+    Section,
+    Semantics,
+)
 
 Preference = Literal["uniform", "static"]
 """Preference weights of the m gradients or losses: `uniform`, 1/m each; `static`, 1/2 for the end task."""
@@ -23,13 +32,51 @@ class FinetuneConfig(MethodSection):
     name: Literal["finetune"] = "finetune"
     implementation: ClassVar[str] = "plain:Finetune"
     auxiliary: ClassVar[bool] = False
+    tied_compute: Annotated[bool, Neutral(False)] = False
+    """See as many examples as a multitask run of the same `schedule.steps` does: (end_task + auxiliary) / end_task
+    times as many steps."""
+
+
+class WeightsConfig(Section):
+    """Fixed weights of the losses: given as numbers, or those that earlier runs found (`from` and `row`).
+
+    Planning replaces `from` and `row` by numbers, and only the numbers enter the name of a run.
+    """
+
+    store: Annotated[str | None, NotInName()] = None
+    """The store of the earlier runs; in a file it is called `from`."""
+    row: Annotated[str | None, NotInName()] = None
+    """Name of their row in the table, with or without its n, such as `aang-td`."""
+    drop_below: Annotated[Fraction, NotInName()] = 0.02
+    """Objectives with a smaller share of the objectives' weights are dropped from the space."""
+    end_task: OpenFraction | None = None
+    """Weight of the end task, lambda; null: 1/2, or what the earlier runs found."""
+    objectives: Annotated[dict[str, PositiveFloat] | None, Field(min_length=1)] = None
+    """Relative weight of each objective by its key, such as `end-task/mask/bidirectional/denoise`; others are
+    dropped."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_is_the_store(cls, values: object) -> object:
+        """Read `from`, which cannot be the name of a field in Python."""
+        if isinstance(values, dict) and "from" in values and "store" not in values:
+            return {"store" if name == "from" else name: value for name, value in values.items()}
+        return values
+
+    @model_validator(mode="after")
+    def _weights_are_known(self) -> Self:
+        if self.objectives is None and (self.store is None or self.row is None):
+            raise ValueError("give from (a store) and row, or objectives with a number for each")
+        return self
 
 
 class StaticConfig(MethodSection):
-    """Static multitask: lambda = 1/2, and every sampled objective weighs 1/n."""
+    """Static multitask: lambda = 1/2, and every sampled objective weighs 1/n, unless `weights` gives others."""
 
     name: Literal["static"] = "static"
     implementation: ClassVar[str] = "plain:Static"
+    weights: Annotated[WeightsConfig | None, Neutral(None)] = None
+    """Weights of the end task and of the objectives; null: equal ones."""
 
 
 class MtTartanConfig(MethodSection):
@@ -39,30 +86,25 @@ class MtTartanConfig(MethodSection):
     implementation: ClassVar[str] = "plain:MtTartan"
 
 
-class PretrainSection(MethodSection):
-    """The common settings of methods with masked-LM stages (Gururangan et al. 2020; docs/semantics.md, section 4).
+class StagesSection(MethodSection):
+    """The common settings of methods with stages before fine-tuning.
 
-    After these stages, the run fine-tunes with its own settings. The stages use no labels, so their steps do not count
-    in the budget of end-task examples.
+    After these stages, the run fine-tunes with its own settings. The stages use no labels of the end task, so their
+    steps do not count in the budget of end-task examples.
     """
 
-    implementation: ClassVar[str] = "plain:MaskedLm"
     auxiliary: ClassVar[bool] = False
     texts: ClassVar[tuple[str, ...]]
-    """The data of each stage, in order."""
+    """The data of each stage, in order: keys of `STEPS`."""
     lr: PositiveFloat = 1e-4
     """Learning rate of the body."""
-    head_lr: PositiveFloat | None = None
-    """Learning rate of the masked-LM head; null: `lr`."""
     batch: PositiveInt = 256
     """Texts per step."""
     epochs: PositiveInt = 100
     """Passes over a stage's texts if its number of steps is not set."""
-    mask_rate: OpenFraction = 0.15
-    """Share of the real tokens that is selected."""
 
     def steps_of(self, text: str) -> int | None:
-        """Return the steps of the stage on `end-task` or `in-domain` text; None if `epochs` determines them."""
+        """Return the steps of the stage on a kind of texts; None if `epochs` determines them."""
         value: int | None = getattr(self, STEPS[text])
         return value
 
@@ -75,8 +117,18 @@ class PretrainSection(MethodSection):
         return self.pretraining_steps * self.batch
 
 
-STEPS = {"end-task": "tapt_steps", "in-domain": "dapt_steps"}
+STEPS = {"end-task": "tapt_steps", "in-domain": "dapt_steps", "external": "pooled_steps"}
 """Name of the setting with the number of steps of a stage, by the stage's data."""
+
+
+class PretrainSection(StagesSection):
+    """The common settings of methods with masked-LM stages (Gururangan et al. 2020; docs/semantics.md, section 4)."""
+
+    implementation: ClassVar[str] = "plain:MaskedLm"
+    head_lr: PositiveFloat | None = None
+    """Learning rate of the masked-LM head; null: `lr`."""
+    mask_rate: OpenFraction = 0.15
+    """Share of the real tokens that is selected."""
 
 
 class TaptConfig(PretrainSection):
@@ -106,6 +158,25 @@ class TaptDaptConfig(PretrainSection):
     tapt_steps: PositiveInt | None = None
 
 
+class PooledConfig(StagesSection):
+    """Supervised training on all other labelled sets (`data.external`) first, then fine-tuning (Phang et al. 2018).
+
+    Every set has a head of its own, the same share of a batch, and the same weight.
+    """
+
+    name: Literal["pooled"] = "pooled"
+    implementation: ClassVar[str] = "plain:Pooled"
+    texts: ClassVar[tuple[str, ...]] = ("external",)
+    head_lr: PositiveFloat | None = None
+    """Learning rate of the sets' heads; null: `optim.head_lr`."""
+    batch: PositiveInt = 128
+    """Texts per step, of all sets together."""
+    epochs: PositiveInt = 10
+    """Passes over the sets' texts if the number of steps is not set."""
+    pooled_steps: PositiveInt | None = None
+    """Steps on the other sets; null: `epochs` over their texts."""
+
+
 class AangConfig(MethodSection):
     """AANG and META-TARTAN: factored weights and lambda, learned from the alignment with the dev gradient."""
 
@@ -132,6 +203,28 @@ class AangConfig(MethodSection):
     """Joint auxiliary gradient for its score: sum w_k g_k (`sound`) or sum (number of labels) g_k (`published`)."""
     meta_dev_fraction: HalfOpen = 0.0
     """Fraction of dev reserved for the meta-gradient; 0: all of dev is used for both purposes, as in the paper."""
+    update: Annotated[Literal["sgd", "evidence"], Neutral("sgd")] = "sgd"
+    """How factors follow the scores: steps of SGD, as published, or `aux_lr` times the evidence of all steps so far."""
+    dev_calibration: Annotated[bool, Neutral(False)] = False
+    """Take the scale and the bias of the logits out of the dev loss before it is differentiated."""
+    dev_memory: Annotated[HalfOpen, Neutral(0.0)] = 0.0
+    """Weight of the earlier steps in the running mean of dev gradients that scores are computed with; 0: no mean."""
+    dev_every: Annotated[PositiveInt, Neutral(1)] = 1
+    """Steps between two dev batches; more than 1 needs `dev_memory`."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        """Refuse settings of the running mean that contradict others."""
+        if self.dev_every > 1 and self.dev_memory == 0:
+            raise ValueError("dev_every: steps without a dev batch need a running mean; set dev_memory")
+        steps = sorted((self.dev_every, self.head_refit_every))
+        if self.dev_head == "refit" and steps[1] % steps[0]:
+            raise ValueError("dev_every and head_refit_every: one must be a multiple of the other")
+        if self.dev_memory > 0 and self.auxiliary_score == "published":
+            raise ValueError("dev_memory does not go with auxiliary_score: published")
+        if self.update == "evidence" and self.jacobian == "softmax":
+            raise ValueError("update: evidence uses the scores themselves; it does not go with jacobian: softmax")
+        return self
 
     @property
     def uses_dev(self) -> bool:
@@ -160,6 +253,9 @@ class AttittudConfig(MethodSection):
     """Number of new train examples in every step; their mean gradient determines which parts help or harm."""
     basis: Semantics = "sound"
     """`published` uses the orthonormalised sketch; `sound` rotates it to the right singular vectors."""
+    subspace: Annotated[Literal["jacobian", "gradient"], Neutral("jacobian")] = "jacobian"
+    """`gradient`: only the direction of the step's own g_E, instead of an estimated subspace. With eta_minus 0 this is
+    PCGrad applied to the auxiliary gradient alone."""
 
 
 class CosineGatingConfig(MethodSection):
@@ -474,7 +570,8 @@ class DiwConfig(RoundsSection):
 
 # fmt: off
 MethodConfig = Annotated[
-    FinetuneConfig | StaticConfig | AangConfig | TaptConfig | DaptConfig | TaptDaptConfig | MtTartanConfig
+    FinetuneConfig | StaticConfig | AangConfig | TaptConfig | DaptConfig | TaptDaptConfig | PooledConfig
+    | MtTartanConfig
     | PcgradConfig | MgdaConfig | CagradConfig | NashMtlConfig | FairgradConfig | ImtlGConfig | AlignedMtlConfig
     | ConfigConfig | UpgradConfig | DualProjConfig | KrumConfig | GradvacConfig | PcdConfig | CrMogmConfig
     | ExcessMtlConfig | GraddropConfig | TrimmedMeanConfig

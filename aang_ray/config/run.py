@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from aang_ray.config.methods import AangConfig, MethodConfig
+from aang_ray.config.methods import AangConfig, FinetuneConfig, MethodConfig, RoundsSection, StaticConfig
 from aang_ray.config.sections import (
     BatchConfig,
     DataConfig,
@@ -45,7 +46,7 @@ class RunConfig(Section):
     gradients: GradientsConfig = GradientsConfig()
     precision: Literal["auto", "fp32", "medium", "bf16"] = "auto"
     """`auto`: bf16 if the device supports it, else fp32; `medium`: fp32 with reduced-precision matrix products."""
-    final_finetune: Annotated[FinalFinetuneConfig | None, Neutral(None)] = None
+    final_finetune: Annotated[FinalFinetuneConfig | None, Neutral(None, stored=True)] = None
     """An additional last stage on the end task alone; null: none."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     label: Annotated[str | None, NotInName(), Field(min_length=1, exclude_if=lambda label: label is None)] = None
@@ -65,6 +66,8 @@ class RunConfig(Section):
                 "optim.clipping: published clips each term of a weighted sum, but "
                 f"the update of {self.method.name} is not a weighted sum; use sound"
             )
+        if self.optim.head_warmup_steps and isinstance(self.method, RoundsSection):
+            raise ValueError(f"optim.head_warmup_steps does not go with {self.method.name}, which trains in rounds")
         return self
 
     @field_validator("method", mode="before")
@@ -86,7 +89,15 @@ class RunConfig(Section):
         value = self.named_settings()
         prints = value["fingerprints"]
         if prints["data"]:
-            for key in ("task", "in_domain", "out_of_domain", "neural_lm", "neural_lm_passages", "external"):
+            for key in (
+                "task",
+                "in_domain",
+                "out_of_domain",
+                "neural_lm",
+                "neural_lm_passages",
+                "external",
+                *_RETRIEVAL,
+            ):
                 value["data"].pop(key, None)
         if prints["encoder"]:
             del value["encoder"]["name"], value["encoder"]["revision"]
@@ -95,7 +106,9 @@ class RunConfig(Section):
         if not self.method.auxiliary:
             for key in ("space", "n", "objectives", "gradients"):
                 value.pop(key, None)
-            del value["batch"]["auxiliary"], prints["space"]
+            del prints["space"]
+            if not self._has_tied_compute:
+                del value["batch"]["auxiliary"]
         if not self.method.samples_dev:
             del value["batch"]["dev"], value["batch"]["dev_head"]
         return value
@@ -127,9 +140,23 @@ class RunConfig(Section):
     def total_steps(self) -> int:
         """The maximum number of optimiser steps over all stages. Early stopping may end a run earlier."""
         final = self.final_finetune.steps if self.final_finetune is not None else 0
-        return self.method.pretraining_steps + (self.schedule.steps or 0) + final
+        return self.method.pretraining_steps + self.train_steps + final
+
+    @property
+    def train_steps(self) -> int:
+        """The maximum number of optimiser steps of the stage `train`."""
+        steps, end_task = self.schedule.steps or 0, self.batch.end_task or 1
+        if not self._has_tied_compute:
+            return steps
+        return math.ceil(steps * (end_task + (self.batch.auxiliary or 0)) / end_task)
+
+    @property
+    def _has_tied_compute(self) -> bool:
+        return isinstance(self.method, FinetuneConfig) and self.method.tied_compute
 
 
+_RETRIEVAL = ("retrieve_from", "retrieve_k")
+"""Settings of the data that its fingerprint covers by their content."""
 PAPER_ROWS = {
     ("aang", "gpt"): "gpt-style",
     ("aang", "xlnet"): "xlnet-style",
@@ -146,6 +173,10 @@ def _row_name(config: RunConfig) -> str:
     if method.auxiliary:
         space = config.space.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml")
         name = PAPER_ROWS.get((method.name, space), f"{method.name}-{space}")
+    if isinstance(method, FinetuneConfig) and method.tied_compute:
+        name += "-tied"
+    if isinstance(method, StaticConfig) and method.weights is not None:
+        name += "+weights"
     if config.final_finetune is not None:
         name += "+finetune"
     switches = dict(published_switches(config))

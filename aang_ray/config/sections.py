@@ -15,9 +15,12 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -35,6 +38,9 @@ class Neutral:
     """
 
     value: Any
+    stored: bool = False
+    """Whether a configuration that is written states the setting even if this value is its default, as those of
+    release 0.1 do. A row that is written without a setting added since then is the row that release 0.1 would write."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,16 @@ class Section(BaseModel):
         for name, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"{name} must be a number or a name, not {str(value).lower()}")
+        return values
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_neutral(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out added settings that are neutral by default, and have that value."""
+        values: dict[str, Any] = write(self)
+        for name, field in type(self).model_fields.items():
+            marks = [mark for mark in field.metadata if isinstance(mark, Neutral) and not mark.stored]
+            if any(mark.value == getattr(self, name) == field.default for mark in marks):
+                values.pop(name, None)
         return values
 
     def changed(self, **values: Any) -> Self:
@@ -126,15 +142,21 @@ class DataConfig(Section):
     """File of unlabelled in-domain text: one passage per line, or the column `text` of a table."""
     out_of_domain: str | None = None
     """File of unlabelled out-of-domain text."""
-    neural_lm: Annotated[str | None, Neutral(None)] = None
+    neural_lm: Annotated[str | None, Neutral(None, stored=True)] = None
     """Model that generates neural-LM text: a Hub name, a folder, or `trained` for a small one trained on the spot."""
-    neural_lm_passages: Annotated[PositiveInt, Neutral(2000)] = 2000
+    neural_lm_passages: Annotated[PositiveInt, Neutral(2000, stored=True)] = 2000
     """Number of generated passages."""
-    external: Annotated[tuple[str, ...], Neutral(())] = ()
+    external: Annotated[tuple[str, ...], Neutral((), stored=True)] = ()
     """Other end tasks (as in `task`) whose labels are used as auxiliary objectives with data `external:NAME`.
 
     Their columns have the same names as those of the end task, or `text` and `label` if one of these is missing.
     """
+    external_size: Annotated[PositiveInt | None, Neutral(None)] = None
+    """Maximum number of examples of each set in `external`, stratified by its labels; null: all."""
+    retrieve_from: Annotated[str | None, Neutral(None)] = None
+    """Pool of passages, a file as for `in_domain`; those nearest to the train texts are the data `retrieved`."""
+    retrieve_k: Annotated[PositiveInt, Neutral(10)] = 10
+    """Number of nearest passages for each train text."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weights class c by N / (C * N_c) in the end-task loss."""
     split_seed: int = 0
@@ -155,7 +177,8 @@ class EncoderConfig(Section):
     """The shared body."""
 
     name: str = "roberta-base"
-    """A Hugging Face Hub name, a folder, or `package:NAME` for an encoder in a Python package."""
+    """A Hugging Face Hub name, a folder, `package:NAME` for an encoder in a Python package, or `random:LAYERSxHIDDEN`
+    for one without pretraining, whose tokenizer is trained on the task's own texts."""
     revision: str | None = None
     """Revision on the Hub."""
     layers: PositiveInt | None = None
@@ -176,14 +199,14 @@ class ObjectivesConfig(Section):
     allocation: Literal["equal", "published"] = "equal"
     """`equal`: floor(B/n) examples each; `published`: batch sizes follow the factors."""
     visibility: Semantics = "sound"
-    """`published`: bidirectional attends to padding, random-factorized is one Bernoulli(0.6) matrix."""
+    """`published`: padding is seen, except under left-to-right; random-factorized is one Bernoulli(0.6) matrix."""
     labels: Semantics = "sound"
     """`published`: the no-op transform labels 15 % of the positions with their own, unchanged token."""
     heads: Literal["shared", "per_objective"] = "shared"
     """`per_objective`: one untied copy of the decoder for every objective, as published."""
     mask_rate: OpenFraction = 0.15
     """Fraction of the tokens (without padding) that is selected."""
-    noise_scale: Annotated[PositiveFloat, Neutral(1.0)] = 1.0
+    noise_scale: Annotated[PositiveFloat, Neutral(1.0, stored=True)] = 1.0
     """Standard deviation of the noise of noised embeddings, relative to that of the embedding table at the start."""
 
 
@@ -205,9 +228,9 @@ class BatchConfig(Section):
 class OptimConfig(Section):
     """The optimiser of body and heads."""
 
-    algorithm: Annotated[Literal["adamw", "sgd"], Neutral("adamw")] = "adamw"
+    algorithm: Annotated[Literal["adamw", "sgd"], Neutral("adamw", stored=True)] = "adamw"
     """`sgd` uses `momentum`, not `betas` and `eps`, and adds weight decay to the gradient."""
-    momentum: Annotated[HalfOpen, Neutral(0.9)] = 0.9
+    momentum: Annotated[HalfOpen, Neutral(0.9, stored=True)] = 0.9
     """Momentum of `sgd`."""
     body_lr: PositiveFloat = 1e-4
     head_lr: PositiveFloat = 1e-3
@@ -215,6 +238,9 @@ class OptimConfig(Section):
     head_weight_decay: NonNegativeFloat = 0.1
     betas: tuple[HalfOpen, HalfOpen] = (0.9, 0.98)
     eps: PositiveFloat = 1e-6
+    head_warmup_steps: Annotated[NonNegativeInt, Neutral(0)] = 0
+    """Steps at the start in which only heads are trained that the checkpoint did not bring: a random head does not
+    disturb the body."""
     clip: PositiveFloat = 1.0
     """Maximum norm of the body's update direction, and of each head's gradient."""
     clipping: Semantics = "sound"
@@ -222,7 +248,10 @@ class OptimConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Length of training and learning-rate schedule: linear warm-up, then linear decay to 0."""
+    """Length of training and learning-rate schedule: linear warm-up, then linear decay to 0.
+
+    With `until: converged` the rate stays after the warm-up, and the dev score decides when the run stops.
+    """
 
     steps: PositiveInt | None = None
     """Optimiser steps; null: `epochs` epochs over train and in-domain texts at the auxiliary batch size."""
@@ -233,6 +262,9 @@ class ScheduleConfig(Section):
     eval_every: PositiveInt = 30
     patience: PositiveInt = 20
     """Evaluations without improvement on dev after which the run stops."""
+    until: Annotated[Literal["steps", "converged"], Neutral("steps")] = "steps"
+    """`converged`: constant rate after the warm-up, until `patience` evaluations after it in a row have brought no
+    better dev score, or until `steps` at the latest."""
 
 
 class GradientsConfig(Section):
@@ -276,6 +308,8 @@ class Fingerprints(Section):
     data: str = ""
     encoder: str = ""
     space: str = ""
+    token_types: Annotated[str, Neutral("")] = ""
+    """`tokenizer` if the encoder reads the token types of text pairs; runs that were stored before it did have ``."""
 
 
 class FinalFinetuneConfig(Section):
@@ -292,3 +326,5 @@ class FinalFinetuneConfig(Section):
     """Learning rate of the end-task head; null: `optim.head_lr`."""
     patience: PositiveInt | None = None
     """Evaluations without improvement after which the stage stops; null: `schedule.patience`."""
+    keep_start: Annotated[bool, Neutral(False)] = False
+    """Whether the model that the stage starts from is kept if no model of the stage has a better dev score."""

@@ -16,7 +16,7 @@ from aang_ray.data.cache import cache_folder, content_key, made_once
 from aang_ray.data.pretrained import Located
 from aang_ray.data.read import MissingColumn, RawTask, check_labels, wanted_columns
 from aang_ray.data.sources import Source, find_source, read_passages, read_task
-from aang_ray.data.splits import normalised
+from aang_ray.data.splits import nested_subset, normalised
 from aang_ray.data.tasks import TEXT, Corpus, External, Labelled, card_named
 from aang_ray.data.tokens import load_tokenizer, read_tokens, token_limit, tokenise, tokenizer_facts, write_tokens
 from aang_ray.errors import UserError
@@ -101,7 +101,10 @@ def load_external(data: DataConfig, located: Located, end_task: str) -> tuple[di
     found: dict[str, External] = {}
     manifests: dict[str, Any] = {}
     for named, (name, source) in zip(data.external, external_sources(data).items(), strict=True):
-        key = content_key({"format": FORMAT, "end_task": end_task, "external": name})
+        content: dict[str, Any] = {"format": FORMAT, "end_task": end_task, "external": name}
+        if data.external_size is not None:
+            content["size"] = data.external_size
+        key = content_key(content)
         with _named_in_errors(named):
             prepare = partial(_prepare, source=source, data=data, located=located)
             folder = made_once(cache_folder() / "external" / key, prepare)
@@ -124,9 +127,12 @@ def _prepare(folder: Path, source: Source, data: DataConfig, located: Located) -
         raise UserError(f"all train texts of {source.name} are dev or test texts of {data.task}")
     tokenizer = load_tokenizer(located)
     limit = token_limit(data, tokenizer_facts(located, tokenizer))
-    tokens, _ = tokenise(kept.texts, tokenizer, limit, source.name)
     labels = np.array([names.index(label) for label in kept.labels], dtype=np.int64)
-    write_tokens(folder / _TRAIN, tokens, {"label": labels})
+    chosen = np.arange(len(kept))
+    if data.external_size is not None and data.external_size < len(kept):
+        chosen = nested_subset(labels, data.external_size, data.split_seed, "data.external_size")
+    tokens, _ = tokenise(kept.texts.take(chosen), tokenizer, limit, source.name)
+    write_tokens(folder / _TRAIN, tokens, {"label": labels[chosen]})
     manifest = {"label_names": names, "columns": columns, "left_out": len(train) - len(kept)}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 

@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _PERCENTILES = (5, 25, 50, 75, 95)
+_SHOWN = 100
+"""Characters of a text that is shown as an example."""
 
 
 def describe(task: EndTask) -> dict[str, Any]:
     """Return an end task in numbers, as JSON values; duplicates are those before `data.train_size` cuts train."""
     splits = {"train": task.train, "dev": task.dev, "test": task.test}
     manifest = task.manifest
-    copied = ("source", "split", "max_tokens", "truncated", "duplicates", "corpora", "neural_lm")
+    copied = ("source", "split", "max_tokens", "truncated", "duplicates", "corpora", "neural_lm", "retrieved")
     return {
         "name": task.name,
         "metric": task.metric,
@@ -90,6 +92,13 @@ def print_text_task(task: EndTask, console: Console) -> None:
             f"Neural-LM text by {escape(written['model'])}: perplexity {written['perplexity']:.1f} of a token, "
             f"on {written['held_out']} held-out passages."
         )
+    if (found := d["retrieved"]) is not None:
+        console.print(
+            f"Retrieved text: the {found['k']} nearest by BM25 to each of {found['queries']} train texts, from a pool "
+            f"of {found['pool']} passages ({found['left_out']} of them repeated, or texts of train, dev or test)."
+        )
+        for text, nearest in found["examples"]:
+            console.print(f"  {_cut(text)}\n    nearest: {_cut(nearest)}", markup=False, highlight=False)
     for name, other in d["external"].items():
         columns = ", ".join(column for column in other["columns"].values() if column is not None)
         read = f" (columns {escape(columns)})" if columns else ""
@@ -99,6 +108,12 @@ def print_text_task(task: EndTask, console: Console) -> None:
         )
     if not d["corpora"]:
         console.print("No unlabelled text.")
+
+
+def _cut(text: str) -> str:
+    """Return the beginning of a text, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
 
 
 def count_table(title: str, counts: dict[str, dict[str, int]]) -> Table:

@@ -84,6 +84,9 @@ class LabelledImages:
 class ImageTask(Task[LabelledImages]):
     """Everything that a run reads of an end task of images."""
 
+    unlabelled: LabelledImages
+    """Train images that `data.train_size` leaves out. Their labels are not there: all are -1."""
+
     @property
     def height(self) -> int:
         return int(self.train.pixels_NHW.shape[1])
@@ -104,9 +107,13 @@ def load_digit_pairs(data: DataConfig) -> ImageTask:
     splits = _pairs(data.dev_fraction, data.test_fraction, data.split_seed)
     if card.name == "digits-right":
         splits = {name: LabelledImages(split.pixels_NHW, split.others, split.labels) for name, split in splits.items()}
+    train = splits["train"]
+    kept = np.arange(len(train))
     if data.train_size is not None:
-        train = splits["train"]
-        splits = splits | {"train": train.take(nested_subset(train.labels, data.train_size, data.split_seed))}
+        kept = nested_subset(train.labels, data.train_size, data.split_seed)
+        splits = splits | {"train": train.take(kept)}
+    left_NHW = train.pixels_NHW[np.setdiff1d(np.arange(len(train)), kept)]
+    no_label = np.full(len(left_NHW), -1, dtype=np.int64)
     test = splits["test"]
     weights = balanced_weights(splits["train"].labels, 10) if data.class_weights == "balanced" else None
     return ImageTask(
@@ -118,6 +125,7 @@ def load_digit_pairs(data: DataConfig) -> ImageTask:
         test=test,
         test_clean=np.arange(len(test)),  # its digits are in no other split
         class_weights=weights,
+        unlabelled=LabelledImages(left_NHW, no_label, no_label),
         manifest={"split": {"method": _METHOD, "seed": data.split_seed}, "source": "sklearn.datasets.load_digits"},
     )
 
@@ -191,6 +199,8 @@ def print_image_task(task: ImageTask, console: Console) -> None:
     counts = {split: np.bincount(of_split, minlength=len(names)).tolist() for split, of_split in labels.items()}
     by_label = {split: dict(zip(names, of_split, strict=True)) for split, of_split in counts.items()}
     console.print(count_table(f"Images of {task.height} x {task.width} pixels", by_label))
+    if len(task.unlabelled):
+        console.print(f"Unlabelled: {len(task.unlabelled)} images that data.train_size leaves out.")
     split = task.train.take(np.arange(min(_SHOWN, len(task.train))))
     titles = [
         f"{names[label]} (other: {names[other]})".ljust(task.width)

@@ -1,4 +1,6 @@
-"""The embedded end tasks: movie and tweet snippets that people rated (Hutto & Gilbert 2014), as labelled splits.
+"""The embedded end tasks: snippets of texts that people rated (Hutto & Gilbert 2014), as labelled splits.
+
+movie: reviews of films; tweets; amazon: reviews of products; nyt: newspaper editorials.
 
 They come from the source distribution of vaderSentiment (MIT licence), which pip downloads once.
 """
@@ -33,6 +35,8 @@ _METHOD = "ordered by SHA-256 of the text; |rating| >= 0.5, each text once"
 _TASKS: Mapping[str, tuple[str, dict[Split, int]]] = {
     "movie": ("movieReviewSnippets_GroundTruth.txt", {"train": 1000, "dev": 500, "test": 1500}),
     "tweets": ("tweets_GroundTruth.txt", {"train": 800, "dev": 400, "test": 1200}),
+    "amazon": ("amazonReviewSnippets_GroundTruth.txt", {"train": 1000, "dev": 500, "test": 1200}),
+    "nyt": ("nytEditorialSnippets_GroundTruth.txt", {"train": 1000, "dev": 500, "test": 1200}),
 }
 """For each task its file in the archive and the sizes of its splits."""
 

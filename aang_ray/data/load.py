@@ -15,8 +15,9 @@ from aang_ray.config import DataConfig, EncoderConfig
 from aang_ray.data.cache import cache_folder, content_key, file_digest, made_once
 from aang_ray.data.corpora import MANIFEST, external_sources, load_external, unlabelled_text, without_held_out
 from aang_ray.data.embedded import RECIPE, SDIST_SHA256
-from aang_ray.data.pretrained import Located, locate, tokenizer_fingerprint
-from aang_ray.data.read import SPLITS, LabelledTexts, Texts, check_labels
+from aang_ray.data.pretrained import Located, tokenizer_fingerprint
+from aang_ray.data.read import SPLITS, LabelledTexts, RawTask, Split, Texts, check_labels
+from aang_ray.data.retrieval import retrieval_fingerprint, retrieved_text
 from aang_ray.data.sources import Source, find_source, read_task
 from aang_ray.data.splits import clean_indices, count_duplicates, nested_subset
 from aang_ray.data.tasks import Corpus, EndTask, Labelled, balanced_weights, card_of, metric_of
@@ -32,7 +33,9 @@ def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
     Raises:
         UserError: for anything wrong with the data or the encoder's tokenizer.
     """
-    source, located = find_source(data), locate(encoder)
+    from aang_ray.data.random_encoder import locate_encoder  # here, because it reads the texts of this module
+
+    source, located = find_source(data), locate_encoder(data, encoder)
     tokenizer, content_hash = tokenizer_fingerprint(located), data_fingerprint(data)
     fields = ("text", "text_b", "label", "train_size", "max_tokens", "split_seed", "dev_fraction", "test_fraction")
     key = {
@@ -42,6 +45,8 @@ def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
         "tokenizer": tokenizer,
         "tokenizers": importlib.metadata.version("tokenizers"),
     }
+    if data.text_b is not None:
+        key["pairs"] = "token types"  # earlier files of pairs have none
     content = content_key(key)
     folder = made_once(cache_folder() / "tokens" / content, lambda draft: prepare(draft, source, data, located))
     # The same content may be loaded from several places: names and places are not part of the cached manifest.
@@ -53,7 +58,7 @@ def load_end_task(data: DataConfig, encoder: EncoderConfig) -> EndTask:
         manifest["external"] = manifests
     read = {split: read_tokens(folder / f"{split}.arrow") for split in SPLITS}
     labelled = {split: Labelled(tokens, columns["label"]) for split, (tokens, columns) in read.items()}
-    kinds: tuple[Corpus, ...] = ("in_domain", "out_of_domain", "neural_lm")
+    kinds: tuple[Corpus, ...] = ("in_domain", "out_of_domain", "neural_lm", "retrieved")
     names = tuple(manifest["label_names"])
     balanced = data.class_weights == "balanced"
     return EndTask(
@@ -101,6 +106,8 @@ def data_fingerprint(data: DataConfig) -> str:
         from aang_ray.data.neural_lm import neural_fingerprint  # late: imports torch
 
         content["neural_lm"] = neural_fingerprint(data)
+    if data.retrieve_from is not None:
+        content["retrieved"] = retrieval_fingerprint(data)
     if data.external:
         external = zip(data.external, external_sources(data), strict=True)
         content["external"] = {name: data_fingerprint(DataConfig(task=named)) for named, name in external}
@@ -115,13 +122,7 @@ def prepare(folder: Path, source: Source, data: DataConfig, located: Located) ->
     """
     raw = read_task(source, data)
     names = check_labels(raw.splits)
-    splits = dict(raw.splits)
-    rest: list[str] = []
-    if data.train_size is not None:
-        train = splits["train"]
-        kept = nested_subset(_label_indices(train, names), data.train_size, data.split_seed)
-        splits["train"] = train.take(kept)
-        rest = train.texts.take(np.setdiff1d(np.arange(len(train)), kept)).passages()
+    splits, rest = _subset(raw, names, data)
     corpora, corpus_counts = unlabelled_text(source, data, raw, rest)
     neural_report = None
     if data.neural_lm is not None:
@@ -134,6 +135,12 @@ def prepare(folder: Path, source: Source, data: DataConfig, located: Located) ->
         left_out = len(written.passages) - len(passages)
         corpus_counts["neural_lm"] = {"passages": len(passages), "left_out": left_out}
         neural_report = written.report()
+
+    retrieval_report = None
+    if data.retrieve_from is not None:
+        found = retrieved_text(data, raw, splits["train"].texts.passages())
+        corpora["retrieved"], retrieval_report = found.passages, found.report
+        corpus_counts["retrieved"] = {"passages": len(found.passages), "left_out": found.report["left_out"]}
 
     tokenizer = load_tokenizer(located)
     limit = token_limit(data, tokenizer_facts(located, tokenizer))
@@ -162,11 +169,32 @@ def prepare(folder: Path, source: Source, data: DataConfig, located: Located) ->
         "duplicates": count_duplicates(keys["train"], keys["dev"], keys["test"]) | {"test_clean": len(clean)},
         "corpora": corpus_counts,
         "neural_lm": neural_report,
+        "retrieved": retrieval_report,
         "max_tokens": limit,
         "truncated": truncated,
         "versions": {name: importlib.metadata.version(name) for name in ("datasets", "tokenizers", "transformers")},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def known_texts(data: DataConfig) -> list[str]:
+    """Return the texts of an end task that a run may know beforehand: train, and the unlabelled text that is given."""
+    source = find_source(data)
+    raw = read_task(source, data)
+    splits, rest = _subset(raw, check_labels(raw.splits), data)
+    corpora, _ = unlabelled_text(source, data, raw, rest)
+    passages = [*splits["train"].texts.passages(), *(text for texts in corpora.values() for text in texts)]
+    return list(dict.fromkeys(passages))
+
+
+def _subset(raw: RawTask, names: tuple[str, ...], data: DataConfig) -> tuple[dict[Split, LabelledTexts], list[str]]:
+    """Return the splits with train cut to `data.train_size`, and the train texts that are left out."""
+    if data.train_size is None:
+        return dict(raw.splits), []
+    train = raw.splits["train"]
+    kept = nested_subset(_label_indices(train, names), data.train_size, data.split_seed)
+    rest = np.setdiff1d(np.arange(len(train)), kept)
+    return {**raw.splits, "train": train.take(kept)}, train.texts.take(rest).passages()
 
 
 def _label_indices(split: LabelledTexts, names: tuple[str, ...]) -> npt.NDArray[np.int64]:

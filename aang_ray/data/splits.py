@@ -77,12 +77,13 @@ def text_rank(key: str, seed: int | str) -> bytes:
     return hashlib.sha256(f"{seed}\x1f{key}".encode()).digest()
 
 
-def nested_subset(labels: npt.NDArray[np.int64], size: int, seed: int) -> Indices:
+def nested_subset(labels: npt.NDArray[np.int64], size: int, seed: int, setting: str = "data.train_size") -> Indices:
     """Choose ascending indices, [size], of a stratified subset of train, given the class of each example.
 
     The subset of a smaller size is part of that of a larger size. Each class is shuffled. Its j-th example (from 0) of
     N_c gets the position (j + 1/2) / N_c, and the first example of every class comes before all others. The subset is
     the first `size` examples in that order, so that it holds every class in proportion to within about one example.
+    `setting` is the setting that states the size, for error messages.
 
     Raises:
         UserError: if `size` exceeds the train split or is below the number of classes.
@@ -90,7 +91,7 @@ def nested_subset(labels: npt.NDArray[np.int64], size: int, seed: int) -> Indice
     classes, counts = np.unique(labels, return_counts=True)
     if not len(classes) <= size <= len(labels):
         has = f"the train split has {len(labels)} examples of {len(classes)} classes"
-        raise UserError(f"data.train_size: {size} is not possible, {has}")
+        raise UserError(f"{setting}: {size} is not possible, {has}")
     positions = np.empty(len(labels))
     for label, count in zip(classes, counts, strict=True):
         order = np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))

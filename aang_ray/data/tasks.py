@@ -15,7 +15,7 @@ import numpy.typing as npt
 from aang_ray.config import DataConfig
 
 Metric = Literal["accuracy", "macro_f1"]
-Corpus = Literal["in_domain", "out_of_domain", "neural_lm"]
+Corpus = Literal["in_domain", "out_of_domain", "neural_lm", "retrieved"]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
@@ -29,6 +29,8 @@ class Ragged:
     offsets: Int64
     capitals: npt.NDArray[np.bool_] | None = None
     """Whether the first letter of each token is upper-case in the raw text, [T]."""
+    types: npt.NDArray[np.int8] | None = None
+    """Token type of each token of text pairs, as BERT-like tokenizers number the two texts, [T]; None: all are 0."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -48,6 +50,10 @@ class Ragged:
     def take_capitals(self, indices: Int64) -> npt.NDArray[np.bool_] | None:
         """Return `capitals` of the chosen sequences end to end."""
         return None if self.capitals is None else self.capitals[self._positions(indices)]
+
+    def take_types(self, indices: Int64) -> npt.NDArray[np.int8] | None:
+        """Return `types` of the chosen sequences end to end."""
+        return None if self.types is None else self.types[self._positions(indices)]
 
     def _positions(self, indices: Int64) -> Int64:
         starts = self.offsets[indices]
@@ -71,7 +77,8 @@ class Labelled:
 
     def take(self, indices: Int64) -> Labelled:
         values, lengths = self.tokens.take(indices)
-        ragged = Ragged(values, np.concatenate(([0], np.cumsum(lengths))), self.tokens.take_capitals(indices))
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        ragged = Ragged(values, offsets, self.tokens.take_capitals(indices), self.tokens.take_types(indices))
         return Labelled(ragged, self.labels[indices])
 
     def digests(self, indices: Int64) -> list[str]:
@@ -205,7 +212,12 @@ register_cards(
     [
         *(
             Card(name, topic, "accuracy", 2, "Hutto & Gilbert 2014 (MIT licence)", _VADER, 32, 48, 32, embedded=True)
-            for name, topic in (("movie", "movie reviews"), ("tweets", "tweets"))
+            for name, topic in (
+                ("movie", "movie reviews"),
+                ("tweets", "tweets"),
+                ("amazon", "product reviews"),
+                ("nyt", "newspaper editorials"),
+            )
         ),
         Card("citation_intent", "computer science", "macro_f1", 6, "ACL-ARC, Jurgens et al. 2018", _DSP),
         Card("sciie", "computer science", "macro_f1", 7, "SciERC relations, Luan et al. 2018", _DSP),

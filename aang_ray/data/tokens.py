@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,7 @@ def tokenizer_facts(located: Located, tokenizer: Any) -> TokenizerFacts:
         UserError: if the tokenizer lacks a mask, padding, first or last token, or has more tokens than the encoder
             embeds.
     """
-    from transformers import AutoConfig
-
-    # It is filled with its family's defaults, which `config.json` may leave out.
-    config: dict[str, Any] = from_pretrained(AutoConfig, located, "encoder.name", "configuration").to_dict()
+    config = _model_config(located)
     rows = config.get("vocab_size")
     if isinstance(rows, int) and len(tokenizer) > rows:
         raise UserError(
@@ -118,6 +116,22 @@ def tokenizer_facts(located: Located, tokenizer: Any) -> TokenizerFacts:
     )
 
 
+@lru_cache(maxsize=16)
+def reads_token_types(located: Located) -> bool:
+    """Return whether the encoder tells the second text of a pair from the first by the tokens' types, as BERT does."""
+    if _model_config(located).get("type_vocab_size", 0) < 2:
+        return False
+    (encoded,) = load_tokenizer(located)(["a"], ["b"]).encodings
+    return any(encoded.type_ids)
+
+
+def _model_config(located: Located) -> dict[str, Any]:
+    """Return the encoder's configuration, filled with its family's defaults, which `config.json` may leave out."""
+    from transformers import AutoConfig
+
+    return dict(from_pretrained(AutoConfig, located, "encoder.name", "configuration").to_dict())
+
+
 def token_limit(data: DataConfig, facts: TokenizerFacts) -> int:
     """Return the longest text in tokens: `data.max_tokens`, or what the encoder takes.
 
@@ -146,6 +160,7 @@ def tokenise(texts: Texts, tokenizer: Any, max_tokens: int, what: str) -> tuple[
     starts = range(0, len(texts), _BATCH)
     pieces: list[npt.NDArray[np.int32]] = []
     capitals: list[npt.NDArray[np.bool_]] = []
+    types: list[npt.NDArray[np.int8]] = []
     truncated = 0
     for start in track(starts, f"tokenising {what}", console=console, transient=True, disable=silent):
         batch = texts.take(range(start, min(start + _BATCH, len(texts))))
@@ -154,11 +169,15 @@ def tokenise(texts: Texts, tokenizer: Any, max_tokens: int, what: str) -> tuple[
         truncated += sum(bool(e.overflowing) for e in encoded)
         pieces.extend(np.array(e.ids, dtype=np.int32) for e in encoded)
         capitals.extend(_capitals(e, batch, number) for number, e in enumerate(encoded))
+        if pair is not None:
+            types.extend(np.array(e.type_ids, dtype=np.int8) for e in encoded)
     offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
     np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
     # The empty arrays allow for no texts at all.
     values = np.concatenate([np.empty(0, dtype=np.int32), *pieces])
-    return Ragged(values, offsets, np.concatenate([np.empty(0, dtype=np.bool_), *capitals])), truncated
+    types_T = np.concatenate([np.empty(0, dtype=np.int8), *types])
+    capitals_T = np.concatenate([np.empty(0, dtype=np.bool_), *capitals])
+    return Ragged(values, offsets, capitals_T, types_T if types_T.any() else None), truncated
 
 
 def _capitals(encoded: Any, texts: Texts, number: int) -> npt.NDArray[np.bool_]:
@@ -175,6 +194,8 @@ def write_tokens(path: Path, ragged: Ragged, columns: Mapping[str, npt.NDArray[A
     arrays = {"tokens": pa.LargeListArray.from_arrays(offsets, pa.array(ragged.values))}
     if ragged.capitals is not None:
         arrays["capitals"] = pa.LargeListArray.from_arrays(offsets, pa.array(ragged.capitals.view(np.uint8)))
+    if ragged.types is not None:
+        arrays["types"] = pa.LargeListArray.from_arrays(offsets, pa.array(ragged.types))
     arrays |= {name: pa.array(values) for name, values in (columns or {}).items()}
     batch = pa.record_batch(list(arrays.values()), names=list(arrays))
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
@@ -187,11 +208,13 @@ def read_tokens(path: Path) -> tuple[Ragged, dict[str, npt.NDArray[Any]]]:
         batch = pa.ipc.open_file(source).get_batch(0)
     tokens = batch.column("tokens")
     if len(tokens):
-        capitals = None
+        capitals = types = None
         if "capitals" in batch.schema.names:
             capitals = batch.column("capitals").values.to_numpy().view(np.bool_)
-        ragged = Ragged(tokens.values.to_numpy(), tokens.offsets.to_numpy(), capitals)
+        if "types" in batch.schema.names:
+            types = batch.column("types").values.to_numpy()
+        ragged = Ragged(tokens.values.to_numpy(), tokens.offsets.to_numpy(), capitals, types)
     else:
         ragged = Ragged(np.empty(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
-    others = [name for name in batch.schema.names if name not in {"tokens", "capitals"}]
+    others = [name for name in batch.schema.names if name not in {"tokens", "capitals", "types"}]
     return ragged, {name: batch.column(name).to_numpy(zero_copy_only=False) for name in others}

@@ -62,6 +62,14 @@ class Request:
     """With `scores`: return the gradients of these segments, one vector of the body's size for each."""
     joint_rows: JointRows | None = None
     """With `joint_from`: return these rows of the joint gradient instead of its norm."""
+    reference_P: Tensor | None = None
+    """With `scores`, without `gram` and `separate`: the inner products are with this vector, not with segment 0's
+    gradient."""
+
+    def __post_init__(self) -> None:
+        """Refuse a reference with a matrix of all inner products, which has no place for it."""
+        if self.reference_P is not None and (self.gram or self.separate or not self.scores):
+            raise ValueError("a reference goes with scores alone")
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class StepGradients:
     losses_S: Tensor
     """Unweighted mean loss of each segment, [S]."""
     dots_S: Tensor | None = None
-    """<v, g_s>."""
+    """<v, g_s>; <u, g_s> for a request with the reference u."""
     norms2_S: Tensor | None = None
     """||g_s||^2."""
     joint_norm2: Tensor | None = None

@@ -40,7 +40,7 @@ class Block:
     kept: Mapping[int, Tensor]
     """For each segment of `Request.keep` that is not buffered, the tensor of its gradient."""
     v_B: Tensor | None
-    """The dev gradient; None until segment 0 is added."""
+    """The reference or the dev gradient; None until segment 0 is added."""
     norms: list[list[Tensor]]
     dots: list[list[Tensor]]
     joint: tuple[Tensor, list[Tensor]] | None
@@ -56,7 +56,7 @@ class Block:
         if buffer is not None:
             buffer += gradient_B
             return
-        if segment == 0:
+        if segment == 0 and self.v_B is None:
             self.v_B = gradient_B.clone()
         self.norms[segment].append(torch.dot(gradient_B, gradient_B))
         if self.v_B is not None:
@@ -167,6 +167,11 @@ class Ledger:
         """Return the tensor in which a segment's gradient of the parameter is summed; None if it is not buffered."""
         return self._vector(self._buffers, parameter, segment) if self._is_buffered(segment) else None
 
+    def reference(self, parameter: nn.Parameter) -> Tensor | None:
+        """Return the parameter's part of the vector u of `Request.reference_P`, else of the buffer of segment 0."""
+        whole_P = self._request.reference_P
+        return self.buffer(parameter, 0) if whole_P is None else self.part_of(whole_P, parameter)
+
     def kept(self, parameter: nn.Parameter, segment: int) -> Tensor | None:
         """Return the tensor for the gradient of a segment of `Request.keep`; None for others, and if it is buffered."""
         if segment not in self._request.keep or self._is_buffered(segment):
@@ -190,7 +195,7 @@ class Ledger:
             joint = self.zeros(stop - start)
         buffers = {s: part(found) for s in self.present() if (found := self.buffer(parameter, s)) is not None}
         kept = {s: part(found) for s in self.present() if (found := self.kept(parameter, s)) is not None}
-        v = self.buffer(parameter, 0)
+        v = self.reference(parameter)
         return Block(
             update,
             [update if first is None or s < first else joint for s in range(self.segments)],
@@ -223,7 +228,8 @@ class Ledger:
         elif self.gram_SS is not None:
             self.gram_SS.addmm_(gradients_SB, gradients_SB.t())
         else:
-            self.add_scores(gradients_SB.square().sum(1), gradients_SB @ gradients_SB[0])
+            v = self.reference(parameter)
+            self.add_scores(gradients_SB.square().sum(1), gradients_SB @ (gradients_SB[0] if v is None else v.view(-1)))
             self.add_joint_score(lambda joint_S: (joint_S @ gradients_SB).square().sum())
 
     def add_scores(self, norms2_S: Tensor, dots_S: Tensor) -> None:
@@ -254,8 +260,9 @@ class Ledger:
             if self._pieces_of[segment][1] == self._piece:
                 vector_P = self._buffers[segment]
                 self._norms[segment].append(inner(vector_P, vector_P))
-                if 0 in self._buffers:
-                    self._dots[segment].append(inner(vector_P, self._buffers[0]))
+                v_P = self._buffers.get(0) if self._request.reference_P is None else self._request.reference_P
+                if v_P is not None:
+                    self._dots[segment].append(inner(vector_P, v_P))
                 if segment in self._request.keep:
                     self._kept[segment] = vector_P
                 if segment != 0:

@@ -36,7 +36,7 @@ class LoopEngine:
         norms2_S, dots_S = torch.zeros_like(losses_S), torch.zeros_like(losses_S)
         rows: list[Tensor] = []
         kept: dict[int, Tensor] = {}
-        v_P: Tensor | None = None
+        v_P = request.reference_P
         joint_P = losses_S.new_zeros(size)
         for segment in range(segments):
             g_P = losses_S.new_zeros(size)

@@ -91,7 +91,7 @@ def settle_lookups(ledger: Ledger, parameter: nn.Parameter, lookups: Sequence[Lo
     else:
         for segment in ledger.present():
             _scatter(lookups, segment, ledger.buffer(parameter, segment))
-        v_VH = ledger.buffer(parameter, 0)
+        v_VH = ledger.reference(parameter)
         ledger.add_scores(gradient.norms2(), gradient.dots_with_dev() if v_VH is None else gradient.dots(v_VH))
         ledger.add_joint_score(gradient.norm2_of)
 

@@ -20,9 +20,10 @@ from aang_ray.config.methods import AangConfig
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
 from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.products import inner
 from aang_ray.gradients.statistics import cosine
 from aang_ray.methods.base import Method, Sampled, labelled, like_device, named_weights
-from aang_ray.objectives.source import FIRST_OBJECTIVE
+from aang_ray.objectives.source import DEV, FIRST_OBJECTIVE
 from aang_ray.objectives.space import Space
 from aang_ray.store.schema import WeightRow
 
@@ -192,7 +193,62 @@ def softmax_gradient(scores: Scores, weights_n: Tensor, lambda_: Tensor) -> tupl
     return -(1 - lambda_) * weights_n * centred_n, torch.stack((end, -end))
 
 
-# 4. The method.
+# 4. Evidence: factors that follow the scores of all steps so far, and that noise cannot move far.
+#
+# At a step in which the factor f is used, x_f is the sum over the sampled objectives that use it of s_k - mean_j s_j:
+# what all objectives share says nothing about any of them. Over the steps so far,
+#
+#     z_f = sum x_f / sqrt(sum x_f^2)
+#
+# and the factor is f = aux_lr * sign(z_f) max(|z_f| - 1, 0). If x_f is symmetric around 0, given the past, then
+# P(|z_f| > u) <= 2 exp(-u^2 / 2) at every step, whatever its scale and its changes of scale (de la Pena 1999). If x_f
+# has a mean, z_f grows with the square root of the number of steps. Numbers like |z_f| < 1 are what noise gives most of
+# the time, so they count as 0.
+
+
+ROUNDING = 1e-5
+"""Relative size below which a sum of centred scores counts as 0."""
+
+
+@dataclass
+class Evidence:
+    """The self-normalised sums z of a stream of numbers, for several quantities at once."""
+
+    sums_F: Tensor
+    squares_F: Tensor
+
+    @classmethod
+    def none(cls, like_F: Tensor) -> Evidence:
+        """Return the evidence before the first step."""
+        return cls(torch.zeros_like(like_F), torch.zeros_like(like_F))
+
+    def add(self, values_F: Tensor) -> None:
+        """Add the values of a step; 0 for a quantity that the step says nothing about."""
+        self.sums_F += values_F
+        self.squares_F += values_F.square()
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """Return the sums for a checkpoint."""
+        return {f"{name}_sums": self.sums_F.clone().cpu(), f"{name}_squares": self.squares_F.clone().cpu()}
+
+    def load(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        self.sums_F.copy_(state[f"{name}_sums"])
+        self.squares_F.copy_(state[f"{name}_squares"])
+
+    @property
+    def z_F(self) -> Tensor:
+        """The sums, divided by the roots of the sums of squares; 0 without any value."""
+        return torch.where(self.squares_F > 0, self.sums_F / self.squares_F.clamp_min(1e-30).sqrt(), 0.0)
+
+    @property
+    def beyond_noise_F(self) -> Tensor:
+        """sign(z) max(|z| - 1, 0)."""
+        z_F = self.z_F
+        return z_F.sign() * (z_F.abs() - 1).clamp_min(0)
+
+
+# 5. The method.
 
 PUBLISHED_CLIP = 10.0
 """Norm at which the released code clips each objective's body gradient."""
@@ -211,6 +267,13 @@ class Aang(Method):
         self._gradient_2 = torch.zeros_like(weighting.lambda_logits_2)
         self._averaged = 0
         """Number of steps whose meta-gradients are in the two sums above."""
+        self._evidence = Evidence.none(weighting.flat_F)
+        self._evidence_end = Evidence.none(weighting.lambda_logits_2[:1])
+        """Evidence of s_E - s_X."""
+        self._dev_P: Tensor | None = None
+        """The running mean of dev gradients, with `dev_memory`; None before the first step."""
+        self._dev_batches = 0
+        """Number of dev gradients in it."""
         self._health: list[tuple[int, Tensor]] = []
         """Pairs (steps done, [cos(v, g_E), ||v||] on the device) of all steps since the last call of `describe`."""
 
@@ -225,15 +288,35 @@ class Aang(Method):
             return Request(coefficients_S)
         if self.config.auxiliary_score == "published":
             return Request(coefficients_S, scores=True, gram=True)
-        if self.config.score == "dot":
-            return Request(coefficients_S, scores=True)
-        return Request(coefficients_S, scores=True, joint_from=FIRST_OBJECTIVE)
+        joint_from = FIRST_OBJECTIVE if self.config.score == "cosine" else None
+        if self.config.dev_memory == 0:
+            return Request(coefficients_S, scores=True, joint_from=joint_from)
+        keep = (DEV,) if self.samples_dev_at(sampled.step) else ()
+        return Request(coefficients_S, scores=True, joint_from=joint_from, keep=keep, reference_P=self._dev_P)
+
+    def samples_dev_at(self, step: int) -> bool:
+        return self.uses_dev and step % self.config.dev_every == 0
 
     def observe(self, sampled: Sampled, gradients: StepGradients) -> None:
         if not self.uses_dev:
             return
-        weights_n = self.weighting.weights(sampled)
+        memory, weights_n = self.config.dev_memory, self.weighting.weights(sampled)
         scores = self._scores(sampled, gradients, weights_n)
+        if memory == 0 or self._dev_P is not None:
+            self._learn(sampled, scores, weights_n)
+        if memory > 0 and self.samples_dev_at(sampled.step):
+            # The running mean is for the scores of later steps: these are of examples that it has not seen. Its weights
+            # are those of a mean of the last 1 / (1 - memory) dev gradients, and of a plain mean before that.
+            dev_P = gradients.kept[DEV]
+            self._dev_batches += 1
+            share = (1 - memory) / (1 - memory**self._dev_batches)
+            self._dev_P = dev_P.clone() if self._dev_P is None else self._dev_P.lerp_(dev_P, share)
+
+    def _learn(self, sampled: Sampled, scores: Scores, weights_n: Tensor) -> None:
+        """Move the factors and (a_E, a_X) by the scores of a step."""
+        if self.config.update == "evidence":
+            self._weigh_evidence(sampled, scores)
+            return
         if self.config.jacobian == "identity":
             dz_n, da_2 = identity_gradient(scores)
         else:
@@ -250,10 +333,26 @@ class Aang(Method):
             self._gradient_2.zero_()
             self._averaged = 0
 
+    def _weigh_evidence(self, sampled: Sampled, scores: Scores) -> None:
+        """Add a step's scores to the evidence, and set the factors and (a_E, a_X) to what it says."""
+        counts_n = labelled(sampled, scores.objectives_n)[1:]  # an objective without labels says nothing
+        mean = (scores.objectives_n * counts_n).sum() / counts_n.sum().clamp_min(1)
+        x_n = torch.where(counts_n, scores.objectives_n - mean, 0.0).to(self.weighting.flat_F.dtype)
+        entries_n5, size = self.weighting.entries(sampled), self.weighting.index.size
+        x_F, magnitude_F = scatter(x_n, entries_n5, size), scatter(x_n.abs(), entries_n5, size)
+        # What all sampled objectives share sums to 0, but for rounding, which z would make as large as anything else.
+        self._evidence.add(torch.where(x_F.abs() > ROUNDING * magnitude_F, x_F, 0.0))
+        self._evidence_end.add((scores.end_task - scores.auxiliary).reshape(1).to(self.weighting.flat_F.dtype))
+        self.weighting.flat_F.copy_(self.config.aux_lr * self._evidence.beyond_noise_F)
+        z = self._evidence_end.beyond_noise_F
+        self.weighting.lambda_logits_2.copy_(self.config.sopt_lr * torch.cat((z, -z)))
+
     def _scores(self, sampled: Sampled, gradients: StepGradients, weights_n: Tensor) -> Scores:
         dots_S, norms2_S = gradients.dots_S, gradients.norms2_S
         assert dots_S is not None
         assert norms2_S is not None
+        if self._dev_P is not None:  # the inner products are with the running mean: so must be the norm
+            norms2_S = torch.cat((inner(self._dev_P, self._dev_P).reshape(1).to(norms2_S.dtype), norms2_S[1:]))
         cosines_S = cosine(dots_S, norms2_S)
         self._health.append((sampled.step + 1, torch.stack((cosines_S[1], norms2_S[0].sqrt())).float()))
         if self.config.auxiliary_score == "published":
@@ -301,6 +400,10 @@ class Aang(Method):
             "gradient": self._gradient_F.clone().cpu(),
             "lambda_gradient": self._gradient_2.clone().cpu(),
             "averaged": self._averaged,
+            **self._evidence.state("evidence"),
+            **self._evidence_end.state("lambda_evidence"),
+            "dev_batches": self._dev_batches,
+            "dev_gradient": None if self._dev_P is None else self._dev_P.clone().cpu(),
             "health": [(step, values.tolist()) for step, values in self._health],
         }
 
@@ -311,4 +414,10 @@ class Aang(Method):
         self._gradient_2.copy_(state["lambda_gradient"])
         self._averaged = int(state["averaged"])
         device = self.weighting.flat_F.device
+        if "evidence_sums" in state:  # checkpoints of release 0.1 have none
+            self._evidence.load("evidence", state)
+            self._evidence_end.load("lambda_evidence", state)
+            self._dev_batches = int(state["dev_batches"])
+            dev_P = state["dev_gradient"]
+            self._dev_P = None if dev_P is None else dev_P.to(device, copy=True)
         self._health = [(int(step), torch.tensor(values, device=device)) for step, values in state["health"]]

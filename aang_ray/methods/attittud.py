@@ -42,6 +42,10 @@ class Attittud(Static, PrimaryMethod):
         self._shares: list[Tensor] = []
         """Fractions at every step since the last call of `describe`, on the device."""
 
+    @property
+    def measures(self) -> bool:
+        return self.config.subspace == "jacobian"
+
     def primary_examples(self, step: int) -> tuple[int, int]:
         refresh = step % self.config.refresh_every == 0
         return self.config.subspace_examples if refresh else 0, self.config.primary_examples
@@ -65,18 +69,26 @@ class Attittud(Static, PrimaryMethod):
 
     def direction(self, sampled: Sampled, gradients: StepGradients) -> Tensor:
         update_P = gradients.update_P
-        if update_P is None or self._basis_PK is None or self._primary_K is None:
-            raise ValueError(
-                "ATTITTUD needs the update, the end task's part of it, and its measurement of the end task"
-            )
+        if update_P is None:
+            raise ValueError("ATTITTUD needs the update and the part of it that is the end task's")
         config = self.config
         weight = self.weighting.coefficients(sampled)[END_TASK].to(update_P.dtype)
         end_task_P = weight * gradients.kept[END_TASK].to(update_P.dtype)
+        basis_PK, primary_K = self._subspace(end_task_P)
         joint_P, shares_3 = reweighted(
-            update_P - end_task_P, self._basis_PK, self._primary_K, config.eta_perp, config.eta_plus, config.eta_minus
+            update_P - end_task_P, basis_PK, primary_K, config.eta_perp, config.eta_plus, config.eta_minus
         )
         self._shares.append(shares_3)
         return end_task_P + joint_P
+
+    def _subspace(self, end_task_P: Tensor) -> tuple[Tensor, Tensor]:
+        """Return V and p = V^T g_E: as they were measured, or of the step's own g_E. V is 0 if g_E is."""
+        if self.config.subspace == "gradient":
+            norm_1 = torch.linalg.vector_norm(end_task_P).reshape(1)
+            return (end_task_P / norm_1.clamp_min(torch.finfo(norm_1.dtype).tiny)).unsqueeze(1), norm_1
+        if self._basis_PK is None or self._primary_K is None:
+            raise ValueError("ATTITTUD needs its measurement of the end task before a step")
+        return self._basis_PK, self._primary_K
 
     def describe(self, sampled: Sampled) -> WeightRow:
         health: dict[str, float] = {}

@@ -65,6 +65,10 @@ class Method(ABC):
             UserError: The method needs a space of objectives and there is none.
         """
 
+    def samples_dev_at(self, step: int) -> bool:
+        """Return whether a step needs the dev batch, a function of the step alone."""
+        return self.uses_dev
+
     @abstractmethod
     def request(self, sampled: Sampled) -> Request:
         """Return the weight of every segment in the update, and the statistics that the method needs."""
@@ -97,6 +101,11 @@ class Method(ABC):
 
 class PrimaryMethod(Method):
     """A method that needs additional end-task gradients before a step, computed with dropout off."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether the method needs them with its settings."""
+        return True
 
     @abstractmethod
     def primary_examples(self, step: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Self
@@ -17,7 +18,7 @@ from aang_ray.gradients.engine import Request, StepGradients
 from aang_ray.gradients.products import products
 from aang_ray.gradients.statistics import cosine
 from aang_ray.methods.aang import Weighting
-from aang_ray.methods.base import Method, Sampled, weight_row
+from aang_ray.methods.base import Method, Sampled, like_device, weight_row
 from aang_ray.objectives.space import Space
 from aang_ray.store.schema import WeightRow
 
@@ -46,10 +47,20 @@ class MaskedLm(Finetune):
     coefficients = (0.0, 0.0, 1.0)
 
 
+class Pooled(Finetune):
+    """L = (1/K) sum of L_k over all K other labelled sets, which have a stage of their own."""
+
+    def request(self, sampled: Sampled) -> Request:
+        count = len(sampled.objectives)
+        weights = (0.0, 0.0, *([1 / count] * count))
+        return Request(coefficients_S=like_device(weights, self._request.coefficients_S))
+
+
 class Static(Method):
     """Static multitask, L = 1/2 L_E + 1/2 (1/n) sum over S of L_k: Algorithm 1 with factors that stay 0.
 
-    (Dery et al. 2023, section 7.3.) Other methods start from these coefficients, or use them for the heads.
+    (Dery et al. 2023, section 7.3.) With `weights`, lambda and the factors A are those of the given weights, and stay
+    so. Other methods start from these coefficients, or use them for the heads.
     """
 
     def __init__(self, weighting: Weighting, config: MethodConfig | None = None, seed: int = 0) -> None:
@@ -59,7 +70,14 @@ class Static(Method):
 
     @classmethod
     def build(cls, config: RunConfig, space: Space | None, device: torch.device) -> Self:
-        return cls(Weighting.initial(config, space, device), config.method, config.seed)
+        weighting = Weighting.initial(config, space, device)
+        given = config.method.weights if isinstance(config.method, StaticConfig) else None
+        if given is not None and given.objectives is not None:
+            # The factor A_k = ln w_k makes softmax(z restricted to S) proportional to the given weights.
+            logs = [math.log(given.objectives[name]) for name in weighting.index.names["A"]]
+            weighting.flat_F[: len(logs)] = like_device(logs, weighting.flat_F)
+            weighting = weighting.with_lambda(given.end_task or 0.5)
+        return cls(weighting, config.method, config.seed)
 
     def initial_state(self) -> dict[str, Tensor]:
         """Return the state before the first step. Vectors over losses are [1 + K]: the end task, then the space."""

@@ -44,6 +44,8 @@ class TokenInputs(Movable):
     first_E: Tensor
     """Index of each text's first token in the flattened [R * L] axis, int64."""
     lengths_E: Tensor
+    types_RL: Tensor | None = None
+    """Token type of the position, int64: 1 for the second text of a pair in BERT-like encoders; None: all are 0."""
     visible_RLL: Tensor | None = None
     """Visibility matrix that replaces the ranks (published visibility), bool; None to use the ranks."""
     noised_N: Tensor | None = None
@@ -92,13 +94,17 @@ class Adapter(ABC):
         settings: Any = body.config
         self.positions_given = positions_given
         self._positions = "position_ids" in names
-        self._types = "token_type_ids" in names and getattr(settings, "type_vocab_size", 1) > 0
+        kinds: int = getattr(settings, "type_vocab_size", 1)
+        self._types, self._tells_types = "token_type_ids" in names and kinds > 0, kinds > 1
         self._offset = position_offset(body)
 
     def ids(self, inputs: TokenInputs) -> dict[str, Tensor]:
         """Return position and token-type ids, [R, L], as keyword arguments."""
         ids = {"position_ids": inputs.positions_RL + self._offset} if self._positions else {}
-        return ids | ({"token_type_ids": torch.zeros_like(inputs.ids_RL)} if self._types else {})
+        if self._types:
+            given = inputs.types_RL if self._tells_types else None
+            ids["token_type_ids"] = torch.zeros_like(inputs.ids_RL) if given is None else given
+        return ids
 
     @abstractmethod
     def __call__(self, body: nn.Module, inputs: TokenInputs) -> Tensor:

@@ -86,6 +86,8 @@ class TokenHead(nn.Module):
         std: float = 0.02,
     ) -> None:
         super().__init__()
+        self.from_checkpoint = start is not None
+        """Whether the checkpoint brought the head."""
         if start is None:
             weight = table.weight
             self.dense = nn.Linear(hidden, table.embedding_dim, device=weight.device, dtype=weight.dtype)

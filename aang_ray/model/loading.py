@@ -43,7 +43,7 @@ class LoadedEncoder:
 
 
 def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
-    """Load a pretrained encoder in fp32 on the CPU, run the leak test, and return the encoder in train mode.
+    """Load an encoder in fp32 on the CPU, run the leak test, and return the encoder in train mode.
 
     Weights are read from safetensors files only, and code in a checkpoint is not run.
 
@@ -95,10 +95,14 @@ def _settings(config: EncoderConfig, located: Located) -> Any:
 
 
 def _read(settings: Any, located: Located) -> tuple[Any, frozenset[str]]:
-    """Return the model, with a masked-LM head if the family has one, and the names that the checkpoint lacks."""
+    """Return the model, with a masked-LM head if the family has one, and the names that the checkpoint lacks.
+
+    A body that starts from random weights has no such head, and lacks nothing.
+    """
+    if located.random:
+        return _class_of(MODEL_MAPPING, settings)(settings, add_pooling_layer=False), frozenset()
     family = MODEL_FOR_MASKED_LM_MAPPING if type(settings) in MODEL_FOR_MASKED_LM_MAPPING else MODEL_MAPPING
-    choices: Any = family[type(settings)]
-    model_class = choices[0] if isinstance(choices, tuple) else choices
+    model_class = _class_of(family, settings)
     # Masked-LM models have no pooler. In a bare model it would be unused, but weight decay would change it.
     takes = inspect.signature(model_class.__init__).parameters
     without_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
@@ -113,6 +117,12 @@ def _read(settings: Any, located: Located) -> tuple[Any, frozenset[str]]:
         **without_pooler,
     )
     return model, frozenset(info["missing_keys"])
+
+
+def _class_of(family: Any, settings: Any) -> Any:
+    """Return the class of a configuration in a table of models."""
+    choices = family[type(settings)]
+    return choices[0] if isinstance(choices, tuple) else choices
 
 
 @contextmanager

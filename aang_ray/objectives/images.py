@@ -2,7 +2,7 @@
 
 | stage | primitives |
 |---|---|
-| data | end-task: the train images |
+| data | end-task: the train images · in-domain: those that `data.train_size` leaves out, without their labels |
 | transform | no-op · rotate: by 0, 90, 180 or 270 degrees, each as likely · noise: `NOISE` * N(0, 1) on every pixel |
 | representation | whole: the body sees all of the image |
 | output | other-digit: class of the digit that is not the target · rotation: how often the image was turned · |
@@ -45,12 +45,16 @@ TURNS: Final = 4
 """Quarter turns that an image can have made."""
 
 PRIMITIVES: Final[dict[str, tuple[str, ...]]] = {
-    "data": ("end-task",),
+    "data": ("end-task", "in-domain"),
     "transform": ("no-op", "rotate", "noise"),
     "representation": ("whole",),
     "output": ("other-digit", "rotation", "denoise", "end-task"),
 }
 RULES: Final = (
+    Rule(
+        "in-domain images have no labels of digits",
+        lambda k: k.data == "in-domain" and k.output in {"other-digit", "end-task"},
+    ),
     Rule(
         "the rotation of an image can be predicted only if it was rotated",
         lambda k: k.output == "rotation" and k.transform != "rotate",
@@ -192,7 +196,9 @@ class ImageSource(StepSource[ImageSegment]):
             return replace(split, pixels_NHW=((split.pixels_NHW - mean) / deviation).astype(np.float32))
 
         self.train, self.dev, self.test = (standardised(split) for split in (task.train, task.dev, task.test))
-        self.schedule = ExampleSchedule(len(task.train), len(task.dev), lambda _: len(task.train), space, n, settings)
+        self._data = {"end-task": self.train, "in-domain": standardised(task.unlabelled)}
+        sizes = {name: len(images) for name, images in self._data.items()}
+        self.schedule = ExampleSchedule(len(task.train), len(task.dev), sizes.__getitem__, space, n, settings)
 
     def labelled(self, name: str, head: str, split: Split, examples: Int64) -> ImageSegment:
         images = (self.train if split == "train" else self.dev).take(examples)
@@ -202,7 +208,7 @@ class ImageSource(StepSource[ImageSegment]):
         assert self.space is not None
         objective, examples = self.space.objectives[share.objective], share.examples
         head = head_name(objective, self.settings.per_objective_heads)
-        made = build(objective, head, self.train.take(examples), share.keys)
+        made = build(objective, head, self._data[objective.data].take(examples), share.keys)
         return self._weighted(made) if objective.output == "end-task" else made
 
     def _weighted(self, plain: ImageSegment) -> ImageSegment:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from aang_ray.model.encoder import Encoder
 from aang_ray.model.segments import segment_rows
 from aang_ray.objectives.batch import BatchPiece, Replacements, Targets
+from aang_ray.objectives.calibration import Calibrated, calibrated
 from aang_ray.objectives.outputs import DENOISE_HEAD
 
 
@@ -43,6 +44,8 @@ def head_losses(heads: Mapping[str, nn.Module], source: Tensor, read: Sequence[T
         with segment_rows(targets.rows):
             outputs_KC = heads[targets.head](source.index_select(0, targets.index_K))
         outputs_KC = outputs_KC.to(_wide(outputs_KC.dtype))
+        if isinstance(heads[targets.head], Calibrated):
+            outputs_KC = calibrated(outputs_KC, targets.label_K, targets.weight_K)
         if targets.label_K.is_floating_point():
             loss_K = F.mse_loss(outputs_KC, targets.label_K.to(outputs_KC.dtype), reduction="none").mean(1)
         else:

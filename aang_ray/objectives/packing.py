@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from aang_ray.model.attention import TokenInputs
-from aang_ray.objectives.texts import Float32, Float64, Int32, Int64, Vocabulary
+from aang_ray.objectives.texts import Float32, Float64, Int8, Int32, Int64, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Segment:
     """Tokens whose embeddings get noise, as indices into the T axis, ascending."""
     noise_NW: Float32 = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
     drawn: Drawn | None = None
+    types_T: Int8 | None = None
+    """Token type of each token of text pairs; None: all are 0."""
 
     @property
     def examples(self) -> int:
@@ -87,6 +89,7 @@ class Segment:
             positions_T=self.positions_T[tokens],
             ranks_T=self.ranks_T[tokens],
             key_ranks_T=self.key_ranks_T[tokens],
+            types_T=None if self.types_T is None else self.types_T[tokens],
             lengths_E=self.lengths_E[start:stop],
             labelled_M=self.labelled_M[labelled] - tokens.start,
             targets_M=self.targets_M[labelled],
@@ -213,6 +216,10 @@ def lay_out(segments: Sequence[Segment], layout: Layout, pad_id: int) -> tuple[T
     if noisy:
         noised_N = torch.from_numpy(np.concatenate([flat_T[segment.noised_N + start] for start, segment in noisy]))
         noise_NW = torch.from_numpy(np.concatenate([segment.noise_NW for _, segment in noisy]))
+    types_RL = None
+    if any(segment.types_T is not None for segment in segments):
+        types = [np.zeros(len(s.ids_T), dtype=np.int8) if s.types_T is None else s.types_T for s in segments]
+        types_RL = scatter(np.concatenate(types), 0, np.int64)
     inputs = TokenInputs(
         ids_RL=scatter(joined("ids_T"), pad_id, np.int64),
         positions_RL=scatter(joined("positions_T"), 0, np.int64),
@@ -221,6 +228,7 @@ def lay_out(segments: Sequence[Segment], layout: Layout, pad_id: int) -> tuple[T
         texts_RL=scatter(np.repeat(np.arange(len(lengths_E)), lengths_E), -1, np.int32),
         first_E=torch.from_numpy(first_E.astype(np.int64)),
         lengths_E=torch.from_numpy(lengths_E.astype(np.int64)),
+        types_RL=types_RL,
         noised_N=noised_N,
         noise_NW=noise_NW,
     )

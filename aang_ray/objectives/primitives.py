@@ -55,7 +55,7 @@ __all__ = [
     "select_spans",
 ]
 
-DATA: Final = ("end-task", "in-domain", "out-of-domain", "neural-lm", f"{EXTERNAL}NAME")
+DATA: Final = ("end-task", "in-domain", "out-of-domain", "neural-lm", "retrieved", f"{EXTERNAL}NAME")
 """Kinds of text; NAME stands for a data set of `data.external`."""
 
 _RESERVED_HEADS: Final = frozenset({"dev", "label"})

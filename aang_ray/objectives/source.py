@@ -44,6 +44,12 @@ class OutputSettings:
     """For noised embeddings."""
 
 
+def unkeyed(tokens: Ragged, examples: Int64) -> Texts:
+    """Return the chosen texts for use without a transform, so that they need no random keys."""
+    ids_T, lengths_E = tokens.take(examples)
+    return Texts(ids_T, lengths_E, np.zeros(len(examples), dtype=np.uint64), types_T=tokens.take_types(examples))
+
+
 def plain(name: str, head: str, texts: Texts, classes_E: Int64) -> Segment:
     """Return a segment of uncorrupted texts with their classes: the end task itself, or dev."""
     ranks_T = np.zeros(len(texts.ids_T), dtype=np.int32)
@@ -109,7 +115,7 @@ def build(
 
 
 def _unlabelled(name: str, head: str, texts: Texts, ranks_T: Int32) -> Segment:
-    return Segment(name, head, texts.ids_T, texts.positions_T, ranks_T, ranks_T, texts.lengths_E)
+    return Segment(name, head, texts.ids_T, texts.positions_T, ranks_T, ranks_T, texts.lengths_E, types_T=texts.types_T)
 
 
 def _ranks(order_T: Int32 | None, texts: Texts, first_token: int | None) -> Int32:
@@ -138,12 +144,14 @@ def _with_queries(segment: Segment, labels: Labels, vocabulary: Vocabulary) -> S
     def interleave(tokens: np.ndarray, queries: np.ndarray | int) -> np.ndarray:
         return np.concatenate((tokens, np.broadcast_to(queries, len(targets))))[order].astype(tokens.dtype)
 
+    types_T = segment.types_T
     return replace(
         segment,
         ids_T=interleave(segment.ids_T, vocabulary.mask_id),
         positions_T=interleave(segment.positions_T, segment.positions_T[targets]),
         ranks_T=interleave(segment.ranks_T, segment.ranks_T[targets] - 1),
         key_ranks_T=interleave(segment.key_ranks_T, HIGHEST),
+        types_T=None if types_T is None else interleave(types_T, types_T[targets]),
         lengths_E=segment.lengths_E + np.bincount(text_M, minlength=segment.examples),
         labelled_M=np.flatnonzero(order >= len(text_T)),
         targets_M=labels.targets,
@@ -240,9 +248,7 @@ class BatchSource(StepSource[Segment]):
 
     def labelled(self, name: str, head: str, split: Split, examples: Int64) -> Segment:
         read = self.task.train if split == "train" else self.task.dev
-        ids, lengths = read.tokens.take(examples)
-        texts = Texts(ids, lengths, np.zeros(len(examples), dtype=np.uint64))
-        segment = plain(name, head, texts, read.labels[examples])
+        segment = plain(name, head, unkeyed(read.tokens, examples), read.labels[examples])
         return replace(segment, normaliser=label_weight(segment, self.task.class_weights))
 
     def _texts_of(self, data: str) -> tuple[Ragged, Int64 | None]:
@@ -259,7 +265,7 @@ class BatchSource(StepSource[Segment]):
         objective, examples = self.space.objectives[share.objective], share.examples
         tokens, classes = self._texts_of(objective.data)
         ids, lengths = tokens.take(examples)
-        texts = Texts(ids, lengths, share.keys, tokens.take_capitals(examples))
+        texts = Texts(ids, lengths, share.keys, tokens.take_capitals(examples), tokens.take_types(examples))
         head = head_name(objective, self.settings.per_objective_heads)
         segment = build(
             objective,

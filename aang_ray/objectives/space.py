@@ -9,7 +9,7 @@ import json
 import sysconfig
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Protocol, Self
@@ -121,6 +121,21 @@ class Space:
     def __len__(self) -> int:
         return len(self.objectives)
 
+    def only(self, keys: Collection[str]) -> Space:
+        """Return the space with the objectives of these keys alone.
+
+        Raises:
+            UserError: if one of them is not in the space; the message says why.
+        """
+        known = {objective.key: objective for objective in self.objectives}
+        reasons = {objective.key: reason for objective, reason in self.ruled_out.items()}
+        for key in keys:
+            if key not in known:
+                raise UserError(f"method.weights: {key} is not in space {self.name}: {reasons.get(key, 'unknown')}")
+        dropped = {k: "it has no weight in method.weights" for key, k in known.items() if key not in keys}
+        kept = tuple(objective for objective in self.objectives if objective.key in keys)
+        return replace(self, objectives=kept, ruled_out={**self.ruled_out, **dropped})
+
     def factors(self) -> dict[str, tuple[str, ...]]:
         """Name the entries of the factors: `A` by objective key; `D`, `T`, `R` and `O` by primitive."""
         named = {"A": tuple(k.key for k in self.objectives)}
@@ -173,6 +188,13 @@ def read_space(name: str) -> SpaceFile:
 def masked_lm(data: Sequence[str]) -> SpaceFile:
     """Return the space of masked language modelling (as in BERT, TAPT and DAPT) on each kind of data."""
     choice = Block(data=tuple(data), transform=("bert-op",), representation=("bidirectional",), output=("denoise",))
+    return SpaceFile(blocks=(choice,))
+
+
+def other_labels(names: Sequence[str]) -> SpaceFile:
+    """Return the space of the labels of other data sets, given their names."""
+    data = tuple(f"{EXTERNAL}{name}" for name in names)
+    choice = Block(data=data, transform=("no-op",), representation=("bidirectional",), output=("supervised",))
     return SpaceFile(blocks=(choice,))
 
 
@@ -252,6 +274,8 @@ def how_to_give(data: str) -> str:
     """Name the setting that supplies a kind of data."""
     if data.startswith(EXTERNAL):
         return f"list {data.removeprefix(EXTERNAL)} in data.external"
+    if data == "retrieved":
+        return "set data.retrieve_from"
     return f"set data.{data.replace('-', '_')}"
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from aang_ray.objectives import randomness
 
+Int8 = npt.NDArray[np.int8]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -28,6 +29,8 @@ class Texts:
     """The random key of each text: a function of (seed, step, objective, example)."""
     capitals_T: Bool | None = None
     """Whether the token begins with an upper-case letter in the raw text; None if unknown."""
+    types_T: Int8 | None = None
+    """Token type of each token of text pairs; None: all are 0."""
 
     @cached_property
     def text_T(self) -> Int64:

@@ -139,7 +139,8 @@ def remaining(texts: Texts, corrupted: Corrupted) -> Texts:
     if corrupted.kept_T is None:
         return replace(texts, ids_T=corrupted.ids_T)
     lengths_E = np.bincount(texts.text_T[corrupted.kept_T], minlength=len(texts.lengths_E))
-    return Texts(corrupted.ids_T[corrupted.kept_T], lengths_E, texts.keys_E)
+    types_T = None if texts.types_T is None else texts.types_T[corrupted.kept_T]
+    return Texts(corrupted.ids_T[corrupted.kept_T], lengths_E, texts.keys_E, types_T=types_T)
 
 
 @dataclass(frozen=True)

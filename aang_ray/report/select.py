@@ -22,14 +22,17 @@ METRICS = ("accuracy", "macro_f1")
 VIEWS = ("test", "test_clean", "dev")
 
 # Settings that define the problem: runs that differ in one of them stand in different columns of the table.
-_PROBLEM = ("data.", "encoder.name", "encoder.revision", "encoder.layers", "fingerprints.data", "fingerprints.encoder")
+_PROBLEM = (
+    *("data.", "encoder.name", "encoder.revision", "encoder.layers"),
+    *("fingerprints.data", "fingerprints.encoder", "fingerprints.token_types"),
+)
 # Settings of the data section that belong to the solution.
 _CHOICES = ("data.class_weights", "data.max_tokens")
 # Settings that are neither: the seed, what the row states itself, and what changes nothing but rounding.
 _NEITHER = ("seed", "label", "resources.", "batch.micro", "fingerprints.", "data.metric")
 # Settings that the fingerprint of their content replaces.
 _NAMES = {
-    "fingerprints.data": ("data.task", "data.in_domain", "data.out_of_domain"),
+    "fingerprints.data": ("data.task", "data.in_domain", "data.out_of_domain", "data.retrieve_from"),
     "fingerprints.encoder": ("encoder.name", "encoder.revision"),
 }
 _DIGITS = 12  # digits of a fingerprint that a label shows

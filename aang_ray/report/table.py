@@ -289,14 +289,18 @@ def _budget(line: Mapping[Any, Any]) -> int | None:
     """Return the end-task examples that a configuration may see: steps times batch, a final stage included.
 
     Rows are meant to be compared at equal budgets. In methods of rounds a step is not always one of the end task:
-    there the budget is what the runs have seen.
+    there the budget is what the runs have seen, and likewise for runs until convergence.
     """
     settings, seen = line["settings"], float(line["examples"])
-    if settings.get("method.name") in _ROUNDS:
+    if settings.get("method.name") in _ROUNDS or settings.get("schedule.until") == "converged":
         return round(seen)
     steps, batch = settings.get("schedule.steps", ""), settings.get("batch.end_task", "")
     final = settings.get("final_finetune.steps", "0")
-    return (int(steps) + int(final)) * int(batch) if steps.isdecimal() and batch.isdecimal() else None
+    if not (steps.isdecimal() and batch.isdecimal()):
+        return None
+    tied = settings.get("method.tied_compute") == "true"
+    train = int(steps) * (int(batch) + int(settings["batch.auxiliary"])) if tied else int(steps) * int(batch)
+    return train + int(final) * int(batch)
 
 
 def _unfinished_notes(runs: pd.DataFrame) -> Iterator[str]:

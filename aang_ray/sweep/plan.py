@@ -53,7 +53,7 @@ class PlannedCell:
         if config.method.uses_dev:
             texts += batch.dev
         final = config.final_finetune.steps * (batch.end_task or 0) if config.final_finetune is not None else 0
-        return config.method.pretraining_texts + (config.schedule.steps or 0) * texts + final
+        return config.method.pretraining_texts + config.train_steps * texts + final
 
     @property
     def title(self) -> str:

@@ -144,7 +144,7 @@ class Asha:
         Rung k is at `grace * reduction**k` of the steps in which dev decides, rounded up to an evaluation. A
         pretraining stage before these steps and a last fine-tuning after them are never cut.
         """
-        steps, every = config.schedule.steps or 0, config.schedule.eval_every
+        steps, every = config.train_steps, config.schedule.eval_every
         final = config.final_finetune.steps if config.final_finetune is not None else 0
         rungs: dict[int, float] = {}
         for level in itertools.count():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import logging
@@ -81,8 +82,6 @@ def run_and_store(
     Raises:
         Interrupted: It was `abandoned`; its checkpoint is written.
     """
-    import torch
-
     from aang_ray.train.checkpoint import CheckpointFiles, checkpoint_folder, discard
 
     checkpoints = checkpoint_folder(store.uri)
@@ -111,8 +110,7 @@ def run_and_store(
             continue
         record = _run(config, checkpoints, evaluated, until, abandoned)
         # The process stays for the next trial, and others may share the GPU.
-        gc.collect()  # a model and its optimiser refer to each other
-        torch.cuda.empty_cache()  # does nothing where no GPU was used
+        _free_memory()
         end = outcome(record)
         try:
             store.write(record)
@@ -156,3 +154,16 @@ def outcome(record: CellRecord) -> dict[str, Any]:
     if row.test is not None:
         values |= {"test": getattr(row.test, row.metric), "majority": bool(row.majority)}
     return values
+
+
+def _free_memory() -> None:
+    """Release what a run used: its process stays for the next trial, and others may share the GPU."""
+    import torch
+
+    gc.collect()  # a model and its optimiser refer to each other
+    torch.cuda.empty_cache()  # does nothing where no GPU was used
+    # No tensor is left, but glibc keeps freed blocks between others that live on. Five runs of 13 heads in one process
+    # had 1.0 to 1.4 GB after each run, and 0.55 GB after this call.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+    if trim is not None:
+        trim(0)

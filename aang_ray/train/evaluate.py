@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from aang_ray.data.tasks import Labelled, Metric
 from aang_ray.model.encoder import Encoder
 from aang_ray.objectives.batch import BatchPiece, collate
-from aang_ray.objectives.source import plain
-from aang_ray.objectives.texts import Int64, Texts
+from aang_ray.objectives.source import plain, unkeyed
+from aang_ray.objectives.texts import Int64
 from aang_ray.store.schema import Scores
 from aang_ray.train.device import Compute
 
@@ -147,9 +147,8 @@ class SplitReader:
         self._pieces: list[BatchPiece] = []
         for start in range(0, len(order), TEXTS_AT_ONCE):
             chosen = examples[order[start : start + TEXTS_AT_ONCE]]
-            ids, lengths = split.tokens.take(chosen)
-            texts = Texts(ids, lengths, np.zeros(len(chosen), dtype=np.uint64))
-            self._pieces.append(collate([plain("split", "split", texts, split.labels[chosen])], pad_id))
+            segment = plain("split", "split", unkeyed(split.tokens, chosen), split.labels[chosen])
+            self._pieces.append(collate([segment], pad_id))
 
     def predict(self, encoder: Encoder, head: nn.Module, compute: Compute) -> Predictions:
         parts = []

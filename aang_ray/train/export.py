@@ -25,6 +25,7 @@ from aang_ray.config import DataConfig
 from aang_ray.config.sections import EncoderConfig
 from aang_ray.data import EndTask, load_tokenizer, locate, tokenizer_facts
 from aang_ray.data.modalities import modality_of
+from aang_ray.data.random_encoder import locate_encoder
 from aang_ray.data.read import Texts
 from aang_ray.data.tasks import Labelled
 from aang_ray.data.tokens import tokenise
@@ -83,7 +84,7 @@ def export_model(folder: Path, setup: Setup, result: ResultRow) -> None:
     text = json.dumps(_without_nan(card), indent=1, ensure_ascii=False, allow_nan=False)
     with new_folder(folder.absolute(), replace=True) as draft:
         body.save_pretrained(draft / ENCODER)
-        load_tokenizer(locate(setup.config.encoder)).save_pretrained(draft / ENCODER)
+        load_tokenizer(locate_encoder(setup.config.data, setup.config.encoder)).save_pretrained(draft / ENCODER)
         safetensors.torch.save_file(head, draft / HEAD)
         (draft / CARD).write_text(text + "\n", encoding="utf-8")
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aang_ray.config.methods import PretrainSection
+from aang_ray.config.methods import StagesSection
 from aang_ray.config.run import RunConfig
 from aang_ray.data import ImageTask, load_task
 from aang_ray.data.digits import IMAGES, LabelledImages
@@ -33,7 +33,7 @@ from aang_ray.objectives.texts import Int64
 from aang_ray.train.device import Compute
 from aang_ray.train.domain import Domain, DomainKind, DomainParts
 from aang_ray.train.evaluate import Predictions, predicting
-from aang_ray.train.plan import sampled_count, source_settings
+from aang_ray.train.plan import sampled_count, source_settings, weighted
 from aang_ray.train.workers.placement import Range, parts_of
 
 LENET: Final = "lenet"
@@ -117,7 +117,7 @@ def check_image_settings(config: RunConfig) -> None:
     """Refuse settings that do not apply to images: they would change the name of a cell but not its result."""
     if config.encoder.name != LENET:
         raise UserError(f"encoder.name: {config.data.task} is a task of images; its encoder is {LENET}")
-    if isinstance(config.method, PretrainSection):
+    if isinstance(config.method, StagesSection):
         raise UserError(f"method.name: {config.method.name} pretrains on text; {config.data.task} is a task of images")
     plain = type(config)()
     for section, used in USED_SETTINGS.items():
@@ -135,7 +135,7 @@ def build_image_run(config: RunConfig, device: torch.device) -> DomainParts:
     encoder = LeNet(task.height, task.width).to(device)
 
     def stage(config: RunConfig) -> tuple[Space | None, ImageDomain]:
-        space = make_image_space(config) if config.method.auxiliary else None
+        space = make_image_space(config, task) if config.method.auxiliary else None
         source = ImageSource(task, space, sampled_count(config, space), source_settings(config))
         return space, ImageDomain(encoder, source)
 
@@ -143,12 +143,14 @@ def build_image_run(config: RunConfig, device: torch.device) -> DomainParts:
     return DomainParts(task, encoder, make_image_heads(config, task, encoder, space), space, domain, stage)
 
 
-def make_image_space(config: RunConfig) -> Space:
+def make_image_space(config: RunConfig, task: ImageTask) -> Space:
     """Return the legal objectives of the configured space."""
     file = read_space(config.space)
     if file.domain != IMAGES:
         raise UserError(f"space: {config.space} holds objectives on {file.domain}; for {config.data.task} use digits")
-    return enumerate_space(config.space, file, config.objectives.legality)
+    if any("in-domain" in block.data for block in file.blocks) and not len(task.unlabelled):
+        raise UserError(f"space {config.space}: all images have labels, none is left as in-domain; set data.train_size")
+    return weighted(config, enumerate_space(config.space, file, config.objectives.legality))
 
 
 def make_image_heads(config: RunConfig, task: ImageTask, encoder: LeNet, space: Space | None) -> dict[str, nn.Module]:

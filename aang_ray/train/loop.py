@@ -23,6 +23,7 @@ from aang_ray.store.schema import HistoryRow, Scores, prediction_table
 from aang_ray.train.checkpoint import Checkpointer
 from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
+from aang_ray.train.optim import warmup_steps
 from aang_ray.train.record import Progress, SplitScores
 from aang_ray.train.rounds import make_stepper
 from aang_ray.train.setup import Setup, majority_class, setup_of_stage, stages_of
@@ -117,13 +118,20 @@ class Trainer:
         self.stage = self._stages[self.progress.stage]
         self.setup = setup_of_stage(self._whole, self.stage.config)
         self.stepper = make_stepper(self.setup)
+        schedule, optim = self.stage.config.schedule, self.stage.config.optim
+        converges = schedule.until == "converged"
+        self._settling_steps = max(warmup_steps(schedule), optim.head_warmup_steps) if converges else 0
+        """Steps of the stage in which evaluations do not count as evaluations without improvement."""
 
     def _next_stage(self) -> None:
         """Start the next stage from the best model on dev, or from the last model if the stage did not score dev."""
+        keeps_start = False
         if self.stage.decides:
             self.progress.before, _ = self._score_best_model()
-            self._best_model = {}
-        self.progress.next_stage()
+            final = self.config.final_finetune
+            keeps_start = final is not None and final.keep_start
+            self._best_model = self._best_model if keeps_start else {}
+        self.progress.next_stage(keeps_start)
         self._enter_stage()
         self.stepper.estimate_memory(self.stepper.prepare(0))
 
@@ -195,7 +203,8 @@ class Trainer:
         score = score_of(scores, self._metric)
         if not self._at_majority(predictions, scores):
             progress.majority = False
-        progress.since_best += 1
+        if progress.stage_steps > self._settling_steps:
+            progress.since_best += 1
         if score > progress.best_score:
             progress.best_score, progress.best_step, progress.since_best = score, progress.steps, 0
             now = self._scored_model().state_dict()

@@ -31,12 +31,17 @@ def warmup_steps(schedule: ScheduleConfig) -> int:
 
 
 def rate_factor(schedule: ScheduleConfig) -> Callable[[int], float]:
-    """Return a function of the step that gives the learning-rate factor: linear warm-up, then linear decay to 0."""
+    """Return a function of the step that gives the learning-rate factor: linear warm-up, then linear decay to 0.
+
+    With `until: converged` the factor stays 1 after the warm-up.
+    """
     total, warmup = schedule.steps or 0, warmup_steps(schedule)
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
+        if schedule.until == "converged":
+            return 1.0
         return max(0.0, (total - step) / max(1, total - warmup))
 
     return factor

@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from aang_ray.config.methods import STEPS, AangConfig, PretrainSection
+from aang_ray.config.methods import (
+    STEPS,
+    AangConfig,
+    PooledConfig,
+    RoundsSection,
+    StagesSection,
+    StaticConfig,
+    WeightsConfig,
+)
 from aang_ray.config.run import RunConfig
 from aang_ray.data import card_of, load_end_task, task_fingerprint
+from aang_ray.data.random_encoder import locate_encoder
+from aang_ray.data.tokens import reads_token_types
 from aang_ray.errors import UserError
 from aang_ray.objectives.sampling import SourceSettings
-from aang_ray.objectives.space import Space, enumerate_space, read_space
+from aang_ray.objectives.space import TEXT, Capabilities, Space, enumerate_space, read_space, unavailable
 from aang_ray.train.domain import check_domain, domain_of
+from aang_ray.train.found_weights import found_weights
 
 PAPER_END_TASK, PAPER_AUXILIARY, PAPER_DEV_HEAD = 128, 256, 32
 """Batch sizes of Dery et al. 2023, Tables 4 and 5, for tasks without a card."""
@@ -28,6 +39,12 @@ def resolve(config: RunConfig) -> RunConfig:
     method = config.method
     if config.gradients.local_distances and not (method.auxiliary and method.logs_weights):
         raise UserError(f"gradients.local_distances: they are logged beside the weights, and {method.name} has none")
+    sets = len(config.data.external)
+    if isinstance(method, PooledConfig) and not 0 < sets <= method.batch:
+        raise UserError(
+            f"method pooled: data.external lists {sets} other labelled sets; list at least one, and at most "
+            f"method.batch, {method.batch}"
+        )
     card = card_of(config.data)
     batch: dict[str, Any] = {
         "end_task": config.batch.end_task or (card.batch_end_task if card else PAPER_END_TASK),
@@ -42,12 +59,17 @@ def resolve(config: RunConfig) -> RunConfig:
         "encoder": domain_of(config.data).encoder_fingerprint(config),
         "space": read_space(config.space).fingerprint if method.auxiliary else "",
     }
+    if config.data.text_b is not None and reads_token_types(locate_encoder(config.data, config.encoder)):
+        fingerprints["token_types"] = "tokenizer"
     resolved = config.changed(
         batch=config.batch.changed(**batch),
         data=config.data.changed(metric=metric),
         fingerprints=config.fingerprints.changed(**fingerprints),
     )
-    if isinstance(method, PretrainSection):
+    if isinstance(method, StaticConfig) and method.weights is not None:
+        resolved = _with_weights(resolved, method, method.weights)
+    _check_batch(resolved)
+    if isinstance(method, StagesSection):
         resolved = resolved.changed(method=with_steps(resolved, method))
     if resolved.schedule.steps is not None:
         return resolved
@@ -57,8 +79,29 @@ def resolve(config: RunConfig) -> RunConfig:
     return resolved.changed(schedule=config.schedule.changed(steps=math.ceil(examples / batch["auxiliary"])))
 
 
-def with_steps(config: RunConfig, method: PretrainSection) -> PretrainSection:
-    """Return the method with a number of steps for every masked-LM stage, by default those of `epochs` epochs.
+def _with_weights(config: RunConfig, method: StaticConfig, weights: WeightsConfig) -> RunConfig:
+    """Replace a store and a row by the weights that were found there. Then n is at most the number that is kept.
+
+    Raises:
+        UserError: There are no such runs, or the space lacks one of the objectives.
+    """
+    settings, given = config.objectives, weights.objectives is not None
+    if not given:
+        weights = found_weights(config, weights)
+    kept = weights.objectives or {}
+    enumerate_space(config.space, read_space(config.space), settings.legality, settings.labels).only(kept)
+    n = config.n if given or config.n == "all" else min(config.n, len(kept))
+    return config.changed(n=n, method=method.changed(weights=weights))
+
+
+def weighted(config: RunConfig, space: Space) -> Space:
+    """Return the space without the objectives that `method.weights` gives no weight, if it gives any."""
+    weights = config.method.weights if isinstance(config.method, StaticConfig) else None
+    return space if weights is None or weights.objectives is None else space.only(weights.objectives)
+
+
+def with_steps(config: RunConfig, method: StagesSection) -> StagesSection:
+    """Return the method with a number of steps for every stage before fine-tuning, by default those of its epochs.
 
     Raises:
         UserError: For a stage on in-domain text if there is none.
@@ -67,7 +110,11 @@ def with_steps(config: RunConfig, method: PretrainSection) -> PretrainSection:
     if not missing:
         return method
     task = load_end_task(config.data, config.encoder)
-    sizes = {"end-task": len(task.train), "in-domain": len(task.corpora.get("in_domain", ()))}
+    sizes = {
+        "end-task": len(task.train),
+        "in-domain": len(task.corpora.get("in_domain", ())),
+        "external": sum(len(other.train) for other in task.external.values()),
+    }
     for text in missing:
         if not sizes[text]:
             raise UserError(f"method {config.method.name}: no {text} text is given; set data.{text.replace('-', '_')}")
@@ -82,7 +129,7 @@ def source_settings(config: RunConfig) -> SourceSettings:
     if batch.end_task is None or batch.auxiliary is None or batch.dev_head is None:
         raise ValueError("the configuration must be resolved first")
     return SourceSettings(
-        end_task=0 if isinstance(config.method, PretrainSection) else batch.end_task,
+        end_task=0 if isinstance(config.method, StagesSection) else batch.end_task,
         auxiliary=batch.auxiliary,
         dev=batch.dev,
         dev_head=0 if meta.dev_head == "live" else batch.dev_head,
@@ -103,20 +150,53 @@ def sampled_count(config: RunConfig, space: Space | None) -> int:
     """
     if space is None:
         return 0
-    if config.n == "all" or isinstance(config.method, PretrainSection):
+    if isinstance(config.method, StagesSection):
         return len(space)
-    _check_n(config, config.n, len(space))
-    return config.n
+    n = len(space) if config.n == "all" else config.n
+    _check_n(config, n, len(space))
+    _check_share(config, n)
+    return n
 
 
 def check_n(config: RunConfig) -> None:
     """Raise `UserError` for an n that is too large for any task and encoder, without loading either."""
-    if config.n == "all" or not config.method.auxiliary or isinstance(config.method, PretrainSection):
+    if config.n == "all" or not config.method.auxiliary:
         return
     settings = config.objectives
     space = enumerate_space(config.space, read_space(config.space), settings.legality, settings.labels)
     # An objective that was left out may replace another one that the task or the encoder rules out: count both.
     _check_n(config, config.n, len(space) + len(space.left_out))
+
+
+def _check_batch(config: RunConfig) -> None:
+    """Refuse more objectives in a step than it has auxiliary examples, as far as it is known before the encoder is."""
+    if not config.method.auxiliary:
+        return
+    if config.n != "all":
+        check_n(config)
+        _check_share(config, config.n)
+        return
+    settings, file = config.objectives, read_space(config.space)
+    found = weighted(config, enumerate_space(config.space, file, settings.legality, settings.labels)).objectives
+    if file.domain == TEXT:
+        # Count what any encoder can compute; the exact number is checked when the encoder is loaded.
+        data = frozenset(objective.data for objective in found)
+        least = Capabilities(False, data, settings.visibility == "sound", settings.heads == "shared")
+        found = tuple(k for k in found if unavailable(k, least, settings.labels) is None)
+    _check_share(config, len(found))
+
+
+def _check_share(config: RunConfig, n: int) -> None:
+    """Refuse a step whose equal shares of the auxiliary batch leave some of its n objectives without an example."""
+    # Published allocation rounds every share up, and methods of rounds give every task a batch of its own.
+    exempt = config.objectives.allocation == "published" or isinstance(config.method, RoundsSection)
+    examples = config.batch.auxiliary or PAPER_AUXILIARY
+    if n > examples and not exempt:
+        named = f"{config.n} ({n} objectives)" if config.n == "all" else str(n)
+        raise UserError(
+            f"n: {named} exceeds batch.auxiliary, {examples}: each objective of a step needs an example; "
+            "lower n or raise batch.auxiliary"
+        )
 
 
 def _check_n(config: RunConfig, n: int, size: int) -> None:

@@ -47,7 +47,7 @@ class Progress:
     history: list[HistoryRow] = field(default_factory=list)
     weights: list[WeightRow] = field(default_factory=list)
     best_step: int = 0
-    """The step with the best dev score of the current stage."""
+    """The step with the best dev score of the current stage, or of the one before if its model competes."""
     best_score: float = -1.0
     since_best: int = 0
     """Evaluations since the best one."""
@@ -61,11 +61,12 @@ class Progress:
         """Dev scores at the best step; None before the first evaluation."""
         return next((row.dev for row in self.history if row.step == self.best_step), None)
 
-    def next_stage(self) -> None:
-        """Begin the next stage: reset its step counter and its best dev score."""
+    def next_stage(self, keeps_best: bool = False) -> None:
+        """Begin the next stage: reset its step counter and, unless the best model so far competes, the best score."""
         self.stage += 1
         self.stage_steps = self.since_best = 0
-        self.best_step, self.best_score = 0, -1.0
+        if not keeps_best:
+            self.best_step, self.best_score = 0, -1.0
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,6 +3,7 @@
 | stage | trains on | resulting model |
 |---|---|---|
 | `dapt`, `tapt` | masked LM on in-domain or task text | the last model, because no labels are used |
+| `pooled` | the labels of all other sets | the last model |
 | `train` | the method's objectives | the best model on dev |
 | `finetune` | the end task alone, from the result of `train` | the best model on dev in this stage |
 """
@@ -17,7 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aang_ray.config.methods import DaptConfig, FinetuneConfig, PretrainSection, TaptConfig
+from aang_ray.config.methods import (
+    DaptConfig,
+    FinetuneConfig,
+    PooledConfig,
+    PretrainSection,
+    StagesSection,
+    TaptConfig,
+)
 from aang_ray.config.run import RunConfig
 from aang_ray.config.sections import ObjectivesConfig
 from aang_ray.data.tasks import LabelledSplit, Task
@@ -82,7 +90,7 @@ class Stage:
     """A part of a run."""
 
     name: str
-    """`dapt`, `tapt`, `train` or `finetune`; the name in the history."""
+    """`dapt`, `tapt`, `pooled`, `train` or `finetune`; the name in the history."""
     config: RunConfig
     """The configuration of this stage, derived from that of the run."""
     decides: bool
@@ -92,15 +100,18 @@ class Stage:
 def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     """Return the stages of a resolved configuration, in order."""
     stages: list[Stage] = []
-    if isinstance(config.method, PretrainSection):
-        stages.extend(_pretraining_stages(config, config.method))
+    if isinstance(config.method, StagesSection):
+        stages.extend(_stages_before(config, config.method))
         config = config.changed(method=FinetuneConfig())
+    elif config.train_steps != (config.schedule.steps or 0):  # tied compute
+        config = config.changed(method=FinetuneConfig(), schedule=config.schedule.changed(steps=config.train_steps))
     stages.append(Stage("train", config, decides=True))
     final = config.final_finetune
     if final is not None:
-        optim = config.optim.changed(body_lr=final.body_lr, head_lr=final.head_lr or config.optim.head_lr)
+        rates = {"body_lr": final.body_lr, "head_lr": final.head_lr or config.optim.head_lr}
+        optim = config.optim.changed(**rates, head_warmup_steps=0)  # the head is trained
         patience = final.patience or config.schedule.patience
-        schedule = config.schedule.changed(steps=final.steps, patience=patience)
+        schedule = config.schedule.changed(steps=final.steps, patience=patience, until="steps")
         config = config.changed(method=FinetuneConfig(), optim=optim, schedule=schedule)
         stages.append(Stage("finetune", config, decides=True))
     return tuple(stages)
@@ -115,18 +126,25 @@ def setup_of_stage(setup: Setup, config: RunConfig) -> Setup:
     return replace(setup, config=config, space=space, domain=domain, method=method)
 
 
-def _pretraining_stages(config: RunConfig, method: PretrainSection) -> Iterator[Stage]:
-    shared = {name: getattr(method, name) for name in PretrainSection.model_fields}
+def _stages_before(config: RunConfig, method: StagesSection) -> Iterator[Stage]:
+    """Yield the stages before fine-tuning, each with a method of this stage alone."""
     for text in method.texts:
         steps = method.steps_of(text)
-        single = (
-            DaptConfig(**shared, dapt_steps=steps) if text == "in-domain" else TaptConfig(**shared, tapt_steps=steps)
-        )
+        single, optim, objectives = method, config.optim, ObjectivesConfig()
+        if isinstance(method, PretrainSection):
+            shared = {name: getattr(method, name) for name in PretrainSection.model_fields}
+            tapt = text == "end-task"
+            single = TaptConfig(**shared, tapt_steps=steps) if tapt else DaptConfig(**shared, dapt_steps=steps)
+            # The masked-LM head usually comes with the checkpoint: then nothing would be trained in its warm-up.
+            optim = optim.changed(body_lr=method.lr, head_lr=method.head_lr or method.lr, head_warmup_steps=0)
+            objectives = ObjectivesConfig(mask_rate=method.mask_rate)
+        elif isinstance(method, PooledConfig):
+            optim = optim.changed(body_lr=method.lr, head_lr=method.head_lr or optim.head_lr)
         stage = config.changed(
             method=single,
             batch=config.batch.changed(auxiliary=method.batch),
-            optim=config.optim.changed(body_lr=method.lr, head_lr=method.head_lr or method.lr),
-            schedule=config.schedule.changed(steps=steps),
-            objectives=ObjectivesConfig(mask_rate=method.mask_rate),
+            optim=optim,
+            schedule=config.schedule.changed(steps=steps, until="steps"),
+            objectives=objectives,
         )
-        yield Stage(single.name, stage, decides=False)
+        yield Stage(single.named_settings()["name"], stage, decides=False)

@@ -18,8 +18,10 @@ from aang_ray.gradients import make_engine
 from aang_ray.gradients.dev_head import fit_dev_head
 from aang_ray.gradients.engine import Request, StepGradients, free_memory
 from aang_ray.methods.base import PrimaryMethod, Sampled
+from aang_ray.model.heads import TokenHead
 from aang_ray.objectives import randomness
-from aang_ray.objectives.source import DEV_HEAD, END_TASK_HEAD
+from aang_ray.objectives.calibration import Calibrated
+from aang_ray.objectives.source import DEV, DEV_HEAD, END_TASK, END_TASK_HEAD
 from aang_ray.train.device import MicroBatch, activation_bytes, is_out_of_memory
 from aang_ray.train.domain import DomainBatch, DomainPiece
 from aang_ray.train.optim import clip, clip_objectives, get_gradient, make_optimizer, rate_factor, set_gradient
@@ -85,8 +87,9 @@ class Stepper:
         self.micro = MicroBatch(None if config.batch.micro == "auto" else config.batch.micro, examples)
         self.dev_head: nn.Module | None = None
         """The dev head phi* of the last fit; None before the first fit."""
-        self._primary = PrimaryView(setup, method) if isinstance(method, PrimaryMethod) else None
+        self._primary = PrimaryView(setup, method) if isinstance(method, PrimaryMethod) and method.measures else None
         self._live_dev_head = isinstance(config.method, AangConfig) and config.method.dev_head == "live"
+        self._calibrates_dev = isinstance(config.method, AangConfig) and config.method.dev_calibration
         # Published clipping acts on each objective's gradient, so separate gradients are needed.
         self._clips_objectives = config.optim.clipping == "published" and config.method.auxiliary
         self._class_weights_C = setup.class_weights()
@@ -107,9 +110,9 @@ class Stepper:
     def prepare(self, step: int) -> Prepared:
         """Return the batch of a step. Another thread may call this if `prepares_ahead` is true."""
         method, domain = self.setup.method, self.setup.domain
-        batch = self.batch(step, method.uses_dev)
+        batch = self.batch(step, method.samples_dev_at(step))
         micro = self.micro.texts  # read once: another thread may change it
-        refit = method.uses_dev and not self._live_dev_head and step % domain.head_refit_every == 0
+        refit = method.samples_dev_at(step) and not self._live_dev_head and step % domain.head_refit_every == 0
         share = None if self.setup.workers.size == 1 else self.exchange.share(domain, batch, whole=method.uses_dev)
         return Prepared(
             batch,
@@ -159,6 +162,8 @@ class Stepper:
         if direction_P is not None:
             set_gradient(setup.encoder, direction_P)
         clip(setup.encoder, setup.head_of, setup.config.optim)
+        if prepared.batch.step < setup.config.optim.head_warmup_steps:
+            self._keep_pretrained()
         self.optimizer.step()
         self.exchange.traffic["parameters"] += self._parameter_bytes
         self.optimizer.zero_grad(set_to_none=True)
@@ -169,6 +174,8 @@ class Stepper:
         """Return a piece's part of the loss of every segment, [S]. The piece may be in host memory."""
         heads = dict(self.setup.head_of)
         heads[DEV_HEAD] = heads[END_TASK_HEAD] if self.dev_head is None else self.dev_head
+        if self._calibrates_dev:
+            heads[DEV_HEAD] = Calibrated(heads[DEV_HEAD])
         with self.setup.compute.autocast():
             return self.setup.domain.losses(piece.to(self.setup.compute.device), heads)
 
@@ -212,6 +219,14 @@ class Stepper:
         state = {f"method.{name}": value for name, value in method.items() if isinstance(value, Tensor)}
         check_same(setup.workers, steps, {**parameters, **state})
 
+    def _keep_pretrained(self) -> None:
+        """Drop the gradients of the body and of heads from the checkpoint: the optimiser leaves them as they are."""
+        setup = self.setup
+        pretrained = [head for head in setup.head_of.values() if isinstance(head, TokenHead) and head.from_checkpoint]
+        for module in (setup.encoder, *pretrained):
+            for parameter in module.parameters():
+                parameter.grad = None
+
     def _gradients_that_fit(self, prepared: Prepared) -> StepGradients:
         """Compute the gradients, in smaller pieces whenever memory runs out."""
         # Dropout differs between workers. A single worker has rank 0, which leaves the seed as it is.
@@ -254,7 +269,7 @@ class Stepper:
             gradients = self.exchange.gradients(failing_for_all(compute), request, prepared.share)
         if gradients.separate_SP is not None and self._clips_objectives:
             clip_objectives(setup.encoder, gradients.separate_SP, request.coefficients_S)
-        if request.keep:
+        if END_TASK in request.keep:
             gradients = replace(gradients, update_P=get_gradient(setup.encoder))
         return gradients
 
@@ -274,6 +289,8 @@ class Stepper:
 
     def _pieces(self, batch: DomainBatch, micro: int, share: Share | None) -> tuple[DomainPiece, ...]:
         ranges = None if share is None else share.ranges
+        if self._calibrates_dev:  # the dev batch is calibrated as a whole, so it must not be cut
+            micro = max(micro, batch.segments[DEV].texts)
         pieces = self.setup.domain.pieces(batch, micro, self.engine.per_segment, ranges)
         return tuple(self.setup.pinned(piece) for piece in pieces)
 

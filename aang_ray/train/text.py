@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aang_ray.config.methods import PretrainSection
+from aang_ray.config.methods import PooledConfig, PretrainSection
 from aang_ray.config.run import RunConfig
-from aang_ray.data import encoder_fingerprint, load_end_task, load_tokenizer, locate, tokenizer_facts
+from aang_ray.data import encoder_fingerprint, load_end_task, load_tokenizer, tokenizer_facts
+from aang_ray.data.random_encoder import locate_encoder
 from aang_ray.data.tasks import EndTask
 from aang_ray.data.tokens import TokenizerFacts
 from aang_ray.errors import UserError
@@ -22,13 +23,30 @@ from aang_ray.objectives.batch import BatchPiece, PublishedVisibility, collate, 
 from aang_ray.objectives.losses import segment_losses
 from aang_ray.objectives.objective import EXTERNAL
 from aang_ray.objectives.packing import Segment, label_weight
-from aang_ray.objectives.source import END_TASK_HEAD, BatchSource, OutputSettings, StepBatch, plain, space_heads
-from aang_ray.objectives.space import TEXT, Capabilities, Space, enumerate_space, how_to_give, masked_lm, read_space
-from aang_ray.objectives.texts import Int64, Texts, Vocabulary
+from aang_ray.objectives.source import (
+    END_TASK_HEAD,
+    BatchSource,
+    OutputSettings,
+    StepBatch,
+    plain,
+    space_heads,
+    unkeyed,
+)
+from aang_ray.objectives.space import (
+    TEXT,
+    Capabilities,
+    Space,
+    enumerate_space,
+    how_to_give,
+    masked_lm,
+    other_labels,
+    read_space,
+)
+from aang_ray.objectives.texts import Int64, Vocabulary
 from aang_ray.objectives.transforms import Noise
 from aang_ray.train.domain import Domain, DomainKind, DomainParts
 from aang_ray.train.evaluate import SplitReader
-from aang_ray.train.plan import sampled_count, source_settings
+from aang_ray.train.plan import sampled_count, source_settings, weighted
 from aang_ray.train.workers.placement import Range, parts_of
 
 logger = logging.getLogger(__name__)
@@ -78,9 +96,7 @@ class TextDomain(Domain):
 
     def end_task_pieces(self, split: str, examples: Int64, micro: int) -> tuple[BatchPiece, ...]:
         labelled = self._task.train if split == "train" else self._task.dev
-        ids, lengths = labelled.tokens.take(examples)
-        texts = Texts(ids, lengths, np.zeros(len(examples), dtype=np.uint64))
-        segment = plain(split, END_TASK_HEAD, texts, labelled.labels[examples])
+        segment = plain(split, END_TASK_HEAD, unkeyed(labelled.tokens, examples), labelled.labels[examples])
         return tuple(collate(part, self._pad) for part in cut([segment], micro, per_segment=False))
 
     def losses(self, piece: BatchPiece, heads: Mapping[str, nn.Module]) -> Tensor:
@@ -104,7 +120,7 @@ def build_text_run(config: RunConfig, device: torch.device) -> DomainParts:
             the
         visibility of its inputs.
     """
-    located = locate(config.encoder)
+    located = locate_encoder(config.data, config.encoder)
     facts = tokenizer_facts(located, load_tokenizer(located))
     task = load_end_task(config.data, config.encoder)
     loaded = load_encoder(config.encoder, located)
@@ -149,6 +165,8 @@ def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space | No
     )
     if isinstance(config.method, PretrainSection):
         file = masked_lm(config.method.texts)
+    elif isinstance(config.method, PooledConfig):
+        file = other_labels(tuple(task.external))
     elif config.method.auxiliary:
         file = read_space(config.space)
         if file.domain != TEXT:
@@ -164,7 +182,7 @@ def make_space(config: RunConfig, task: EndTask, encoder: Encoder) -> Space | No
         if data.replace("-", "_") in task.corpora:
             raise UserError(f"{named}: no {data} text is left, all of it is text of dev or test")
         raise UserError(f"{named}: no {data} text is given; {how_to_give(data)}")
-    space = enumerate_space(config.space, file, settings.legality, settings.labels, capabilities)
+    space = weighted(config, enumerate_space(config.space, file, settings.legality, settings.labels, capabilities))
     for objective, reason in space.ruled_out.items():
         if objective in space.left_out:
             logger.warning("%s is left out: %s", objective.title(task.name), reason)
@@ -231,7 +249,7 @@ def count_texts(config: RunConfig) -> int:
 DOMAIN = DomainKind(
     build=build_text_run,
     check=lambda config: None,  # every setting applies to text
-    encoder_fingerprint=lambda config: encoder_fingerprint(locate(config.encoder)),
+    encoder_fingerprint=lambda config: encoder_fingerprint(locate_encoder(config.data, config.encoder)),
     examples=count_texts,
     exports=True,
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import pytest
 
 from aang_ray.config import RunConfig, load_config
+from aang_ray.config.sections import Neutral, Section
 
 
 def cell(*settings: str) -> str:
@@ -55,3 +58,31 @@ def test_seeds_of_one_configuration_share_a_group() -> None:
 )
 def test_row_names(settings: list[str], name: str) -> None:
     assert load_config(None, settings).row_name == name
+
+
+def test_a_written_configuration_states_added_settings_only_where_they_do_something() -> None:
+    plain = RunConfig().model_dump(mode="json")
+    assert "external_size" not in plain["data"]
+    assert "until" not in plain["schedule"]
+    assert plain["data"]["external"] == [], "a setting of release 0.1 is always stated"
+    given = {"data": {"external_size": 3}, "schedule": {"until": "converged"}}
+    written = RunConfig.model_validate(given).model_dump(mode="json")
+    assert (written["data"]["external_size"], written["schedule"]["until"]) == (3, "converged")
+    assert RunConfig.model_validate(written) == RunConfig.model_validate(given)
+    assert RunConfig.model_validate(plain) == RunConfig()
+    method = RunConfig.model_validate({"method": {"name": "finetune", "tied_compute": True}})
+    assert method.model_dump(mode="json")["method"] == {"name": "finetune", "tied_compute": True}
+    assert RunConfig.model_validate({"method": "finetune"}).model_dump(mode="json")["method"] == {"name": "finetune"}
+
+
+class Raised(Section):
+    """A section whose default has changed since the setting was added."""
+
+    rate: Annotated[float, Neutral(0.0)] = 0.5
+
+
+def test_a_neutral_value_that_is_no_default_is_stated() -> None:
+    """Left out, it would be read back as the default."""
+    assert Raised(rate=0.0).model_dump() == {"rate": 0.0}
+    assert Raised.model_validate(Raised(rate=0.0).model_dump()).rate == 0.0
+    assert Raised().model_dump() == {"rate": 0.5}

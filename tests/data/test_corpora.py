@@ -216,3 +216,20 @@ def test_an_external_task_is_printed(encoder: EncoderConfig, folder: Callable[..
     stream = io.StringIO()
     print_task(data, encoder, Console(file=stream, width=200))
     assert "External task topics: 3 examples (columns text, label), 3 labels; 1 left out" in stream.getvalue()
+
+
+def test_a_maximum_for_each_set(encoder: EncoderConfig, folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Two of six examples are kept, one of each label; a set that is smaller keeps all of its own."""
+    rows = rows_of(*((f"the {word}", label) for word in ("film", "plot", "scene") for label in ("x", "y")))
+    large, small = (
+        write_folder(tmp_path / "large", rows),
+        write_folder(tmp_path / "small", rows_of(("a film", "x"), ("a plot", "y"))),
+    )
+    plain = with_external(DataConfig(task=str(folder())), large, small)
+    data = plain.model_copy(update={"external_size": 2})
+    task = load_end_task(data, encoder)
+    assert sorted(task.external["large"].train.labels.tolist()) == [0, 1]
+    assert len(task.external["small"].train) == 2
+    assert len(load_end_task(plain, encoder).external["large"].train) == 6, "it has a cache of its own"
+    with pytest.raises(UserError, match=r"data.external: .*large: data.external_size: 1 is not possible"):
+        load_end_task(plain.model_copy(update={"external_size": 1}), encoder)

@@ -91,6 +91,17 @@ def test_small_train_sets_are_nested() -> None:
         task(train_size=5000)
 
 
+def test_the_other_images_stay_without_their_labels() -> None:
+    few, everything = task(train_size=100), task()
+    assert (len(few.train), len(few.unlabelled), len(everything.unlabelled)) == (100, 1948, 0)
+    together = sorted(image.tobytes() for split in (few.train, few.unlabelled) for image in split.pixels_NHW)
+    assert together == sorted(image.tobytes() for image in everything.train.pixels_NHW)
+    assert set(few.unlabelled.labels) == set(few.unlabelled.others) == {-1}
+    page = StringIO()
+    print_image_task(few, Console(file=page, width=120))
+    assert "Unlabelled: 1948 images" in page.getvalue()
+
+
 def test_balanced_weights_sum_to_the_examples() -> None:
     weighted = task(class_weights="balanced")
     assert weighted.class_weights is not None

@@ -93,7 +93,13 @@ def test_a_file_with_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch, ca
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes", "snippets"), [("movie", [1000, 500, 1500], 10605), ("tweets", [800, 400, 1200], 4200)]
+    ("name", "sizes", "snippets"),
+    [
+        ("movie", [1000, 500, 1500], 10605),
+        ("tweets", [800, 400, 1200], 4200),
+        ("amazon", [1000, 500, 1200], 3708),
+        ("nyt", [1000, 500, 1200], 5190),
+    ],
 )
 def test_published_snippets_have_the_expected_sizes_and_no_leak(
     name: str, sizes: list[int], snippets: int, monkeypatch: pytest.MonkeyPatch

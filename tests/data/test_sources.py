@@ -25,6 +25,8 @@ def test_cards_have_the_values_of_the_paper() -> None:
         "hyperpartisan": ("accuracy", 2, 64, 128, 8),
         "movie": ("accuracy", 2, 32, 48, 32),
         "tweets": ("accuracy", 2, 32, 48, 32),
+        "amazon": ("accuracy", 2, 32, 48, 32),
+        "nyt": ("accuracy", 2, 32, 48, 32),
         "digits-left": ("accuracy", 10, 256, 256, 32),
         "digits-right": ("accuracy", 10, 256, 256, 32),
     }

@@ -74,6 +74,21 @@ def test_the_longer_text_of_a_pair_is_cut(encoder: EncoderConfig) -> None:
     assert truncated == 1
 
 
+def test_the_two_texts_of_a_pair_have_types(encoder: EncoderConfig, tmp_path: Path) -> None:
+    """A BERT-like tokenizer counts [CLS], the first text and its [SEP] as 0, and the rest as 1."""
+    tokenizer = load_tokenizer(locate(encoder))
+    tokens, _ = tokenise(Texts(["good film", "bad"], ["plot", "good plot"]), tokenizer, 16, "x")
+    assert tokens.types is not None
+    assert tokens.types.tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 1]
+    write_tokens(tmp_path / "pairs.arrow", tokens)
+    read, columns = read_tokens(tmp_path / "pairs.arrow")
+    assert columns == {}
+    assert (types := read.take_types(np.array([1]))) is not None
+    assert types.tolist() == [0, 0, 0, 1, 1, 1]
+    single, _ = tokenise(Texts(["good film"]), tokenizer, 16, "x")
+    assert single.types is None
+
+
 @pytest.mark.parametrize("count", [0, 1, 2500])
 def test_batches_keep_the_order(encoder: EncoderConfig, count: int) -> None:
     tokenizer = load_tokenizer(locate(encoder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from aang_ray.gradients import LoopEngine, SegmentEngine
 from aang_ray.gradients.engine import Request, StepGradients
+from aang_ray.gradients.ledger import Ledger
 from aang_ray.gradients.statistics import cosine
 from tests.gradients.steps import (
     JOINT_FROM,
@@ -54,6 +56,39 @@ def test_accumulation_changes_nothing(cut: str, family: str, tied_in_scores: boo
         request = Request(COEFFICIENTS, scores=True, gram=gram, joint_from=JOINT_FROM)
         result, updates = run(engine, encoder, heads, pieces_of(CUTS[cut]), losses, request)
         assert_matches(result, updates, expected, 1e-9)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("tied_in_scores", [False, True])
+@pytest.mark.parametrize("family", ["bert", "deberta-v2"])
+@pytest.mark.parametrize("cut", [*CUTS, "whole", "loop"])
+def test_inner_products_with_a_given_vector(
+    cut: str, family: str, tied_in_scores: bool, stacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both engines, with any pieces, one block after the other (CPU) and stacked (GPU); dev may be kept or empty."""
+    if stacked:
+        monkeypatch.setattr(Ledger, "takes_stacked", property(lambda ledger: not ledger._buffering))
+    encoder = small_encoder(family, dtype=torch.float64, pooling="mean")
+    heads = make_heads(encoder, torch.float64)
+    losses = text_losses(encoder, heads)
+    expected = reference(encoder, heads, text_piece(SEGMENTS), losses, COEFFICIENTS, tied_in_scores)
+    size = expected.scored_SP.shape[1]
+    u_P = torch.randn(size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pieces = [text_piece(SEGMENTS)] if cut == "whole" else pieces_of(CUTS.get(cut, CUTS["one a segment"]))
+    engine = (LoopEngine if cut == "loop" else SegmentEngine)(encoder, heads, tied_in_scores)
+    request = Request(COEFFICIENTS, scores=True, joint_from=JOINT_FROM, keep=(0,), reference_P=u_P)
+    result, updates = run(engine, encoder, heads, pieces, losses, request)
+    dots_S, _ = scores_of(result)
+    torch.testing.assert_close(dots_S, expected.scored_SP @ u_P, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(result.kept[0], expected.scored_SP[0], rtol=1e-9, atol=1e-12)
+    with_v = replace(result, dots_S=expected.scored_SP @ expected.scored_SP[0])
+    assert_matches(with_v, updates, expected, 1e-9)  # all else is as without a reference
+
+
+def test_a_reference_goes_with_scores_alone() -> None:
+    for other in ({}, {"scores": True, "gram": True}, {"scores": True, "separate": True}):
+        with pytest.raises(ValueError, match="reference"):
+            Request(COEFFICIENTS, reference_P=torch.zeros(3), **other)
 
 
 def test_dev_must_come_first() -> None:

@@ -48,6 +48,7 @@ CASES: Mapping[str, Case] = {
     "tapt": STAGES,
     "dapt": STAGES,
     "tapt_dapt": STAGES,
+    "pooled": STAGES,
     "aang": Case({"meta_every": 2, "aux_lr": 1.0}),
     "pcgrad": Case(not_permutable="conflicts are removed in a random order, drawn by position"),
     "nash_mtl": Case(degree=0),

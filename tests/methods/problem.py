@@ -70,13 +70,14 @@ class Problem:
 def dense_answer(gradients_SP: Tensor, request: Request, losses_S: Tensor | None = None) -> StepGradients:
     """Statistics of given gradients."""
     gram_SS = gradients_SP @ gradients_SP.T
+    dots_S = gram_SS[0] if request.reference_P is None else gradients_SP @ request.reference_P.to(gradients_SP)
     joint = None
     if request.joint_from is not None:
         parts_SP = request.coefficients_S.to(gradients_SP)[:, None] * gradients_SP
         joint = parts_SP[request.joint_from :].sum(0).square().sum()
     return StepGradients(
         losses_S=torch.zeros(len(gradients_SP)) if losses_S is None else losses_S,
-        dots_S=gram_SS[0] if request.scores else None,
+        dots_S=dots_S if request.scores else None,
         norms2_S=gram_SS.diagonal() if request.scores else None,
         joint_norm2=joint,
         gram_SS=gram_SS if request.gram else None,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
 
 from aang_ray.config.methods import AangConfig
-from aang_ray.methods.aang import Aang, logits
+from aang_ray.methods.aang import Aang, Evidence, logits
 from tests.methods.problem import NAMES, Problem, dense_answer, sampled, weighting
 
 
@@ -179,3 +183,94 @@ def test_the_row_for_the_store() -> None:
     assert set(row.weights) == set(NAMES["A"][:2])
     assert set(row.factors) == {"A", "D", "T", "R", "O"}
     assert -1 <= row.health["cos_dev_end_task"] <= 1
+
+
+def evidence() -> Aang:
+    return Aang(weighting(), AangConfig(update="evidence", aux_lr=1.0, sopt_lr=1.0))
+
+
+def test_evidence_is_a_self_normalised_sum_of_centred_scores() -> None:
+    # v = (1, 0); g_E = (1, 0). First: g_0 = (1, 0), g_1 = (0, 1): cosines 1, 0, x = (1/2, -1/2). After t such steps
+    # z of A_0 is sqrt(t), and A_0 = aux_lr (sqrt(t) - 1). T and R are as A. D and O are used by both: x = 0.
+    # s_E = 1 and s_X = cos((1, 0), (1, 1)) = 0.7071 at both first steps: z of lambda is sqrt(2) after the second.
+    method, chosen = evidence(), sampled(0, 1)
+    first = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    for step in range(1, 4):
+        method.observe(chosen, dense_answer(first, method.request(chosen)))
+        for letter, used in (("A", 0), ("T", 1), ("R", 0)):
+            assert abs(method.factors()[letter][used]) == pytest.approx(math.sqrt(step) - 1, abs=1e-9)
+        assert method.factors()["A"][1] == -method.factors()["A"][0]
+        if step == 2:
+            expected = [math.sqrt(2) - 1, 1 - math.sqrt(2)]
+            assert method.weighting.lambda_logits_2.tolist() == pytest.approx(expected)
+    # Then g_0 = (3, 4), g_1 = (2, 0): cosines 0.6, 1, x = (-0.2, 0.2); z = (1.5 - 0.2) / sqrt(0.75 + 0.04) = 1.46261.
+    second = torch.tensor([[1.0, 0.0], [1.0, 0.0], [3.0, 4.0], [2.0, 0.0]], dtype=torch.float64)
+    method.observe(chosen, dense_answer(second, method.request(chosen)))
+    assert method.factors()["A"].tolist() == pytest.approx([0.46261, -0.46261, 0.0, 0.0], abs=1e-5)
+    assert not method.factors()["D"].any()
+    assert not method.factors()["O"].any()
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10_000))
+def test_noise_moves_evidence_by_a_few_units_only_and_a_mean_moves_it_without_bound(seed: int) -> None:
+    """P(|z| > 6) <= 2 exp(-18) for symmetric noise, also if its scale changes."""
+    generator = torch.Generator().manual_seed(seed)
+    noise, signal = Evidence.none(torch.zeros(50)), Evidence.none(torch.zeros(50))
+    for step in range(400):
+        values = torch.randn(50, generator=generator) * 10 ** (step / 100)
+        noise.add(values)
+        signal.add(torch.randn(50, generator=generator) + 0.7)
+        assert float(noise.z_F.abs().max()) < 6
+    assert float(signal.z_F.min()) > 6
+
+
+def test_an_objective_without_labels_is_no_evidence() -> None:
+    gradients = Problem.random(5, 0).gradients_SP()
+    gradients[3] = 0.0
+    method = evidence()
+    chosen = sampled(0, 1, 2)
+    chosen = type(chosen)(chosen.step, chosen.objectives, chosen.shares, (5.0, 0.0, 5.0))
+    for _ in range(2):
+        method.observe(chosen, dense_answer(gradients, method.request(chosen)))
+    found = method.factors()["A"]
+    assert found[1] == 0.0
+    assert found[0] == pytest.approx(-found[2])
+    assert abs(found[0]) == pytest.approx(math.sqrt(2) - 1)
+
+
+def test_scores_are_taken_with_the_running_mean_of_earlier_dev_gradients() -> None:
+    config = AangConfig(dev_memory=0.75, dev_every=2, meta_every=1, aux_lr=1.0)
+    method = Aang(weighting(), config)
+    mean_P, seen = None, []
+    moved = torch.zeros(2, dtype=torch.float64)
+    for step in range(5):
+        gradients_SP = Problem.random(4, step).gradients_SP()
+        if step % 2:
+            gradients_SP[0] = 0.0  # no dev batch
+        chosen = replace(sampled(0, 1), step=step)
+        assert method.samples_dev_at(step) == (step % 2 == 0)
+        request = method.request(chosen)
+        assert (request.reference_P is None) == (step == 0)
+        method.observe(chosen, dense_answer(gradients_SP, request))
+        if mean_P is not None:
+            moved += torch.nn.functional.cosine_similarity(gradients_SP[2:], mean_P[None])
+        if step % 2 == 0:
+            seen.append(gradients_SP[0])
+            shares = torch.tensor([0.75 ** (len(seen) - 1 - i) for i in range(len(seen))], dtype=torch.float64)
+            mean_P = (shares / shares.sum()) @ torch.stack(seen)
+        torch.testing.assert_close(torch.from_numpy(method.factors()["A"][:2].copy()), moved)
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"dev_every": 2}, "set dev_memory"),
+        ({"dev_every": 2, "head_refit_every": 3, "dev_memory": 0.5}, "a multiple of the other"),
+        ({"dev_memory": 0.5, "auxiliary_score": "published"}, "auxiliary_score: published"),
+        ({"update": "evidence", "jacobian": "softmax"}, "jacobian: softmax"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings_: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        AangConfig.model_validate(settings_)

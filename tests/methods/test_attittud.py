@@ -7,6 +7,7 @@ import io
 import pytest
 import torch
 from torch import Tensor, nn
+from torchjd.aggregation import PCGrad
 
 from aang_ray.config.methods import AttittudConfig
 from aang_ray.config.sections import Semantics
@@ -137,3 +138,28 @@ def test_without_a_measurement_there_is_no_direction() -> None:
         method.direction(sampled(0), gradients((1.0, 0.0), (1.0, 0.0)))
     with pytest.raises(ValueError, match="must be estimated before it is used"):
         method.measure(1, None, linear((1.0, 0.0)))
+
+
+@pytest.mark.parametrize("end_task", [(2.0, 0.0, 1.0), (-1.0, 0.5, 0.0), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize("auxiliary", [(-1.0, 1.0, 2.0), (3.0, 1.0, -0.5)])
+def test_with_its_own_gradient_as_subspace_it_is_one_half_of_pcgrad(
+    end_task: tuple[float, float, float], auxiliary: tuple[float, float, float]
+) -> None:
+    """TorchJD's PCGrad of two gradients is the sum of both one-sided projections."""
+    config = AttittudConfig(subspace="gradient", eta_minus=0.0)
+
+    def projected(primary_P: Tensor, other_P: Tensor) -> Tensor:
+        """What is left of `other` where `primary` is the end task's gradient; the update's weights are 1/2 each."""
+        method = Attittud(weighting(), config, seed=0)
+        assert not method.measures
+        given = StepGradients(torch.zeros(3), kept={1: primary_P}, update_P=0.5 * (primary_P + other_P))
+        direction_P = method.direction(sampled(0), given)
+        return 2 * direction_P - primary_P
+
+    first_P, second_P = (torch.tensor(row, dtype=torch.float64) for row in (end_task, auxiliary))
+    both_2P = torch.stack((first_P, second_P))
+    expected_P = PCGrad()(both_2P)
+    torch.testing.assert_close(projected(first_P, second_P) + projected(second_P, first_P), expected_P)
+    dot = float(first_P @ second_P)
+    dense_P = second_P - (dot / float(first_P @ first_P)) * first_P if dot < 0 else second_P
+    torch.testing.assert_close(projected(first_P, second_P), dense_P)

@@ -49,7 +49,9 @@ def objective(transform: str, output: str) -> Objective:
     return Objective("end-task", transform, "whole", output)
 
 
-@pytest.mark.parametrize(("name", "sound", "published"), [("digits", 4, 5), ("digits_pair", 1, 1)])
+@pytest.mark.parametrize(
+    ("name", "sound", "published"), [("digits", 4, 5), ("digits_pair", 1, 1), ("digits_unlabelled", 6, 6)]
+)
 def test_sizes_of_the_spaces(name: str, sound: int, published: int) -> None:
     assert len(enumerate_space(name, read_space(name))) == sound
     assert len(enumerate_space(name, read_space(name), "published")) == published
@@ -72,6 +74,7 @@ EXPECTED = [
     ("rotation destroys nothing that denoising could restore", True, [("rotate", "denoise")], []),
     ("denoising an uncorrupted image is copying", False, [("no-op", "denoise")], [("noise", "denoise")]),
 ]
+UNLABELLED = "in-domain images have no labels of digits"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,15 @@ def test_a_rule_forbids_what_it_says_and_no_more(
 def test_no_cell_and_no_rule_is_untested() -> None:
     cells = {cell for _, _, forbidden, allowed in EXPECTED for cell in (*forbidden, *allowed)}
     assert cells == set(product(PRIMITIVES["transform"], PRIMITIVES["output"]))
-    assert {(rule.reason, rule.published) for rule in RULES} == {(rule[0], rule[1]) for rule in EXPECTED}
+    about_data = {(UNLABELLED, True)}
+    assert {(rule.reason, rule.published) for rule in RULES} - about_data == {(rule[0], rule[1]) for rule in EXPECTED}
+
+
+@pytest.mark.parametrize("output", PRIMITIVES["output"])
+def test_images_without_labels_have_objectives_without_labels(output: str) -> None:
+    transform = "rotate" if output == "rotation" else "noise"
+    found = ruled_out(Objective("in-domain", transform, "whole", output), "published", RULES)
+    assert found == (UNLABELLED if output in {"other-digit", "end-task"} else None)
 
 
 def test_a_name_of_another_domain_is_refused(tmp_path: pytest.TempPathFactory) -> None:
@@ -117,7 +128,8 @@ def test_files_of_primitives_are_for_text(tmp_path: Path) -> None:
 def test_pixels_are_standardised_by_train_alone() -> None:
     made = images()
     train, dev, test = (replace(made, pixels_NHW=(k + 2) * made.pixels_NHW + 10 * k) for k in range(3))
-    task = ImageTask("t", ("0", "1"), "accuracy", train, dev, test, test_clean=np.arange(20), class_weights=None)
+    none = made.take(np.arange(0))
+    task = ImageTask("t", ("0", "1"), "accuracy", train, dev, test, np.arange(20), None, unlabelled=none)
     source = ImageSource(task, None, 0, SourceSettings(end_task=8, auxiliary=8, dev=8, dev_head=8, seed=0))
     for split, seen in ((train, source.train), (dev, source.dev), (test, source.test)):
         expected = (split.pixels_NHW - train.pixels_NHW.mean()) / train.pixels_NHW.std()

@@ -42,6 +42,18 @@ def test_sizes(name: str, published: int, sound: int) -> None:
     assert len(space(name, "sound")) == sound
 
 
+def test_elmo_and_electra_are_the_rows_of_figure_1() -> None:
+    """Dery et al. 2023, Figure 1; ELECTRA's generator is trained beside its discriminator."""
+    assert [k.key for k in space("elmo").objectives] == [
+        "out-of-domain/no-op/left-to-right/next-token",
+        "out-of-domain/no-op/right-to-left/next-token",
+    ]
+    assert [k.key for k in space("electra").objectives] == [
+        "neural-lm/replace/bidirectional/real-synthetic",
+        "neural-lm/mask/bidirectional/denoise",
+    ]
+
+
 def why_not(data: str, transform: str, representation: str, output: str, semantics: Semantics = "sound") -> str | None:
     """The reason why an objective is illegal by itself."""
     objective = Objective(data, transform, representation, output)

@@ -142,3 +142,33 @@ def test_truth_values_and_pairs_that_do_not_go_together() -> None:
     ):
         with pytest.raises(UserError, match=fragment):
             load_config(None, ["method.jacobian=softmax", setting])
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (("n=6", "batch.auxiliary=5"), "6"),
+        (("n=all", "batch.auxiliary=5"), r"all \(22 objectives\)"),
+        (("n=6", "batch.auxiliary=5", "method=diw"), None),
+        (("n=6", "batch.auxiliary=5", "objectives.allocation=published"), None),
+        (("n=6", "batch.auxiliary=6"), None),
+        (("n=all", "batch.auxiliary=5", "space=bert"), None),
+        (("n=all", "batch.auxiliary=5", "method=finetune"), None),
+    ],
+)
+def test_every_objective_of_a_step_needs_an_example(
+    tiny: dict[str, Any], settings: tuple[str, ...], named: str | None
+) -> None:
+    if named is None:
+        tiny_config(tiny, *settings)
+        return
+    with pytest.raises(UserError, match=f"^n: {named} exceeds batch.auxiliary, 5: each objective") as error:
+        tiny_config(tiny, *settings)
+    assert "\n" not in str(error.value)
+
+
+def test_what_only_the_encoder_decides_is_refused_when_it_is_known(tiny: dict[str, Any]) -> None:
+    """22 objectives need no position ids, and this encoder also computes the 23rd."""
+    config = tiny_config(tiny, "n=all", "batch.auxiliary=22", "method=static")
+    with pytest.raises(UserError, match=r"^n: all \(23 objectives\) exceeds batch.auxiliary, 22"):
+        stepper(config)

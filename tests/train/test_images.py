@@ -56,7 +56,7 @@ def test_engines_and_accumulation_take_the_same_way(method: str, changed: str) -
         )
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("tapt", "dapt"))])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("tapt", "dapt", "pooled"))])
 def test_every_method_runs(name: str) -> None:
     method = json.dumps({"name": name, **case(name).settings})
     record = run_cell(digits(f"method={method}", "schedule.steps=8", "schedule.eval_every=4"))
@@ -183,3 +183,36 @@ def test_no_classifier_of_images_is_exported(tmp_path: Path) -> None:
 def test_names_do_not_matter_to_the_cell_and_the_side_does() -> None:
     assert digits("data.task=digits").cell == digits().cell
     assert digits("data.task=digits-right").cell != digits().cell
+
+
+def test_images_without_labels_serve_as_in_domain() -> None:
+    """Their objectives read other images than the end task; standardised by the labelled ones."""
+    config = digits("space=digits_unlabelled", "method=static", "data.train_size=100", "batch.auxiliary=60")
+    setup = build(config, choose_compute(config))
+    assert setup.space is not None
+    batch = Stepper(setup).prepare(0).batch
+    names = {segment.name: segment for segment in batch.segments[2:]}
+    assert len(names) == 6
+    turned = names["in-domain/rotate/whole/rotation"]
+    assert turned.examples == 10
+    labelled = {image.tobytes() for image in setup.domain.source.train.pixels_NHW}  # type: ignore[attr-defined]
+    clean = names["in-domain/noise/whole/denoise"].clean_EHW
+    assert not labelled & {image.tobytes() for image in clean}
+    assert labelled >= {image.tobytes() for image in names["end-task/noise/whole/denoise"].clean_EHW}
+    record = run_cell(digits("space=digits_unlabelled", "method=static", "schedule.steps=4", "schedule.eval_every=2"))
+    assert record.result.status == "done"
+
+
+def test_without_unlabelled_images_a_space_on_them_is_refused() -> None:
+    config = digits("space=digits_unlabelled", "data.train_size=null")
+    with pytest.raises(UserError, match="space digits_unlabelled: all images have labels, none is left as in-domain"):
+        build(config, choose_compute(config))
+
+
+def test_images_have_a_last_stage() -> None:
+    settings = ("method=static", "schedule.steps=4", "schedule.eval_every=2")
+    result = run_cell(digits(*settings, "final_finetune={steps: 2, keep_start: true}")).result
+    assert (result.status, result.steps) == ("done", 6)
+    assert result.dev is not None
+    assert result.dev_before is not None
+    assert result.dev.accuracy >= result.dev_before.accuracy

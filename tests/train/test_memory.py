@@ -30,7 +30,7 @@ def left_of(tiny: dict[str, Any], *settings: str) -> int:
     return sum(ref() is not None for ref in seen)
 
 
-@pytest.mark.parametrize("method", [name for name in NAMES if name not in ("tapt", "dapt", "tapt_dapt")])
+@pytest.mark.parametrize("method", [name for name in NAMES if name not in ("tapt", "dapt", "tapt_dapt", "pooled")])
 def test_nothing_is_left_of_a_run(tiny: dict[str, Any], method: str) -> None:
     assert left_of(tiny, f"method={method}") == 0
 

@@ -4,6 +4,7 @@ Worker r computes the part g_s^r of each segment's gradient, g_s = sum_r g_s^r. 
 
 - for the update: the body once, the used heads once;
 - for <v, g_s> and the norm of g_s: scalars; if workers share s, also the body among them;
+- for the dev gradient itself (`keep`), the mean of all v^r: the body once; for <u, g_s> with a given u: scalars;
 - for the norm of the joint gradient d - c_1 g_1: a scalar of the worker that computes the end task;
 - for separate gradients and the Gram matrix: the body for each segment.
 
@@ -31,7 +32,7 @@ from aang_ray.gradients.engine import JointRows, Request, StepGradients, split_v
 from aang_ray.gradients.products import inner, products
 from aang_ray.gradients.statistics import from_gram
 from aang_ray.model.heads import TiedDecoder
-from aang_ray.objectives.source import END_TASK, FIRST_OBJECTIVE
+from aang_ray.objectives.source import DEV, END_TASK, FIRST_OBJECTIVE
 from aang_ray.train.device import is_out_of_memory
 from aang_ray.train.domain import Domain
 from aang_ray.train.workers.group import Pending, Workers, agreed
@@ -157,7 +158,7 @@ class Exchange:
         self.traffic = Counter()
         if request.gram or request.separate:
             return self._matrix(compute, request)
-        if request.scores and not request.keep:
+        if request.scores and set(request.keep) <= {DEV}:
             return self._scored(compute, request, share)
         local, body = self._computed(compute, request)
         losses_S = self._losses(local)
@@ -183,7 +184,10 @@ class Exchange:
         return from_gram(losses_S, products(rows_SP, rows_SP), request, rows_SP)
 
     def _scored(self, compute: Compute, request: Request, share: Share) -> StepGradients:
-        """Sum up inner products and norms. Workers that share a segment sum up its gradient among themselves."""
+        """Sum up inner products and norms. Workers that share a segment sum up its gradient among themselves.
+
+        The dev gradient is kept on request; all workers compute all of it, so the sum is divided by their number.
+        """
         split = share.placement.split()
         for ranks in split.values():
             self._workers.join(ranks)
@@ -202,13 +206,17 @@ class Exchange:
         joint = norms2_S.new_zeros(1)
         if request.joint_from is not None:
             joint = self._joint_part(request, share, local, body).reshape(1)
+        kept = {}
+        for segment in request.keep:  # a body-sized vector is sent
+            kept[segment] = local.kept[segment] / self._workers.size
+            self._sum(kept[segment], "separate")
         body.wait()
-        return self._joined(request, local.losses_S, dots_S, norms2_S, joint)
+        return replace(self._joined(request, local.losses_S, dots_S, norms2_S, joint), kept=kept)
 
     def _own_request(self, request: Request, share: Share, split: dict[int, tuple[int, ...]]) -> Request:
         """Return this worker's request, which also asks for the gradients that are needed to complete norms."""
         rank = self._workers.rank
-        keep = {segment for segment, ranks in split.items() if rank in ranks}
+        keep = {segment for segment, ranks in split.items() if rank in ranks} | set(request.keep)
         rows = None
         if request.joint_from is not None:
             if request.joint_from != FIRST_OBJECTIVE:
@@ -248,7 +256,8 @@ class Exchange:
     ) -> StepGradients:
         """Sum up all scalars in one message, and return the statistics of the whole step."""
         norm = norms2_S[0].sqrt()
-        unit = torch.where(norm > 0, 1 / norm, 0.0)
+        # All workers have the same reference, but each has its own v.
+        unit = torch.where(norm > 0, 1 / norm, 0.0) if request.reference_P is None else torch.ones_like(norm)
         count_S = self._computing(norms2_S)
         parts = [losses_S.to(norms2_S.dtype), dots_S * unit, norms2_S]
         packed = torch.cat([*(part / count_S for part in parts), joint.to(norms2_S.dtype)])
@@ -256,7 +265,7 @@ class Exchange:
         total_S, cosines_S, squares_S = packed[:-1].view(3, -1).clone().unbind()
         return StepGradients(
             losses_S=total_S.to(losses_S.dtype),
-            dots_S=cosines_S * squares_S[0].sqrt(),
+            dots_S=cosines_S * squares_S[0].sqrt() if request.reference_P is None else cosines_S,
             norms2_S=squares_S,
             joint_norm2=packed[-1] if request.joint_from is not None else None,
         )

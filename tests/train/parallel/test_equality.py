@@ -32,6 +32,9 @@ CASES: dict[str, list[str]] = {
     "n=1, accumulation": [*AANG, "n=1", "batch.micro=3"],
     "accumulation": [*AANG, "batch.micro=5"],
     "dot, loop": [*AANG, "method.score=dot", "method.jacobian=softmax", "gradients.engine=loop"],
+    "evidence": [*AANG, "method.update=evidence", "method.dev_memory=0.5"],
+    "evidence, sgd, loop": [*AANG, "method.dev_memory=0.5", "method.dev_every=2", "gradients.engine=loop"],
+    "evidence, accumulation": [*AANG, "method.update=evidence", "method.dev_memory=0.5", "batch.micro=5"],
     "published score": [*AANG, "method.auxiliary_score=published"],
     "published clipping": [*AANG, "optim.clipping=published"],
     "tied": [*AANG, "gradients.tied_in_scores=true"],
@@ -47,8 +50,8 @@ CASES: dict[str, list[str]] = {
     "finetune": [*PLAIN, "method=finetune"],
 }
 WITH_TWO = tuple(name for name in CASES if not name.startswith("n=1"))
-WITH_THREE = ("cosine", "accumulation", "published clipping", "static")
-WITH_FOUR = ("cosine", "n=1", "n=1, accumulation", "sharded", "finetune")
+WITH_THREE = ("cosine", "evidence", "accumulation", "published clipping", "static")
+WITH_FOUR = ("cosine", "evidence", "n=1", "n=1, accumulation", "sharded", "finetune")
 TOLERANCE = {
     torch.float64: 1e-9,  # asked for is 1e-6; a wrong norm of the joint gradient moves a run by 1e-6 only
     # AdamW divides a gradient by its own size: an entry that is rounding alone moves by up to the learning rate
@@ -133,7 +136,8 @@ def assert_bytes(found: Mapping[str, Any], name: str, size: int) -> None:
     matrix, method = name.startswith("published"), name in ("static", "static, accumulation", "finetune")
     untied = name == "published"  # its update is a sum of the separate gradients
     assert traffic["body"] == (0 if untied else body)
-    assert traffic["separate"] == (segments * body if matrix else 0)
+    kept = name in ("evidence", "evidence, accumulation")  # the dev gradient; the other case has none at its last step
+    assert traffic["separate"] == (segments * body if matrix else body if kept else 0)
     # Two segments on four workers are shared, and so is an end task of two fifths of the tokens.
     shared = not (matrix or method) and size == 4
     assert (traffic["parts"] > 0) == shared, (name, size)
@@ -147,6 +151,6 @@ def assert_bytes(found: Mapping[str, Any], name: str, size: int) -> None:
 
 def test_the_runs_learn_their_weights(alone: Found) -> None:
     """The runs that are compared above do change their weights."""
-    for name in ("cosine", "n=1", "dot, loop"):
+    for name in ("cosine", "n=1", "dot, loop", "evidence", "evidence, sgd, loop"):
         assert float(alone[name]["tensors"]["flat"].norm()) > 0.1
     assert not torch.equal(alone["cosine"]["tensors"]["flat"], alone["published score"]["tensors"]["flat"])
