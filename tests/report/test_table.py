@@ -270,16 +270,6 @@ def test_the_budget_of_tied_compute_and_of_convergence(store: Store, write: Writ
     write(store)
     write(store, method__tied_compute=True, batch__auxiliary=64, examples=9600)
     write(store, method="static", schedule__until="converged", examples=1234)
-    assert notes(build_table(store)) == [
-        "movie: budgets of end-task examples differ: finetune 3,200, finetune-tied 9,600, static-td 1,234."
-    ]
-
-
-def test_the_budget_of_tied_compute_and_of_convergence(store: Store, write: Write) -> None:
-    """100 steps of 32 + 64 examples, all of the end task; a run until convergence has the budget that it has seen."""
-    write(store)
-    write(store, method__tied_compute=True, batch__auxiliary=64, examples=9600)
-    write(store, method="static", schedule__until="converged", examples=1234)
     assert budgets(store) == [
         "movie: budgets of end-task examples differ: finetune 3,200, finetune-tied 9,600, static-td 1,234."
     ]
@@ -306,23 +296,6 @@ def test_no_p_value_where_there_is_no_test(
         note.endswith(f": static-td on movie ({pairs}).") and note.startswith("No p-value") for note in notes(table)
     )
     assert f"– ({pairs})" in render(table)
-
-
-def test_the_pairs_of_a_p_value_are_told_where_they_are_not_the_rows_seeds(store: Store, write: Write) -> None:
-    """static has seeds 0, 1, 2 and finetune 0, 1: two pairs. td_ed has the seeds of finetune, and needs no word."""
-    for seed, test in enumerate((0.5, 0.6)):
-        write(store, seed=seed, test=test)
-        write(store, method="static", space="td_ed", seed=seed, test=0.7 + 0.2 * seed, fingerprints__space="other")
-    for seed, test in enumerate((0.7, 0.9, 0.8)):
-        write(store, method="static", seed=seed, test=test)
-    table = build_table(store)
-    assert (line(table, "static-td").pairs, line(table, "static-td_ed").pairs) == (2, 2)
-    assert "static-td on movie: p rests on the 2 of 3 seeds that finetune has, too." in notes(table)
-    assert not any(note.startswith("static-td_ed") for note in notes(table))
-    text = render(table)
-    # d = (0.2, 0.3): mean 0.25, sd 0.0707, t = 0.25 / (0.0707 / sqrt 2) = 5; one degree of freedom: p = 0.126.
-    assert "| 0.126 (2 pairs) |" in text
-    assert "0.126 |" in text
 
 
 def test_a_tiny_p_value_is_not_printed_as_zero(store: Store, write: Write) -> None:
@@ -358,14 +331,6 @@ def test_the_pairs_of_a_p_value_are_those_seeds_that_both_rows_have(store: Store
     assert line(table, "static-td").pairs == 3
     # d = (0.2, 0.3, 0.3): mean 0.26667, sd 0.057735, t = 8; two degrees of freedom: p = 1 - 8 / sqrt(66) = 0.01527.
     assert "| 0.015 (3) |" in render(table)
-
-
-def test_a_tiny_p_value_is_not_printed_as_zero(store: Store, write: Write) -> None:
-    for seed in range(5):
-        write(store, seed=seed, test=0.5)
-        write(store, method="static", seed=seed, test=0.8 + 0.0001 * seed)
-    assert entry(store, "static-td").p_value < 1e-6
-    assert "| < 0.001 (5) |" in render(build_table(store))
 
 
 def test_nothing_to_report_is_one_line(store: Store, write: Write) -> None:
