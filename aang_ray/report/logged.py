@@ -127,12 +127,12 @@ class Logged:
 def early_and_late(weights: pd.DataFrame) -> pd.DataFrame:
     """Return the mean weight of each objective in each run, `early` and `late`.
 
-    A run that logged nothing in its first tenth has its first logged weights as early ones.
+    A run that logged nothing in its first tenth has its first logged weights as early ones, and likewise for late ones.
     """
     run = ["row", "column", "task", "seed"]
-    first = weights.groupby(run)["part"].transform("min")
-    early = weights[(weights["part"] <= EARLY) | (weights["part"] == first)]
-    late = weights[weights["part"] > 1 - LATE]
+    parts_of_run = weights.groupby(run)["part"]
+    early = weights[(weights["part"] <= EARLY) | (weights["part"] == parts_of_run.transform("min"))]
+    late = weights[(weights["part"] > 1 - LATE) | (weights["part"] == parts_of_run.transform("max"))]
     parts = {"early": early, "late": late}
     means = {name: part.groupby([*run, "objective"])["weight"].mean() for name, part in parts.items()}
     return pd.DataFrame(means).reset_index()
