@@ -196,9 +196,9 @@ def test_images_without_labels_serve_as_in_domain() -> None:
     turned = names["in-domain/rotate/whole/rotation"]
     assert turned.examples == 10
     labelled = {image.tobytes() for image in setup.domain.source.train.pixels_NHW}  # type: ignore[attr-defined]
-    clean = names["in-domain/noise/whole/denoise"].clean_EHW
+    clean = names["in-domain/noise/whole/denoise"].labels
     assert not labelled & {image.tobytes() for image in clean}
-    assert labelled >= {image.tobytes() for image in names["end-task/noise/whole/denoise"].clean_EHW}
+    assert labelled >= {image.tobytes() for image in names["end-task/noise/whole/denoise"].labels}
     record = run_cell(digits("space=digits_unlabelled", "method=static", "schedule.steps=4", "schedule.eval_every=2"))
     assert record.result.status == "done"
 

@@ -41,7 +41,9 @@ def source_of(made: Stepper) -> BatchSource:
 @pytest.mark.parametrize(("space", "sound", "published"), [("td", 23, 24), ("td_ed", 38, 40)])
 def test_legality_of_a_run(tiny: dict[str, Any], space: str, sound: int, published: int) -> None:
     for legality, size in (("sound", sound), ("published", published)):
-        made = stepper(tiny_config(tiny, f"space={space}", f"objectives.legality={legality}", "n=all"))
+        made = stepper(
+            tiny_config(tiny, f"space={space}", f"objectives.legality={legality}", "n=all", "batch.auxiliary=40")
+        )
         assert len(objectives_of(made)) == size
         # The cells that are added copy an uncorrupted input that every token sees.
         intact = {k.output for k in objectives_of(made) if k.stages[1:3] == ("no-op", "bidirectional")}

@@ -121,7 +121,7 @@ def test_a_round_by_hand(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     made = rounds(config_of(tiny, "diw, round_steps: 1, tries: 1", *settings))
     start_Q, optim = made.vector.read(), made.setup.config.optim
     take(made, 3)
-    (piece,) = made.setup.domain.pieces(made.tasks.all_of(0), 1000, False)
+    (piece,) = made.setup.domain.pieces(made.batch(0), 1000, False)
     losses_S = made.setup.domain.losses(piece, made.setup.head_of)
     gradients = torch.autograd.grad(losses_S[1:].mean(), made.vector.parameters, allow_unused=True)
     body = len(list(made.setup.encoder.parameters()))

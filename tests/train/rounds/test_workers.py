@@ -74,7 +74,7 @@ def test_two_workers_are_as_good_as_one(tiny: dict[str, Any], tmp_path: Path) ->
 def short_of_memory(workers: Workers, tiny: dict[str, Any], method: str) -> None:
     """One worker finds that its vectors do not fit."""
     if workers.rank == 1:
-        memory._free = lambda _: 10
+        memory.free_memory = lambda _: 10
     config = config_of(tiny, METHODS[method][0])
     made = make_stepper(build(config, choose_compute(config), workers))
     for step in range(6):
