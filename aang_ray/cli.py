@@ -14,9 +14,10 @@ import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from aang_ray import __version__
-from aang_ray.api import DEFAULT_STORE, STORE_VARIABLE, open_store
+from aang_ray import __version__, store_verbs
+from aang_ray.api import DEFAULT_STORE, open_store
 from aang_ray.errors import RunFailure, UserError
+from aang_ray.store_verbs import StoreUri
 from aang_ray.train.control import Interrupted
 
 INTERRUPTED = 130
@@ -46,6 +47,8 @@ data_app = typer.Typer(help="End tasks.", no_args_is_help=True)
 space_app = typer.Typer(help="Search spaces of auxiliary objectives.", no_args_is_help=True)
 preset_app = typer.Typer(help="The paper's grids, for `aang sweep --preset`.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(store_verbs.app)  # without a name: its verbs stand beside these
+app.add_typer(store_verbs.store_app, name="store")
 app.add_typer(space_app, name="space")
 app.add_typer(preset_app, name="preset")
 
@@ -53,10 +56,6 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting, for example optim.body_lr=1e-4; may be repeated."),
 ]
-StoreUri = Annotated[
-    str, typer.Option("--store", envvar=STORE_VARIABLE, metavar="URI", help="Folder or URI of the Parquet store.")
-]
-Format = Literal["markdown", "json", "csv", "latex"]
 Word = str | None
 
 
@@ -112,6 +111,7 @@ def sweep(
     """
     from rich.console import Console
 
+    from aang_ray.report import build_table, render
     from aang_ray.sweep.command import sweep_file
     from aang_ray.sweep.spec import Asha, SweepOverrides, parse_seeds
 
@@ -143,7 +143,7 @@ def sweep(
         return
     if outcome.done:
         typer.echo("")
-        _print_table(store, "markdown", oracle=False)
+        typer.echo(render(build_table(opened)))
         typer.echo(f"\nresults: {opened.uri}")
     raise typer.Exit(outcome.exit_code)
 
@@ -160,17 +160,17 @@ def try_(
     """Compare fine-tuning with auxiliary objectives on your data, say which is better, and write the best model."""
     from rich.console import Console
 
+    from aang_ray.report import build_table, render
     from aang_ray.sweep.recipe import try_task
     from aang_ray.sweep.spec import SweepOverrides, parse_seeds
 
     chosen = () if seeds is None else parse_seeds(seeds)
-    outcome = try_task(
-        task, SweepOverrides((), metric, chosen, tuple(settings or ())), open_store(store), Console(), dry_run=dry_run
-    )
+    opened, changes = open_store(store), SweepOverrides((), metric, chosen, tuple(settings or ()))
+    outcome = try_task(task, changes, opened, Console(), dry_run=dry_run)
     if outcome is not None:
         if outcome.done:
             typer.echo("")
-            _print_table(store, "markdown", oracle=False)
+            typer.echo(render(build_table(opened)))
         raise typer.Exit(outcome.exit_code)
 
 
@@ -192,30 +192,6 @@ def status(
     for line in cluster_lines():
         typer.echo(line)
     show_status(read_status(Store(store), file), Console())
-
-
-@app.command()
-def table(
-    store: StoreUri = DEFAULT_STORE,
-    output: Annotated[Format, typer.Option("--format", help="Format of the table.")] = "markdown",
-    oracle: Annotated[bool, typer.Option("--oracle", help="Add configurations chosen on test, as papers do.")] = False,
-) -> None:
-    """Print the table of a store: methods by tasks, mean and standard deviation over the seeds."""
-    _print_table(store, output, oracle=oracle)
-
-
-@app.command()
-def show(
-    cell: Annotated[Word, typer.Argument(help="Name of the run, or its first characters; none: list all runs.")] = None,
-    store: StoreUri = DEFAULT_STORE,
-    full: Annotated[bool, typer.Option("--full", help="Show all settings, not only those that were changed.")] = False,
-) -> None:
-    """Show one run: configuration, scores, history, weights, and the error and traceback of a failed one."""
-    from aang_ray.report.show import describe_run, list_runs
-    from aang_ray.store import Store
-
-    opened = Store(store)
-    typer.echo(list_runs(opened) if cell is None else describe_run(opened, cell, full=full), nl=False)
 
 
 @app.command()
@@ -294,13 +270,6 @@ def preset_show(name: Annotated[str, typer.Argument(help="For example paper/cita
     from aang_ray.sweep.presets import preset
 
     typer.echo(yaml.safe_dump(preset(name), sort_keys=False), nl=False)
-
-
-def _print_table(store: str, output: Format, *, oracle: bool) -> None:
-    from aang_ray.report import build_table, render
-    from aang_ray.store import Store
-
-    typer.echo(render(build_table(Store(store), oracle=oracle), output))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = f"""
 import sys
 from aang_ray.cli import main
-for verb in ([], ["train"], ["sweep"], ["table"], ["data"], ["data", "show"], ["space", "show"]):
+for verb in ([], ["train"], ["sweep"], ["table"], ["plot"], ["report"], ["data"], ["data", "show"], ["space", "show"]):
     assert main([*verb, "--help"]) == 0
 found = [name for name in {HEAVY!r} if name in sys.modules]
 sys.exit(f"imported: {{found}}" if found else 0)
@@ -253,12 +253,44 @@ def test_table_formats(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     from aang_ray.config import parse_config
 
     Store(tmp_path).write(done_record(fake_resolve(parse_config({"method": "finetune"}, "test"))))
-    for form in ("markdown", "json", "csv", "latex"):
+    for form in ("markdown", "json", "csv", "latex", "html", "terminal"):
         assert main(["table", "--store", str(tmp_path), "--format", form]) == 0
         text = capsys.readouterr().out
         assert "finetune" in text
         if form == "json":
             json.loads(text)
+
+
+def test_verbs_that_read_a_store(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from aang_ray.config import parse_config
+
+    store, other = str(tmp_path / "store"), str(tmp_path / "other")
+    for seed in range(2):
+        Store(store).write(done_record(fake_resolve(parse_config({"method": "finetune", "seed": seed}, "test"))))
+
+    def printed(*arguments: str, code: int = 0) -> str:
+        assert main([*arguments]) == code
+        captured = capsys.readouterr()
+        return captured.out + captured.err
+
+    assert "finetune on" in printed("table", "--store", store, "--trace", "finetune")
+    assert "| row" in printed("table", "--store", store, "--rows", "method", "--cols", "data.max_tokens")
+    assert "Table 2" not in printed("table", "--store", store, "--paper", "--tests", "--clean")
+    assert "drawn: " in printed("plot", "bars", store, "-o", str(tmp_path / "bars.svg"))
+    assert "error: no run of the store has weights" in printed("weights", store, code=2)
+    assert "has no stored predictions" in printed("errors", "finetune", "--store", store, code=2)
+    assert "written: " in printed("report", store, "-o", str(tmp_path / "report.html"))
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert "cannot be written" in printed("report", store, "-o", str(tmp_path / "bars.svg" / "x.html"), code=2)
+    assert json.loads(printed("query", "select count(*) as n from results", "--store", store, "--format", "json")) == [
+        {"n": 2}
+    ]
+    assert "|   2 |" in printed("query", "select count(*) as n from results", "--store", store)
+    assert "2 runs copied, 0 were there already" in printed("store", "merge", other, store)
+    assert "6 files before, 3 now" in printed("store", "compact", other)
+    told = printed("store", "verify", other, code=1)
+    assert told.count("has a configuration of the name") == 2
+    assert "error: 2 problems in store" in told
 
 
 @pytest.mark.parametrize("script", JOBS)

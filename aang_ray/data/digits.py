@@ -20,7 +20,7 @@ from aang_ray.data.cache import content_key
 from aang_ray.data.describe import count_table
 from aang_ray.data.read import SPLITS, Split
 from aang_ray.data.splits import Indices, nested_subset, split_one
-from aang_ray.data.tasks import Card, Task, balanced_weights, card_named, metric_of, register_cards
+from aang_ray.data.tasks import Card, Task, balanced_weights, card_named, content_digest, metric_of, register_cards
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,6 +74,10 @@ class LabelledImages:
 
     def take(self, indices: npt.NDArray[np.int64]) -> Self:
         return type(self)(self.pixels_NHW[indices], self.labels[indices], self.others[indices])
+
+    def digests(self, indices: npt.NDArray[np.int64]) -> list[str]:
+        """Return a hash of the pixels of each chosen image."""
+        return [content_digest(pixels) for pixels in self.pixels_NHW[indices]]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,16 @@ class Labelled:
         ragged = Ragged(values, offsets, self.tokens.take_capitals(indices), self.tokens.take_types(indices))
         return Labelled(ragged, self.labels[indices])
 
+    def digests(self, indices: Int64) -> list[str]:
+        """Return a hash of the tokens of each chosen text."""
+        values, lengths = self.tokens.take(indices)
+        return [content_digest(tokens) for tokens in np.split(values, np.cumsum(lengths)[:-1])]
+
+
+def content_digest(values: npt.NDArray[Any]) -> str:
+    """Return a hash of an example's content, 16 hexadecimal digits."""
+    return hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=8).hexdigest()
+
 
 @dataclass(frozen=True)
 class External:
@@ -96,6 +107,10 @@ class LabelledSplit(Protocol):
     def labels(self) -> Int64: ...
 
     def __len__(self) -> int: ...
+
+    def digests(self, indices: Int64) -> list[str]:
+        """Return a hash of the content of each chosen example."""
+        ...
 
 
 SplitT = TypeVar("SplitT", bound=LabelledSplit, covariant=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from statistics import fmean, stdev
 from typing import Any, Literal
 
@@ -35,66 +36,96 @@ _NAMES = {
     "fingerprints.encoder": ("encoder.name", "encoder.revision"),
 }
 _DIGITS = 12  # digits of a fingerprint that a label shows
+_SAME = (
+    "cell",
+    "group",
+    "seed",
+    "status",
+    "task",
+    "method",
+    "majority",
+    "steps",
+    "examples",
+    "tokens",
+    "seconds",
+    "best_step",
+)
 
 
-def read_runs(store: Store, metric: str | None = None) -> pd.DataFrame:
+def read_runs(store: Store, metric: str | None = None, split: Sequence[str] = ()) -> pd.DataFrame:
     """Read all runs of a store, one line each, sorted by configuration and seed.
 
     Args:
         store: The store.
         metric: `accuracy` or `macro_f1`, for every task; None: the metric of each task.
+        split: Settings by dotted name that a table has rows or columns for. They do not enter the label of the column.
 
     Returns:
         A frame with the columns `cell`, `group` (the configuration without the seed), `seed`, `status`, `row` (for
-        example `aang-td`), `label` (`aang-td n=6`), `task`, `method`, `auxiliary`, `metric`, `column` (label of the
-        problem; only of runs that are done), `dev`, `test`, `test_clean` (scores by the metric), `test_examples`,
-        `clean_examples`, `majority`, `steps`, `examples`, `tokens`, `seconds` and `choices` (the settings of the
-        solution, as text).
+        example `aang-td`), `label` (`aang-td n=6`), `task`, `method`, `auxiliary`, `metric`, `problem` and `column`
+        (label of the problem, and without the settings of `split`; only of runs that are done), `dev`, `test`,
+        `test_clean` (scores by the metric), `test_examples`, `clean_examples`, `majority`, `steps`, `examples`,
+        `tokens`, `seconds`, `choices` (the settings of the solution, as text) and `split` (the values of `split`; None
+        for a setting that the method does not have).
 
     Raises:
-        UserError: for an unknown metric, a store that does not exist, or one without a run that is done.
+        UserError: for an unknown metric, a store that does not exist, or one without a run that is done, or a setting
+            that no run has.
     """
     if metric is not None and metric not in METRICS:
         raise UserError(f"metric {metric!r} is unknown; choose one of {', '.join(METRICS)}")
     if not store.exists():
         raise UserError(f"there is no store at {store.uri}; run a sweep first, or name another with --store")
-    rows = store.results().to_pylist(maps_as_pydicts="strict")
-    lines = [_line(row, metric or row["metric"]) for row in rows]
+    scores = [f"{view}_{name}" for view in VIEWS for name in METRICS]
+    sizes = {"test_examples": "test_examples", "test_clean_examples": "clean_examples"}
+    runs: pd.DataFrame = store.results([*_SAME, "row", "n", "space", "metric", "config", *scores, *sizes]).to_pandas()
+    runs["metric"] = metric or runs["metric"]
+    for view in VIEWS:
+        runs[view] = runs[f"{view}_macro_f1"].where(runs["metric"] == "macro_f1", runs[f"{view}_accuracy"])
     # A run that is done has been scored on both splits. A row without these scores cannot stand in a table.
-    lines = [line for line in lines if line["status"] != "done" or not (line["dev"] is None or line["test"] is None)]
-    done = [line for line in lines if line["status"] == "done"]
-    if not done:
-        failed = sum(line["status"] == "failed" for line in lines)
+    runs = runs[(runs["status"] != "done") | (runs["dev"].notna() & runs["test"].notna())]
+    if not (runs["status"] == "done").any():
+        failed = (runs["status"] == "failed").sum()
         raise UserError(f"store {store.uri} has no finished run ({failed} failed); run a sweep first")
-    for task in {line["task"] for line in done}:
-        _label_columns([line for line in done if line["task"] == task])
-    frame = pd.DataFrame(lines).drop(columns=["settings", "problem"])
-    return frame.sort_values(["group", "seed"], ignore_index=True)
+    for stored, name in sizes.items():
+        runs[name] = runs[stored].fillna(0).astype(int)
+    runs["auxiliary"], runs["n"] = runs["space"].notna(), runs["n"].astype(object).where(runs["n"].notna(), None)
+    runs["label"] = runs["row"].astype(object)
+    # `aang-td n=6` and `aang-td n=3` are configurations of the row `aang-td`.
+    runs["row"] = [row.removesuffix(f" n={n}") for row, n in zip(runs["label"], runs["n"], strict=True)]
+    # Runs of one group differ in nothing that matters here, so one configuration of each is enough.
+    runs = runs.sort_values(["group", "seed"], ignore_index=True)
+    groups = {line["group"]: _group(line, split) for line in runs.drop_duplicates("group").to_dict("records")}
+    for key in split:
+        if all(one["split"][key] is None for one in groups.values()):
+            raise UserError(f"no run of store {store.uri} has the setting {key}; name one as in `aang show --full`")
+    _label_columns([groups[name] for name in runs["group"][runs["status"] == "done"].unique()], split)
+    for name in ("problem", "column", "choices", "split"):
+        runs[name] = pd.Series([groups[group][name] for group in runs["group"]], dtype=object)
+    kept: pd.DataFrame = runs.drop(columns=["config", "space", "n", *scores, "test_clean_examples"])
+    return kept
 
 
-def _line(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """One line of `read_runs` without the label of its column, and the `settings` and `problem` that make that."""
+def _group(row: Mapping[Any, Any], split: Sequence[str]) -> dict[str, Any]:
+    """What a configuration says, without the labels of its column: these depend on the other configurations."""
     settings = _settings(json.loads(row["config"]))
     replaced = {name for key, names in _NAMES.items() if settings.get(key) for name in names}
     kinds = {key: _kind(key) for key in settings if key not in replaced}
-    same = ("cell", "group", "seed", "status", "task", "method", "majority", "steps", "examples", "tokens", "seconds")
+    facts = {"metric": row["metric"]} | {key: settings[key] for key, kind in kinds.items() if kind == "problem"}
+    # Without auxiliary objectives their number is not a setting that means anything.
+    values = {key: (settings.get(key) if key != "n" or row["auxiliary"] else None) for key in split}
     return {
-        **{name: row[name] for name in same},
-        # `aang-td n=6` and `aang-td n=3` are configurations of the row `aang-td`.
-        "row": row["row"] if row["n"] is None else row["row"].removesuffix(f" n={row['n']}"),
-        "label": row["row"],
-        "auxiliary": row["space"] is not None,
-        "metric": metric,
-        "column": None,
-        **{view: row[f"{view}_{metric}"] for view in VIEWS},
-        "test_examples": row["test_examples"] or 0,
-        "clean_examples": row["test_clean_examples"] or 0,
+        "task": row["task"],
         "settings": settings,
-        "problem": {"metric": row["metric"]} | {key: settings[key] for key, kind in kinds.items() if kind == "problem"},
+        "facts": facts,
         "choices": {key: settings[key] for key, kind in kinds.items() if kind == "choice"},
+        "split": values,
+        "problem": None,
+        "column": None,
     }
 
 
+@cache
 def _kind(key: str) -> Literal["problem", "choice"] | None:
     if key.startswith(_PROBLEM) and key not in (*_CHOICES, "data.metric"):
         return "problem"
@@ -128,94 +159,92 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 _DEFAULTS = dict(flatten(RunConfig().model_dump(mode="json", exclude={"method"})))
 
 
-def _label_columns(runs: Sequence[dict[str, Any]]) -> None:
-    """Set `column` of runs on one task.
+def _label_columns(groups: Sequence[dict[str, Any]], split: Sequence[str]) -> None:
+    """Set `problem` and `column` of configurations.
 
     Runs stand in one column if they solve the same problem: same data, encoder and metric. Where they do not, the
     label adds the settings that differ, for example `movie (train_size=100)`.
     """
-    keys = sorted({key for run in runs for key in run["problem"]})
-    differing = [key for key in keys if len({run["problem"].get(key) for run in runs}) > 1]
-    for run in runs:
-        parts = [part for key in differing for part in _label_parts(key, run, runs)]
-        run["column"] = f"{run['task']} ({', '.join(parts)})" if parts else run["task"]
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for group in groups:
+        by_task.setdefault(group["task"], []).append(group)
+    for same in by_task.values():
+        values: dict[str, set[str | None]] = {key: set() for group in same for key in group["facts"]}
+        for key, found in values.items():
+            found.update(group["facts"].get(key) for group in same)
+        for name, skipped in (("problem", ()), ("column", split)):
+            differing = [key for key in sorted(values) if len(values[key]) > 1 and key not in skipped]
+            labels: dict[tuple[str, ...], str] = {}
+            for group in same:
+                # The same facts get the same label, and making one costs a look at all configurations.
+                facts = tuple(f"{group['facts'].get(key)}" for key in differing)
+                if facts not in labels:
+                    parts = [part for key in differing for part in _label_parts(key, group, same)]
+                    labels[facts] = f"{group['task']} ({', '.join(parts)})" if parts else group["task"]
+                group[name] = labels[facts]
 
 
-def _label_parts(key: str, run: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return `name=value`; for a fingerprint the names that it stands for, if these tell the runs apart."""
-    names = [name for name in _NAMES.get(key, ()) if len({other["settings"].get(name) for other in runs}) > 1]
-    by_names = {tuple(other["settings"].get(name) for name in names) for other in runs}
+def _label_parts(key: str, group: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return `name=value`; for a fingerprint the names that it stands for, if these tell the problems apart."""
+    names = [name for name in _NAMES.get(key, ()) if len({other["settings"].get(name) for other in groups}) > 1]
+    by_names = {tuple(other["settings"].get(name) for name in names) for other in groups}
     # The content of a file may change and its name stay. Then only the digits tell the columns apart.
-    if names and len(by_names) == len({other["problem"].get(key) for other in runs}):
-        return [f"{name.rpartition('.')[2]}={run['settings'].get(name, '')}" for name in names]
-    return [f"{key.rpartition('.')[2]}={run['problem'].get(key, '')[:_DIGITS]}"]
+    if names and len(by_names) == len({other["facts"].get(key) for other in groups}):
+        return [f"{name.rpartition('.')[2]}={group['settings'].get(name, '')}" for name in names]
+    return [f"{key.rpartition('.')[2]}={group['facts'].get(key, '')[:_DIGITS]}"]
 
 
 def select(runs: pd.DataFrame) -> dict[Literal["dev", "oracle"], dict[str, Any]]:
-    """Choose among the configurations of one row in one column; only those with the most seeds compete.
+    """Choose among the configurations of one place in a table; only those with the most seeds compete.
 
     Ties go to the smaller group name, so that the choice does not depend on the order of the rows.
 
     Args:
-        runs: Lines of `read_runs` that are done, of one row and one column.
+        runs: Lines of `read_runs` that are done, of one place.
 
     Returns:
         The configuration with the best mean dev score, and the one with the best mean test score, as the papers
-        chose (an oracle). Each is the part of a line of `build_table` that one row of one column determines.
+        chose (an oracle). Each is the part of a line of `build_table` that one place determines.
     """
-    groups = [members for _, members in runs.groupby("group")]
-    most = max(map(len, groups))
-    candidates = [_configuration(members) for members in groups if len(members) == most]
-    counts = {"candidates": len(candidates), "incomplete": len(groups) - len(candidates)}
+    sizes = runs.groupby("group").size()
+    candidates = runs[runs["group"].isin(sizes.index[sizes == sizes.max()])]
+    counts = {"candidates": candidates["group"].nunique(), "incomplete": int((sizes < sizes.max()).sum())}
+    settings = candidates.drop_duplicates("group")["choices"].tolist()
 
-    def best(score: str) -> dict[str, Any]:
+    def best(view: str) -> dict[str, Any]:
         # A score that is not a number loses to every other one.
-        chosen = max(candidates, key=lambda one: -math.inf if math.isnan(one[score]) else one[score])
+        means = candidates.groupby("group")[view].mean().fillna(-math.inf)
+        # pandas rounds sums: what is equal up to that is compared by the exact mean.
+        near = [_configuration(candidates, name) for name in means.index[means >= means.max() - 1e-12]]
+        chosen = max(near, key=lambda one: -math.inf if math.isnan(one[f"{view}_mean"]) else one[f"{view}_mean"])
         differing = {
             key: value
             for key, value in chosen["settings"].items()
-            if any(other["settings"].get(key) != value for other in candidates)
+            if any(other.get(key) != value for other in settings)
         }
         return chosen | counts | {"differing": differing}
 
-    return {"dev": best("dev_mean"), "oracle": best("test_mean")}
+    return {"dev": best("dev"), "oracle": best("test")}
 
 
-def _configuration(runs: pd.DataFrame) -> dict[str, Any]:
-    """Summarise runs that differ in nothing but the seed."""
+def _configuration(runs: pd.DataFrame, group: str) -> dict[str, Any]:
+    """Summarise the runs of a group, which differ in nothing but the seed."""
+    runs = runs[runs["group"] == group]
+    # A run whose test texts all stand in train or dev, too, has no score on the clean view.
     scores = {view: None if runs[view].isna().any() and view == "test_clean" else list(runs[view]) for view in VIEWS}
     return {
         "label": runs["label"].iloc[0],
         **{f"{view}_mean": values and fmean(values) for view, values in scores.items()},
-        **{f"{view}_sd": stdev(values) if values and len(values) > 1 else None for view, values in scores.items()},
+        **{f"{view}_sd": _deviation(values) for view, values in scores.items()},
         **{f"{view}_values": values for view, values in scores.items()},
         "seeds": list(runs["seed"]),
         "majority_runs": int(runs["majority"].fillna(False).sum()),
         **{name: fmean(runs[name]) for name in ("steps", "examples", "tokens", "seconds")},
-        "group": runs["group"].iloc[0],
+        "group": group,
         "settings": runs["choices"].iloc[0],
     }
 
 
-def paired_p_value(ours: Mapping[str, Any], baseline: Mapping[str, Any]) -> tuple[float | None, int]:
-    """Return the two-sided p-value of `mean(test difference) = 0` over the seeds that two configurations share.
-
-    With differences d_i over m common seeds, t = mean(d) / (sd(d) / sqrt(m)) with m - 1 degrees of freedom. The
-    p-value is None with fewer than two common seeds, or where all differences are equal, for t is not defined then.
-
-    Args:
-        ours: `seeds` and `test_values` of one configuration.
-        baseline: The same of the one that it is compared with.
-
-    Returns:
-        The p-value, and the number m of pairs that it rests on.
-    """
-    pairs = [dict(zip(one["seeds"], one["test_values"], strict=True)) for one in (ours, baseline)]
-    common = sorted(pairs[0].keys() & pairs[1].keys())
-    differences = [pairs[0][seed] - pairs[1][seed] for seed in common]
-    if len(common) < 2 or max(differences) - min(differences) <= 1e-12:
-        return None, len(common)
-    from scipy import stats  # here, because importing it takes longer than making the table
-
-    p = float(stats.ttest_rel(*([pair[seed] for seed in common] for pair in pairs)).pvalue)
-    return None if math.isnan(p) else p, len(common)
+def _deviation(values: Sequence[float] | None) -> float | None:
+    """Return the sample standard deviation; None where there is none."""
+    return stdev(values) if values and len(values) > 1 and not any(map(math.isnan, values)) else None

@@ -1,4 +1,4 @@
-"""What the store holds of a run: as Python values, as three Arrow tables, and the way from one to the other.
+"""What the store holds of a run: as Python values, as Arrow tables, and the way from one to the other.
 
 `task` and `method` are hive partitions of the path. Scores are flat columns, `<view>_<score>`, so that they can be
 queried by name. The configuration is JSON.
@@ -7,18 +7,20 @@ queried by name. The configuration is JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
-"""Version 2 added `stage` to `history`, a null dev there, and the views before a last stage to `results`."""
+SCHEMA_VERSION = 3
+"""Version 3 added the table `predictions`. Version 2 added `stage` to `history`, a null dev there, and more views."""
 VERSION_KEY = b"aang_ray.schema"
 
-TableName = Literal["results", "history", "weights"]
+TableName = Literal["results", "history", "weights", "predictions"]
 PARTITIONS = ("task", "method")
 VIEWS = ("dev", "test", "test_clean", "dev_before", "test_before", "test_clean_before")
 
@@ -123,6 +125,15 @@ class CellRecord:
     result: ResultRow
     history: tuple[HistoryRow, ...] = field(default=())
     weights: tuple[WeightRow, ...] = field(default=())
+    predictions: ClassVar[pa.Table | None] = None
+    """Rows of the table `predictions`, which `with_predictions` sets. It is no field, so that records are compared and
+    shown without the thousands of examples; `Store.record` does not read it."""
+
+    def with_predictions(self, predictions: pa.Table | None) -> CellRecord:
+        """Return this record with the predictions that `prediction_table` made."""
+        record = replace(self)
+        object.__setattr__(record, "predictions", predictions)
+        return record
 
 
 RowT = TypeVar("RowT", ResultRow, HistoryRow, WeightRow)
@@ -164,6 +175,18 @@ SCHEMAS: dict[TableName, pa.Schema] = {
     "results": pa.schema([*_fields(ResultRow), *_CHOSEN], metadata=_VERSION),
     "history": pa.schema([_CELL, *_fields(HistoryRow)], metadata=_VERSION),
     "weights": pa.schema([_CELL, *_fields(WeightRow)], metadata=_VERSION),
+    "predictions": pa.schema(
+        [
+            _CELL,
+            pa.field("split", pa.string(), nullable=False),
+            # Where the example stands in the split, and a hash of its content as the model read it.
+            pa.field("position", pa.int32(), nullable=False),
+            pa.field("example", pa.string(), nullable=False),
+            pa.field("label", pa.string(), nullable=False),
+            pa.field("probabilities", pa.map_(pa.string(), pa.float32()), nullable=False),
+        ],
+        metadata=_VERSION,
+    ),
 }
 """Columns of the files."""
 
@@ -174,7 +197,7 @@ def with_partitions(name: TableName) -> pa.Schema:
 
 
 def to_tables(record: CellRecord) -> dict[TableName, pa.Table]:
-    """Return the three tables of one run. `results` has one row; the others have a row for each time of logging."""
+    """Return the tables of a run: `results` has one row, `predictions` one an example, the others one a logging."""
     result, cell = record.result, {"cell": record.result.cell}
     scores = {view: getattr(result, view) for view in VIEWS}
     chosen = {f"{view}_score": found and getattr(found, result.metric) for view, found in scores.items()}
@@ -183,11 +206,45 @@ def to_tables(record: CellRecord) -> dict[TableName, pa.Table]:
         "weights": [cell | _columns(row) for row in record.weights],
         "results": [_columns(result) | chosen | {"config": json.dumps(result.config, allow_nan=False)}],
     }
-    return {name: pa.Table.from_pylist(values, schema=SCHEMAS[name]) for name, values in rows.items()}
+    tables = {name: pa.Table.from_pylist(values, schema=SCHEMAS[name]) for name, values in rows.items()}
+    return tables if record.predictions is None else {**tables, "predictions": record.predictions}
+
+
+def prediction_table(
+    cell: str,
+    split: str,
+    label_names: Sequence[str],
+    positions_E: npt.NDArray[np.int64],
+    examples: Sequence[str],
+    labels_E: npt.NDArray[np.int64],
+    probabilities_EC: npt.NDArray[np.float32],
+) -> pa.Table:
+    """Return the rows of `predictions` of one split.
+
+    Args:
+        cell: Name of the run.
+        split: `dev` or `test`.
+        label_names: Name of each class, [C].
+        positions_E: Where the examples stand in the split.
+        examples: Hash of each example's content.
+        labels_E: Class of each example.
+        probabilities_EC: Probability of each class.
+    """
+    count, classes = probabilities_EC.shape
+    offsets, names = pa.array(np.arange(count + 1) * classes, pa.int32()), pa.array([*label_names] * count, pa.string())
+    columns = {
+        "cell": pa.array([cell] * count, pa.string()),
+        "split": pa.array([split] * count, pa.string()),
+        "position": pa.array(positions_E, pa.int32()),
+        "example": pa.array(list(examples), pa.string()),
+        "label": pa.array([label_names[label] for label in labels_E], pa.string()),
+        "probabilities": pa.MapArray.from_arrays(offsets, names, pa.array(probabilities_EC.ravel(), pa.float32())),
+    }
+    return pa.table(columns, schema=SCHEMAS["predictions"])
 
 
 def from_tables(tables: Mapping[TableName, pa.Table]) -> CellRecord:
-    """Return the run whose three tables these are, as the store reads them: with `task` and `method`."""
+    """Return the run whose tables these are, as the store reads them: with `task` and `method`."""
     rows = {name: table.to_pylist(maps_as_pydicts="strict") for name, table in tables.items()}
     (result,) = rows["results"]
     return CellRecord(

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from aang_ray.data.tasks import Metric
 from aang_ray.errors import RunFailure
 from aang_ray.objectives.source import END_TASK, END_TASK_HEAD
-from aang_ray.store.schema import HistoryRow, Scores
+from aang_ray.store.schema import HistoryRow, Scores, prediction_table
 from aang_ray.train.checkpoint import Checkpointer
 from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
@@ -41,6 +42,8 @@ class Finished:
     """Scores of the model with the best dev score."""
     clean_interval: tuple[float, float] | None
     """95 % bootstrap interval of the metric on the de-duplicated test view."""
+    predictions: pa.Table
+    """What that model predicts on dev and test, as rows of the store."""
 
 
 class Trainer:
@@ -94,10 +97,12 @@ class Trainer:
             while self.progress.stage + 1 < len(self._stages):
                 self._next_stage()
                 self._train_stage()
-        scores, clean = self._score_best_model()
+        scores, test = self._score_best_model()
+        clean = test.take(self.setup.task.test_clean)
         if self.setup.compute.device.type == "cuda":
             torch.cuda.synchronize(self.setup.compute.device)
-        return Finished(self.progress, scores, bootstrap_interval(clean, self._metric, self.setup.classes))
+        interval = bootstrap_interval(clean, self._metric, self.setup.classes)
+        return Finished(self.progress, scores, interval, self._prediction_rows(test))
 
     @property
     def seconds(self) -> float:
@@ -238,7 +243,7 @@ class Trainer:
         return len(np.unique(predictions.classes_E)) < 2 or score_of(scores, self._metric) <= baseline
 
     def _score_best_model(self) -> tuple[SplitScores, Predictions]:
-        """Load the best model and score it on test; return also its predictions on the de-duplicated test view."""
+        """Load the best model and score it on test; return also its predictions there."""
         setup = self.setup
         self._scored_model().load_state_dict(self._best_model)
         test = self._predict(self._whole.domain.reader("test", setup.workers.rank, setup.workers.size))
@@ -247,7 +252,27 @@ class Trainer:
         if dev is None:
             raise ValueError("the best model has no dev scores")
         names = setup.task.label_names
-        return SplitScores(dev, test.scores(names), clean.scores(names)), clean
+        return SplitScores(dev, test.scores(names), clean.scores(names)), test
+
+    def _prediction_rows(self, test: Predictions) -> pa.Table:
+        """Return what the loaded best model predicts on dev and test, as rows of the store."""
+        task, domain = self.setup.task, self._whole.domain
+        parts = {
+            "dev": (self._predict(self._dev), task.dev, domain.source.schedule.score_dev),
+            "test": (test, task.test, np.arange(len(task.test))),
+        }
+        return pa.concat_tables(
+            prediction_table(
+                self.config.cell,
+                split,
+                task.label_names,
+                positions_E,
+                labelled.digests(positions_E),
+                predictions.labels_E,
+                torch.softmax(predictions.logits_EC, dim=1).numpy(),
+            )
+            for split, (predictions, labelled, positions_E) in parts.items()
+        )
 
 
 def prefetched(make: Callable[[int], T], first: int, stop: int, depth: int = 2) -> Iterator[T]:

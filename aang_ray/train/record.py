@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 import aang_ray
 from aang_ray.config.run import RunConfig
 from aang_ray.data.cache import cache_folder, content_key
@@ -111,6 +113,7 @@ def cell_record(
     log: str = "",
     scores: SplitScores | None = None,
     clean_interval: tuple[float, float] | None = None,
+    predictions: pa.Table | None = None,
 ) -> CellRecord:
     """Return the record of a cell, however it ended.
 
@@ -122,9 +125,8 @@ def cell_record(
         seconds: Duration of the run.
         error, log: Message of a failed run, stored on one line, and its log, of which the last `LOG_LINES` lines are
             kept.
-        scores, clean_interval: Those of a run that is done: scores of the best model, and the 95 % bootstrap interval
-            of
-        the metric on the de-duplicated test view.
+        scores, clean_interval, predictions: Those of a run that is done: scores of the best model, the 95 % bootstrap
+            interval of the metric on the de-duplicated test view, and the rows of the table `predictions`.
     """
     auxiliary, before = config.method.auxiliary, progress.before
     low, high = clean_interval or (None, None)
@@ -161,7 +163,7 @@ def cell_record(
         versions=versions(),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return CellRecord(result, tuple(progress.history), tuple(progress.weights))
+    return CellRecord(result, tuple(progress.history), tuple(progress.weights)).with_predictions(predictions)
 
 
 def failed_record(config: RunConfig, error: str, log: str = "") -> CellRecord:

@@ -84,6 +84,7 @@ def run_cell(
             seconds=trainer.seconds,
             scores=finished.scores,
             clean_interval=finished.clean_interval,
+            predictions=finished.predictions,
         )
         if export is not None and trainer.setup.workers.first:
             if on_done is not None:

@@ -2,10 +2,11 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
@@ -13,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aang_ray.errors import UserError
-from aang_ray.report import build_table, render
+from aang_ray.report import Format, build_table, render, trace
 from aang_ray.report.select import select
-from aang_ray.store import Store
+from aang_ray.store import Scores, Store, WeightRow
 
 Write = Callable[..., None]
 
@@ -44,6 +45,10 @@ def columns(table: pd.DataFrame) -> list[str]:
 def notes(table: pd.DataFrame) -> list[str]:
     found: list[str] = table.attrs["notes"]
     return found
+
+
+def budgets(store: Store) -> list[str]:
+    return [note for note in notes(build_table(store)) if "budgets" in note]
 
 
 def test_a_worked_example(store: Store, write: Write) -> None:
@@ -218,9 +223,9 @@ def test_runs_that_were_cut_short_are_in_no_average_and_marked(store: Store, wri
 def test_unequal_budgets_are_told(store: Store, write: Write) -> None:
     write(store)
     write(store, method="static")
-    assert notes(build_table(store)) == []
+    assert budgets(store) == []
     write(store, method="aang", schedule__steps=200)
-    assert notes(build_table(store)) == [
+    assert budgets(store) == [
         "movie: budgets of end-task examples differ: aang-td 6,400, finetune 3,200, static-td 3,200."
     ]
 
@@ -229,9 +234,9 @@ def test_rounds_have_the_budget_that_their_runs_have_seen(store: Store, write: W
     """Twice the steps, of which half are the end task's: 3,200 examples; a quarter of them where that is what was."""
     write(store)
     write(store, method="alphavil", schedule__steps=200)
-    assert notes(build_table(store)) == []
+    assert budgets(store) == []
     write(store, method="diw", examples=800)
-    assert notes(build_table(store)) == [
+    assert budgets(store) == [
         "movie: budgets of end-task examples differ: alphavil-td 3,200, diw-td 800, finetune 3,200."
     ]
 
@@ -257,9 +262,7 @@ def test_rows_that_are_older_than_a_setting_stand_with_its_default(store: Store,
 def test_a_final_fine_tuning_counts_in_the_budget(store: Store, write: Write) -> None:
     write(store)
     write(store, final_finetune__steps=10)
-    assert notes(build_table(store)) == [
-        "movie: budgets of end-task examples differ: finetune 3,200, finetune+finetune 3,520."
-    ]
+    assert budgets(store) == ["movie: budgets of end-task examples differ: finetune 3,200, finetune+finetune 3,520."]
 
 
 def test_the_budget_of_tied_compute_and_of_convergence(store: Store, write: Write) -> None:
@@ -267,41 +270,32 @@ def test_the_budget_of_tied_compute_and_of_convergence(store: Store, write: Writ
     write(store)
     write(store, method__tied_compute=True, batch__auxiliary=64, examples=9600)
     write(store, method="static", schedule__until="converged", examples=1234)
-    assert notes(build_table(store)) == [
+    assert budgets(store) == [
         "movie: budgets of end-task examples differ: finetune 3,200, finetune-tied 9,600, static-td 1,234."
     ]
 
 
 @pytest.mark.parametrize(
     ("ours", "seeds"),
-    [((0.7,), (0,)), ((0.7, 0.8), (5, 6)), ((0.6, 0.7), (0, 1))],
-    ids=["one seed", "no common seed", "equal differences"],
+    [((0.7,), (0,)), ((0.7, 0.9), (0, 1)), ((0.7, 0.8), (5, 6)), ((0.6, 0.7, 0.8), (0, 1, 2))],
+    ids=["one seed", "two seeds", "no common seed", "equal differences"],
 )
 def test_no_p_value_where_there_is_no_test(
     store: Store, write: Write, ours: tuple[float, ...], seeds: tuple[int, ...]
 ) -> None:
-    for seed, test in enumerate((0.5, 0.6)):
+    for seed, test in enumerate((0.5, 0.6, 0.7)):
         write(store, seed=seed, test=test)
     for seed, test in zip(seeds, ours, strict=True):
         write(store, method="static", seed=seed, test=test)
-    assert math.isnan(entry(store, "static-td").p_value)
-
-
-def test_the_pairs_of_a_p_value_are_told_where_they_are_not_the_rows_seeds(store: Store, write: Write) -> None:
-    """static has seeds 0, 1, 2 and finetune 0, 1: two pairs. td_ed has the seeds of finetune, and needs no word."""
-    for seed, test in enumerate((0.5, 0.6)):
-        write(store, seed=seed, test=test)
-        write(store, method="static", space="td_ed", seed=seed, test=0.7 + 0.2 * seed, fingerprints__space="other")
-    for seed, test in enumerate((0.7, 0.9, 0.8)):
-        write(store, method="static", seed=seed, test=test)
     table = build_table(store)
-    assert (line(table, "static-td").pairs, line(table, "static-td_ed").pairs) == (2, 2)
-    assert "static-td on movie: p rests on the 2 of 3 seeds that finetune has, too." in notes(table)
-    assert not any(note.startswith("static-td_ed") for note in notes(table))
-    text = render(table)
-    # d = (0.2, 0.3): mean 0.25, sd 0.0707, t = 0.25 / (0.0707 / sqrt 2) = 5; one degree of freedom: p = 0.126.
-    assert "| 0.126 (2 pairs) |" in text
-    assert "0.126 |" in text
+    static = line(table, "static-td")
+    assert math.isnan(static.p_value)
+    pairs = len({0, 1, 2} & set(seeds))
+    assert static.pairs == pairs
+    assert any(
+        note.endswith(f": static-td on movie ({pairs}).") and note.startswith("No p-value") for note in notes(table)
+    )
+    assert f"– ({pairs})" in render(table)
 
 
 def test_a_tiny_p_value_is_not_printed_as_zero(store: Store, write: Write) -> None:
@@ -327,12 +321,133 @@ def test_a_task_without_a_clean_test_text_does_not_disturb_the_table(store: Stor
     assert "nan" not in render(table, form).lower()
 
 
+def test_the_pairs_of_a_p_value_are_those_seeds_that_both_rows_have(store: Store, write: Write) -> None:
+    """static has seeds 0 to 3, finetune 0 to 2: three pairs."""
+    for seed, test in enumerate((0.5, 0.6, 0.5)):
+        write(store, seed=seed, test=test)
+    for seed, test in enumerate((0.7, 0.9, 0.8, 0.1)):
+        write(store, method="static", seed=seed, test=test)
+    table = build_table(store)
+    assert line(table, "static-td").pairs == 3
+    # d = (0.2, 0.3, 0.3): mean 0.26667, sd 0.057735, t = 8; two degrees of freedom: p = 1 - 8 / sqrt(66) = 0.01527.
+    assert "| 0.015 (3) |" in render(table)
+
+
 def test_nothing_to_report_is_one_line(store: Store, write: Write) -> None:
     with pytest.raises(UserError, match=f"there is no store at {store.uri}"):
         build_table(store)
     write(store, failed=True)
     with pytest.raises(UserError, match=r"has no finished run \(1 failed\)"):
         build_table(store)
+
+
+def test_a_task_whose_test_texts_all_stand_in_train_or_dev_has_no_clean_score(
+    store: Store, write: Write, tmp_path: Path
+) -> None:
+    """The clean view is empty there, its scores are not numbers, and the table of all tasks must still be made."""
+    for seed in range(3):
+        write(store, seed=seed, test=0.7 + seed / 50)
+        write(store, task="other", seed=seed)
+        write(store, method="static", seed=seed, test=0.8 + seed / 50)
+    empty, nan = Store(tmp_path / "empty"), float("nan")
+    for cell in store.done():
+        record = store.record(cell)
+        nothing = Scores(nan, nan, 0, {"neg": 0, "pos": 0}, nan)
+        clean = nothing if record.result.task == "movie" else record.result.test_clean
+        empty.write(replace(record, result=replace(record.result, test_clean=clean)))
+    table = build_table(empty)
+    assert line(table, "finetune").test_clean_values is None
+    assert math.isnan(line(table, "finetune").test_clean_mean)
+    for form in get_args(Format):
+        assert "nan" not in render(table, form).lower()
+    assert "movie: accuracy in %, 1,500 test examples, all of them also in train or in dev" in render(table)
+    clean = build_table(empty, view="test_clean")
+    assert line(clean, "static-td").pairs == 0
+    assert re.search(r"\| finetune  \| +– \| +50.00 ± 0.00 \(3\) \|", render(clean))
+
+
+def test_rows_and_columns_of_ones_own(store: Store, write: Write) -> None:
+    """Table 3 of the paper: one configuration is chosen for each n; the baseline is that of the same problem."""
+    for seed in range(3):
+        write(store, seed=seed, test=0.70 + seed / 100)
+        for n, test in ((3, 0.72), (6, 0.75), ("all", 0.71)):
+            write(store, method="aang", n=n, seed=seed, test=test + seed / 50, dev=0.5, method__aux_lr=0.1)
+            write(store, method="aang", n=n, seed=seed, test=0.1, dev=0.4, method__aux_lr=1.0)
+    table = build_table(store, rows=("method",), cols=("n",))
+    assert list(table["column"].cat.categories) == ["–", "n=3", "n=6", "n=all"]
+    assert set(table["block"]) == {"movie"}
+    assert line(table, "aang-td", "n=6").test_mean == pytest.approx(0.77)
+    assert line(table, "aang-td", "n=6").difference == pytest.approx(0.06)
+    assert line(table, "aang-td", "n=3").candidates == 2
+    turned = build_table(store, rows=("method", "n"), cols=("task",))
+    assert rows(turned) == ["finetune", "aang-td n=3", "aang-td n=6", "aang-td n=all"]
+    assert line(turned, "aang-td n=6").p_value == line(table, "aang-td", "n=6").p_value
+    rates = build_table(store, rows=("method",), cols=("method.aux_lr",))
+    assert line(rates, "aang-td", "aux_lr=1.0").test_mean == pytest.approx(0.1)
+    with pytest.raises(UserError, match=r"has the setting data\.size"):
+        build_table(store, cols=("data.size",))
+    with pytest.raises(UserError, match="each may stand once"):
+        build_table(store, rows=("method", "n"), cols=("n",))
+
+
+def test_a_learning_curve_has_a_column_for_each_size(store: Store, write: Write) -> None:
+    for size in (1000, 300, 100):
+        for seed in range(3):
+            write(store, seed=seed, test=0.6 + size / 1e4 + seed / 100, data__train_size=size)
+            write(store, method="aang", seed=seed, test=0.61 + size / 1e4 + seed / 50, data__train_size=size)
+    table = build_table(store, cols=("data.train_size",))
+    assert list(table["column"].cat.categories) == ["train_size=100", "train_size=300", "train_size=1000"]
+    assert set(table["block"]) == {"movie"}
+    assert line(table, "aang-td", "train_size=300").difference == pytest.approx(0.02)
+
+
+def test_any_row_can_be_the_baseline(store: Store, write: Write) -> None:
+    for seed in range(3):
+        write(store, seed=seed, test=0.70)
+        write(store, method="static", seed=seed, test=0.71 + seed / 50)
+        write(store, method="aang", seed=seed, test=0.75 + seed / 100)
+    table = build_table(store, against="static-td")
+    assert line(table, "finetune").difference == pytest.approx(-0.03)
+    assert math.isnan(line(table, "static-td").pairs)
+    assert line(table, "aang-td").difference == pytest.approx(0.03)
+    with pytest.raises(UserError, match="there is no row 'static'; choose one of aang-td, finetune, static-td"):
+        build_table(store, against="static")
+
+
+def test_the_papers_comparison_is_with_the_best_row_of_one_objective(store: Store, write: Write) -> None:
+    """Each of three seeds 0, 1, 2; the space of `bert` has one objective, that of `td` several."""
+    for seed in range(3):
+        write(store, seed=seed, test=0.70, dev=0.5)
+        write(store, method="aang", space="bert", n=1, seed=seed, test=0.72 + seed / 100, dev=0.6)
+        write(store, method="aang", seed=seed, test=0.75, dev=0.7)
+    weighed = Store(f"{store.uri}-weighed")
+    for cell in store.done():
+        record = store.record(cell)
+        names = {"bert": ["a"], "td": ["a", "b", "c"], None: []}[record.result.space]
+        row = WeightRow(10, 0.5, dict.fromkeys(names, 0.5), {"A": dict.fromkeys(names, 0.0)}, {})
+        weighed.write(replace(record, weights=(row,) if names else ()))
+    table = build_table(weighed, paper=True)
+    assert [line(table, row).objectives for row in rows(table)] == [1, 3, 1]
+    aang = line(table, "aang-td")
+    assert (aang.adaptive, line(table, "finetune").adaptive) == (True, False)
+    assert aang.difference == pytest.approx(0.02)
+    assert math.isnan(line(table, "bert-style").pairs)
+
+
+def test_a_number_is_traced_to_its_runs(store: Store, write: Write) -> None:
+    for seed in range(2):
+        write(store, method="aang", seed=seed, test=0.7 + seed / 10, dev=0.8, method__aux_lr=0.1)
+        write(store, method="aang", seed=seed, test=0.1, dev=0.6, method__aux_lr=1.0)
+    text = trace(store, "aang-td@movie")
+    assert "chosen among 2 by its mean dev accuracy of 80.00" in text
+    assert "  method.aux_lr: 0.1" in text
+    for cell, status in store.done().items():
+        assert status == "done"
+        result = store.record(cell).result
+        assert (f"cell {cell}" in text) == (result.dev is not None and result.dev.accuracy == 0.8)
+    assert re.search(r"not chosen: \w{16}, mean dev 60.00 over 2 seeds; method.aux_lr=1.0", text)
+    with pytest.raises(UserError, match="the table has no place static; it has aang-td@movie"):
+        trace(store, "static")
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.floats(-1, 1))

@@ -119,6 +119,15 @@ def test_rows_and_tables(tmp_path: Path) -> None:
     row = store.record(digits("method=static", "seed=0", "schedule.steps=4").cell)
     assert row.result.tokens == 4 * (16 + 24), "a row of the body is an image"
     assert row.weights[-1].factors["O"].keys() == {"other-digit", "rotation", "denoise"}
+    predicted = store.predictions({row.result.cell}).to_pandas(maps_as_pydicts="strict")
+    for split, scores in (("dev", row.result.dev), ("test", row.result.test)):
+        part = predicted[predicted["split"] == split]
+        assert scores is not None
+        assert (len(part), part["example"].nunique()) == (scores.examples, scores.examples)
+        assert part["label"].value_counts().to_dict() == dict(scores.per_class)
+        right = [max(p, key=p.get) == label for p, label in zip(part["probabilities"], part["label"], strict=True)]
+        assert sum(right) / len(right) == pytest.approx(scores.accuracy)
+        assert all(sum(p.values()) == pytest.approx(1.0, abs=1e-5) for p in part["probabilities"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,151 @@
+"""What the chosen runs of a table logged, as tidy frames: weights, factors, losses, distances.
+
+Every frame has the columns `row`, `column`, `seed` and `step`, and a share `part` of the run's steps in (0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from aang_ray.errors import UserError
+from aang_ray.report.select import read_runs
+from aang_ray.report.table import build_table
+from aang_ray.store import Store
+
+STAGES = {"λ": "end task (λ)", "D": "data", "T": "transform", "R": "representation", "O": "output"}
+"""What the factors are of, by the letters of the store."""
+EARLY, LATE = 0.1, 0.5
+"""Early is the first tenth of the steps, late the last half, as in Figure 5 of the AANG paper."""
+_DISTANCE = "distance2/"
+
+
+class Logged:
+    """The chosen configuration of every row and column of a table, with the logs of its runs.
+
+    Args:
+        store: The store.
+        rows: Only these rows; none: all.
+        columns: Only these columns, by their label or their task; none: all.
+        metric: `accuracy` or `macro_f1`, for every task; None: the metric of each task.
+
+    Raises:
+        UserError: for a row or column that the table does not have.
+    """
+
+    def __init__(
+        self, store: Store, rows: Sequence[str] = (), columns: Sequence[str] = (), metric: str | None = None
+    ) -> None:
+        table = build_table(store, metric=metric)
+        for name, wanted in (("row", rows), ("column", columns)):
+            there = set(table[name].astype(str)) | (set(table["task"]) if name == "column" else set())
+            for one in set(wanted) - there:
+                raise UserError(f"the table has no {name} {one!r}; choose one of {', '.join(sorted(there))}")
+        self.store = store
+        self.table = table[
+            (table["row"].isin(rows) | (not rows))
+            & (table["column"].isin(columns) | table["task"].isin(columns) | (not columns))
+        ]
+        """The lines of the table."""
+        runs = read_runs(store, metric)
+        places = self.table[["group", "row", "column"]].astype(str)
+        self.runs = runs[runs["status"] == "done"].drop(columns=["row", "column"]).merge(places, on="group")
+        """The runs of the chosen configurations."""
+
+    def factors(self) -> pd.DataFrame:
+        """Return `stage` (λ, D, T, R, O), `name` and `value`: λ, and the softmax of the factors within each stage."""
+
+        def lines(log: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+            yield {"stage": "λ", "name": "end task", "value": log["end_task_weight"]}
+            for stage, factors in log["factors"].items():
+                for name, value in _softmax(factors).items() if stage in STAGES else ():
+                    yield {"stage": stage, "name": name, "value": value}
+
+        return self._frame(self.store.weights, lines, ["stage", "name", "value"])
+
+    def weights(self) -> pd.DataFrame:
+        """Return `objective` and `weight`: w over the whole space where it follows from factors, else of the step."""
+        published = {
+            run["cell"]: run["choices"].get("objectives.allocation") == "published"
+            for run in self.runs.to_dict("records")
+        }
+
+        def lines(log: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+            factors = log["factors"]
+            letters = "O" if published[log["cell"]] else "DTRO"
+            weights = log["weights"]
+            if factors.get("A"):
+                logits = {}
+                for name, own in factors["A"].items():
+                    shared = zip("DTRO", name.split("/"), strict=True)
+                    logits[name] = own + sum(factors[letter][part] for letter, part in shared if letter in letters)
+                weights = _softmax(logits)
+            for name, weight in weights.items():
+                yield {"objective": name, "weight": weight}
+
+        return self._frame(self.store.weights, lines, ["objective", "weight"])
+
+    def distances(self) -> pd.DataFrame:
+        """Return `objective` and `distance`: estimates of the squared distance to the gradient of the end task."""
+
+        def lines(log: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+            for name, value in log["health"].items():
+                if name.startswith(_DISTANCE):
+                    yield {"objective": name.removeprefix(_DISTANCE), "distance": value}
+
+        return self._frame(self.store.weights, lines, ["objective", "distance"])
+
+    def losses(self) -> pd.DataFrame:
+        """Return `objective` and `loss`: each objective's own mean training loss since the last evaluation."""
+
+        def lines(log: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+            for name, loss in log["losses"].items():
+                if name != "dev":
+                    yield {"objective": name, "loss": loss}
+
+        return self._frame(self.store.history, lines, ["objective", "loss"])
+
+    def _frame(
+        self,
+        read: Callable[[set[str]], Any],
+        lines: Callable[[Mapping[str, Any]], Iterator[dict[str, Any]]],
+        columns: Sequence[str],
+    ) -> pd.DataFrame:
+        runs = {run["cell"]: run for run in self.runs.to_dict("records")}
+        found = []
+        for log in read(set(runs)).to_pylist(maps_as_pydicts="strict"):
+            run = runs[log["cell"]]
+            place = {name: run[name] for name in ("row", "column", "task", "seed")}
+            place |= {"step": log["step"], "part": log["step"] / run["steps"]}
+            found += [place | line for line in lines(log)]
+        return pd.DataFrame(found, columns=["row", "column", "task", "seed", "step", "part", *columns])
+
+
+def early_and_late(weights: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean weight of each objective in each run, `early` and `late`.
+
+    A run that logged nothing in its first tenth has its first logged weights as early ones, and likewise for late ones.
+    """
+    run = ["row", "column", "task", "seed"]
+    parts_of_run = weights.groupby(run)["part"]
+    early = weights[(weights["part"] <= EARLY) | (weights["part"] == parts_of_run.transform("min"))]
+    late = weights[(weights["part"] > 1 - LATE) | (weights["part"] == parts_of_run.transform("max"))]
+    parts = {"early": early, "late": late}
+    means = {name: part.groupby([*run, "objective"])["weight"].mean() for name, part in parts.items()}
+    return pd.DataFrame(means).reset_index()
+
+
+def readable(objective: str) -> str:
+    """Return the name of an objective for people: the end task's own text is not named."""
+    data, _, rest = objective.partition("/")
+    parts = rest.split("/")
+    return " · ".join(parts if data == "end-task" else [data, *parts]) if rest else objective
+
+
+def _softmax(logits: Mapping[str, float]) -> dict[str, float]:
+    largest = max(logits.values(), default=0.0)
+    powers = {name: math.exp(value - largest) for name, value in logits.items()}
+    return {name: power / sum(powers.values()) for name, power in powers.items()}
