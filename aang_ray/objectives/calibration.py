@@ -20,8 +20,10 @@ from torch.nn import functional as F
 
 RIDGE = 1e-2
 """Keeps a* finite for examples that the head separates, and makes b* unique."""
-ITERATIONS, LONGEST = 12, 1.0
+ITERATIONS, LONGEST = 12, 2.0
 """Steps of Newton's method, and the largest norm of a step."""
+LENGTHS = (1.0, 0.5, 0.25, 0.0625)
+"""Parts of a step that are tried."""
 
 
 class Calibrated(nn.Module):
@@ -55,13 +57,18 @@ def calibrated(logits_KC: Tensor, labels_K: Tensor, weights_K: Tensor) -> Tensor
 
 @torch.no_grad()
 def fit(logits_KC: Tensor, labels_K: Tensor, weights_K: Tensor) -> tuple[Tensor, Tensor]:
-    """Return exp(a*), a scalar, and b*, [C]: Newton's method with the Fisher information. Nothing waits for a GPU."""
+    """Return exp(a*), a scalar, and b*, [C].
+
+    Newton's method. Of each step the best of four lengths is taken: where the logits say nothing, a* is far below 0 and
+    whole steps jump to and fro around it. All lengths are computed, so nothing waits for a GPU.
+    """
     z_KC = logits_KC.double()
     examples, classes = z_KC.shape
     share_K = weights_K.double() / weights_K.double().sum().clamp_min(1e-30)
     target_KC = F.one_hot(labels_K, classes).double()
     eye_CC = torch.eye(classes, dtype=z_KC.dtype, device=z_KC.device)
     ridge_QQ = RIDGE * torch.eye(1 + classes, dtype=z_KC.dtype, device=z_KC.device)
+    lengths_L1 = torch.tensor(LENGTHS, dtype=z_KC.dtype, device=z_KC.device)[:, None]
     found_Q = z_KC.new_zeros(1 + classes)
     for _ in range(ITERATIONS):
         scaled_KC = found_Q[0].exp() * z_KC
@@ -69,8 +76,14 @@ def fit(logits_KC: Tensor, labels_K: Tensor, weights_K: Tensor) -> tuple[Tensor,
         # The derivatives of the logits with respect to (a, b), and the same less their means over the classes.
         jacobian_KCQ = torch.cat((scaled_KC[:, :, None], eye_CC.expand(examples, -1, -1)), dim=2)
         centred_KCQ = jacobian_KCQ - torch.einsum("kc,kcq->kq", p_KC, jacobian_KCQ)[:, None]
-        gradient_Q = torch.einsum("k,kc,kcq->q", share_K, p_KC - target_KC, jacobian_KCQ) + RIDGE * found_Q
-        fisher_QQ = torch.einsum("k,kc,kcq,kcr->qr", share_K, p_KC, centred_KCQ, centred_KCQ) + ridge_QQ
-        step_Q, _ = torch.linalg.solve_ex(fisher_QQ, gradient_Q)
-        found_Q = found_Q - step_Q * (LONGEST / step_Q.norm().clamp_min(LONGEST))
+        gradient_Q = torch.einsum("k,kc,kcq->q", share_K, p_KC - target_KC, jacobian_KCQ)
+        hessian_QQ = torch.einsum("k,kc,kcq,kcr->qr", share_K, p_KC, centred_KCQ, centred_KCQ) + ridge_QQ
+        # exp(a) is its own second derivative. Half of what is positive is kept, so that steps go downhill.
+        hessian_QQ[0, 0] += torch.maximum(gradient_Q[0], -hessian_QQ[0, 0] / 2)
+        step_Q, _ = torch.linalg.solve_ex(hessian_QQ, gradient_Q + RIDGE * found_Q)
+        tried_LQ = found_Q - lengths_L1 * (step_Q * (LONGEST / step_Q.norm().clamp_min(LONGEST)))
+        logits_LKC = tried_LQ[:, 0].exp()[:, None, None] * z_KC + tried_LQ[:, None, 1:]
+        losses_L = -torch.einsum("k,kc,lkc->l", share_K, target_KC, logits_LKC.log_softmax(2))
+        best = (losses_L + RIDGE / 2 * tried_LQ.square().sum(1)).argmin(keepdim=True)
+        found_Q = tried_LQ.index_select(0, best)[0]
     return found_Q[0].exp(), found_Q[1:]

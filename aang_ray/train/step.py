@@ -290,7 +290,7 @@ class Stepper:
     def _pieces(self, batch: DomainBatch, micro: int, share: Share | None) -> tuple[DomainPiece, ...]:
         ranges = None if share is None else share.ranges
         if self._calibrates_dev:  # the dev batch is calibrated as a whole, so it must not be cut
-            micro = max(micro, batch.segments[DEV].texts)
+            micro = max(micro, batch.segments[DEV].examples)
         pieces = self.setup.domain.pieces(batch, micro, self.engine.per_segment, ranges)
         return tuple(self.setup.pinned(piece) for piece in pieces)
 
