@@ -51,7 +51,7 @@ def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
         UserError: if the checkpoint cannot be read, lacks weights of the body, has fewer than the requested layers, or
             is of a family whose attention cannot be restricted.
     """
-    with _quiet(), _readable(located):
+    with quiet_transformers(), _readable(located):
         model, missing = _read(_settings(config, located), located)
     body: Any = model.base_model
     # In a model with heads, the names of the body's parameters have a prefix.
@@ -74,7 +74,7 @@ def encoder_size(config: EncoderConfig, located: Located) -> tuple[int, int, int
     Raises:
         UserError: as `load_encoder`, but for what only the weights tell.
     """
-    with _quiet(), _readable(located):
+    with quiet_transformers(), _readable(located):
         whole = _settings(config.model_copy(update={"layers": None}), located)
         settings = _settings(config, located)
         choices: Any = MODEL_MAPPING[type(settings)]
@@ -148,7 +148,7 @@ def _class_of(family: Any, settings: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Silence Transformers inside the block: no progress bars, and no reports of weights that are not loaded."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

@@ -315,17 +315,20 @@ def _markdown_text(text: str) -> str:
 
 def _terminal(table: pd.DataFrame) -> str:
     """Tables for a terminal, as wide as it is."""
-    from rich.console import Console
+    from rich.cells import cell_len
+    from rich.console import Console, JustifyMethod
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=io.StringIO(), force_terminal=True, width=shutil.get_terminal_size((120, 24)).columns)
+    console = Console(file=io.StringIO(), force_terminal=True)
     for grid in grids(table):
+        # Names of columns may be folded, numbers may not: a table that is too wide for the terminal stays whole.
+        widths = [max((cell_len(str(text)) for text in grid.text[name]), default=1) for name in grid.text.columns]
+        console.width = max(shutil.get_terminal_size((120, 24)).columns, sum(widths) + 3 * len(widths) + 1)
         shown = Table(title=Text(grid.title), title_justify="left", title_style="bold")
         for position, name in enumerate(grid.text.columns):
-            shown.add_column(
-                Text(str(name)), justify="right" if position >= _left(grid.text) else "left", overflow="fold"
-            )
+            justify: JustifyMethod = "right" if position >= _left(grid.text) else "left"
+            shown.add_column(Text(str(name)), justify=justify, overflow="fold", min_width=widths[position])
         marks = pd.DataFrame("", grid.text.index, grid.text.columns) if grid.marks is None else grid.marks
         for texts, marked in zip(grid.text.to_numpy(), marks.to_numpy(), strict=True):
             cells = zip(texts, marked, strict=True)

@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from aang_ray.config import RunConfig
@@ -137,7 +138,7 @@ def _runs(store: Store) -> list[dict[str, Any]]:
         history.setdefault(cell, []).append([step, _short(score), _short(loss), _short(train)])
     weights = store.weights().select(["cell", "step", "end_task_weight", "weights"]).sort_by("step")
     cells = weights.column("cell").to_pylist()
-    last = weights.take(list({cell: at for at, cell in enumerate(cells)}.values()))
+    last = weights.take(pa.array({cell: at for at, cell in enumerate(cells)}.values(), pa.int64()))
     final = {one["cell"]: one for one in last.to_pylist(maps_as_pydicts="strict")}
     defaults: dict[str, dict[str, str]] = {}
     found = []

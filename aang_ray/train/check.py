@@ -44,17 +44,19 @@ def check_runs(runs: Iterable[RunConfig], *, here: bool) -> list[str]:
     warnings: dict[str, None] = {}
     used: set[tuple[str, str]] = set()
     given: dict[tuple[str, str], None] = {}
+    # What many runs share is read once a call, not once a process: files may change between two calls.
+    load, encoder = lru_cache(maxsize=64)(load_task), lru_cache(maxsize=64)(_encoder)
     for run in runs:
         if here:
             device_of(run)
         # Text of a language model is not written yet: that takes minutes.
-        task = _load(run.data.model_copy(update={"neural_lm": None}), run.encoder)
+        task = load(run.data.model_copy(update={"neural_lm": None}), run.encoder)
         check_dev(run, task)
         check_n(run)
         if isinstance(task, ImageTask):
             continue
         file = space_file(run, task)
-        size, layers = _encoder(run.data, run.encoder)
+        size, layers = encoder(run.data, run.encoder)
         if here:
             _check_memory(run, task, size)
         lines[_describe(run, task, layers)] = None
@@ -72,12 +74,6 @@ def check_runs(runs: Iterable[RunConfig], *, here: bool) -> list[str]:
     return [*list(lines)[:_LINES], *more, *warnings]
 
 
-@lru_cache(maxsize=64)
-def _load(data: DataConfig, encoder: EncoderConfig) -> EndTask | ImageTask:
-    return load_task(data, encoder)
-
-
-@lru_cache(maxsize=64)
 def _encoder(data: DataConfig, config: EncoderConfig) -> tuple[int, str]:
     """Return the number of parameters of an encoder, and its layers in words."""
     located = locate_encoder(data, config)

@@ -34,7 +34,7 @@ from aang_ray.data.tokens import tokenise
 from aang_ray.errors import UserError
 from aang_ray.model.encoder import Encoder
 from aang_ray.model.heads import ClassificationHead
-from aang_ray.model.loading import load_encoder
+from aang_ray.model.loading import load_encoder, quiet_transformers
 from aang_ray.objectives.source import END_TASK_HEAD
 from aang_ray.store.files import NotWritten, new_folder
 from aang_ray.store.schema import ResultRow
@@ -103,7 +103,7 @@ def _write(folder: Path, setup: Setup, result: ResultRow) -> None:
         "result": asdict(result),
     }
     text = json.dumps(_without_nan(card), indent=1, ensure_ascii=False, allow_nan=False)
-    with new_folder(folder.absolute(), replace=True) as draft:
+    with quiet_transformers(), new_folder(folder.absolute(), replace=True) as draft:
         body.save_pretrained(draft / ENCODER)
         load_tokenizer(locate_encoder(setup.config.data, setup.config.encoder)).save_pretrained(draft / ENCODER)
         safetensors.torch.save_file(head, draft / HEAD)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -198,7 +199,8 @@ def write_row(store: Store, record: CellRecord) -> bool:
             raise
         kept = Store(_kept_for(store))
         try:
-            kept.write(record)
+            with suppress(CellIsDone):  # `take_rows` has read it from there
+                kept.write(record)
         except OSError:  # the same disk: what is left is the checkpoint
             raise error from None
         raise NotWritten(

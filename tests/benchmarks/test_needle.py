@@ -104,7 +104,7 @@ def test_a_small_grid_runs_and_is_not_run_again(
     assert (static["rank_truth"], static["over_static"]) == (0.0, 0.0)
     assert learned["over_static"] == pytest.approx(learned["test"] - static["test"], abs=0.02)
     assert learned["pairs"] == 2
-    assert "| digits | one | all | aang | 2 |" in needle.table(entries)
+    assert "| digits | one | all | evidence | 2 |" in needle.table(entries)
     needle.draw(found, "digits", tmp_path / "figure.svg")
     assert (tmp_path / "figure.svg").read_text(encoding="utf-8").startswith("<?xml")
 

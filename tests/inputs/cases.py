@@ -314,7 +314,7 @@ SPACES: Cases = (
     ),
     (
         "blocks: [{data: [end-task], transform: [no-op], representation: [bidirectional], output: [denoise]}]\n",
-        "no legal objective",
+        "no objective is left: denoising an uncorrupted input",
     ),
     ("blocks: [{data: [end-task]}]\nblocks: []\n", "blocks is there twice, in line 2"),
     (
@@ -393,7 +393,7 @@ TABLES: tuple[tuple[str, bytes, str], ...] = (
     ("a.csv", b"text,label\n\xe9,x\n", "row 1 is not valid UTF-8 (byte 0xe9)"),
     ("a.csv", "text,label\na,x\n".encode("utf-16"), "not valid UTF-8"),
     ("a.csv", b"text,label\n,x\n", "row 1 has an empty text"),
-    ("a.csv", b"text,label\na,x\nb,x\n", "one class only ('x')"),
+    ("a.csv", b"text,label\n" + b"".join(b"a%d,x\n" % row for row in range(30)), "one class only ('x')"),
     ("a.csv", b"text,label\na,x\nb,y\n", "2 different texts are too few to make train, dev and test of one file"),
     ("a.jsonl", b"not json\n", "row 1 has no valid JSON"),
     ("a.jsonl", b'{"text": "a", "label": NaN}\n', "a label of type float"),

@@ -303,7 +303,7 @@ def test_a_tiny_p_value_is_not_printed_as_zero(store: Store, write: Write) -> No
         write(store, seed=seed, test=0.5)
         write(store, method="static", seed=seed, test=0.8 + 0.0001 * seed)
     assert entry(store, "static-td").p_value < 1e-6
-    assert "| < 0.001 |" in render(build_table(store))
+    assert "| < 0.001 (5) |" in render(build_table(store))
 
 
 @pytest.mark.parametrize("form", ["markdown", "latex", "json", "csv"])

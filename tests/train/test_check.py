@@ -19,10 +19,13 @@ def test_runs_are_described_once(tiny: dict[str, Any]) -> None:
         "task: 80 of 80 train texts, 40 dev and 40 test texts, 2 classes; encoder, all 3 layers; no train text is cut; "
         "60 in-domain passages"
     ]
-    (line,) = check_runs([tiny_config(tiny, "data.train_size=20", "data.max_tokens=8", "encoder.layers=2")], here=True)
+    line, *more = check_runs(
+        [tiny_config(tiny, "data.train_size=20", "data.max_tokens=8", "encoder.layers=2", "space=td_ed")], here=True
+    )
     assert line.startswith("task: 20 of 80 train texts")
     assert "encoder, 2 of 3 layers; 1" in line
     assert "train texts are cut at 8 tokens" in line
+    assert more == []
 
 
 def test_text_that_no_objective_uses(tiny: dict[str, Any], tmp_path: Path) -> None:
