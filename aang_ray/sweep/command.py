@@ -269,6 +269,10 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
         if record.result.status == "done":
             discard(checkpoints, config.cell)
     show_scores(record, console)
+    if export is not None and record.result.status == "done":
+        from aang_ray.train.export import how_to_load
+
+        console.print(how_to_load(export), markup=False, highlight=False, soft_wrap=True)
     return record
 
 
