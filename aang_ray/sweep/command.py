@@ -190,7 +190,9 @@ def report(outcome: SweepOutcome, console: Console, max_hours: float | None) -> 
     for title, error in outcome.failed.items():
         console.print(f"failed: {title}: {error}", markup=False, highlight=False, soft_wrap=True)
     if outcome.failed:
-        console.print("`aang status` names the cells that failed, and `aang show CELL` says more of one", highlight=False)
+        console.print(
+            "`aang status` names the cells that failed, and `aang show CELL` says more of one", highlight=False
+        )
     if outcome.cut:
         console.print(
             f"{outcome.cut} cells were cut short by asha and have no test score; without --scheduler the same command "
