@@ -38,7 +38,8 @@ def describe_weights(logged: Logged, *, everything: bool = False) -> str:
         objectives, seeds = part["objective"].nunique(), part["seed"].nunique()
         title = (
             f"{row} on {column}: {objectives} objective{'s' * (objectives > 1)} with logged weights, "
-            f"{seeds} seed{'s' * (seeds > 1)}; weight of the end task {place['early']:.3f} early, {place['late']:.3f} late"
+            f"{seeds} seed{'s' * (seeds > 1)}; weight of the end task {place['early']:.3f} early, "
+            f"{place['late']:.3f} late"
         )
         spread = part["late"].max() - part["late"].min()
         if objectives < 2 or not spread > 1e-6:
