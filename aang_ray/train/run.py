@@ -90,7 +90,7 @@ def run_cell(
             if on_done is not None:
                 on_done(record)
             try:
-                export_model(export, trainer.setup, record.result)
+                export_model(export, trainer.setup, record)
             except NotWritten:
                 trainer.save()
                 raise
