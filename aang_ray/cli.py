@@ -310,5 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_error(line: str, code: int) -> int:
-    typer.echo(f"error: {' '.join(line.split())}", err=True)
+    # What a file holds may be part of the line, and must not reach the terminal as a command to it.
+    printable = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(line.split()))
+    typer.echo(f"error: {printable}", err=True)
     return code

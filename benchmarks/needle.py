@@ -136,7 +136,7 @@ def configuration(cell: Cell) -> RunConfig:
         "space": str(space),
         "n": "all" if cell.n == "all" or cell.alone is not None else int(cell.n),
         "schedule": {"steps": STEPS[cell.domain] * (TASKS if rounds else 1), "eval_every": 25, "patience": 10**6},
-        "precision": "fp32",
+        "precision": "bf16" if cell.domain == "text" else "fp32",
         "resources": {"device": "cpu", "threads": 1},
         "seed": cell.seed,
     }

@@ -13,10 +13,13 @@ import numpy as np
 from aang_ray.objectives.primitives import Corrupted, Transform
 
 def swap(texts, selected_T, vocabulary):
-    """Swap each selected token with the next one, where that stands in the same text and is selected, too."""
+    """Swap selected neighbours: of each run of selected tokens in a text the first with the second, and so on."""
     ids_T = texts.ids_T.copy()
-    first = np.flatnonzero(selected_T[:-1] & selected_T[1:] & (texts.text_T[:-1] == texts.text_T[1:]))
-    first = first[::2]
+    at_T = np.arange(len(ids_T))
+    pair_T = np.append(selected_T[:-1] & selected_T[1:] & (texts.text_T[:-1] == texts.text_T[1:]), False)
+    begins_T = pair_T & ~np.concatenate(([False], pair_T[:-1]))
+    start_T = np.maximum.accumulate(np.where(begins_T, at_T, 0))  # where the run of pairs began
+    first = np.flatnonzero(pair_T & ((at_T - start_T) % 2 == 0))
     ids_T[first], ids_T[first + 1] = texts.ids_T[first + 1], texts.ids_T[first]
     return Corrupted(ids_T)
 

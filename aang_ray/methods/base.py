@@ -86,7 +86,10 @@ class Method(ABC):
         return None
 
     def describe(self, sampled: Sampled) -> WeightRow | None:
-        """Return the weights at this step for the store; None if the method has none. Waits for the device."""
+        """Return the weights of the sampled objectives for the store, after `observe`; None if there are none.
+
+        It waits for the device.
+        """
         return None
 
     def state_dict(self) -> dict[str, Any]:

@@ -182,7 +182,7 @@ class GramAggregation(Aggregation):
         name = "the end task" if objective < 0 else self.names[sampled.objectives[objective]]
         raise RunFailure(
             f"step {sampled.step + 1}: the gradient of {name} is not finite; lower optim.body_lr or optim.head_lr, "
-            "or set precision=fp32"
+            "or set precision=fp32 if it is another"
         )
 
 

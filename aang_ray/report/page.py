@@ -147,7 +147,7 @@ def _runs(store: Store) -> list[dict[str, Any]]:
         method = settings["method.name"]
         if method not in defaults:
             made = RunConfig.model_validate({"method": {"name": method}}).model_dump(mode="json")
-            defaults[method] = dict(flatten(made))
+            defaults[method] = {**dict(flatten(made)), "method.name": ""}
         points = sorted(history.get(row["cell"], []))
         every = math.ceil(len(points) / _POINTS) or 1
         run = {name: row[name] for name in (*_RUN, *_TOLD)}

@@ -110,11 +110,7 @@ def _configuration(config: Mapping[str, Any], *, full: bool) -> str:
 
 
 def _failure(row: ResultRow) -> str:
-    log = (
-        ""
-        if row.log_tail is None
-        else f"\n\nLast lines of the log, with the traceback if there was one\n\n{row.log_tail}"
-    )
+    log = f"\n\nLast lines of the log, with the traceback if there was one\n\n{row.log_tail}" if row.log_tail else ""
     return f"Error: {row.error}{log}" if row.error is not None else log.strip()
 
 
@@ -177,7 +173,7 @@ def _weights(row: WeightRow, losses: Mapping[str, float]) -> str:
         if stage != "A"
     ]
     title = f"Weights at step {row.step:,}: {row.end_task_weight:.4f} of the end task; of the objectives"
-    return "\n\n".join([title, _grid(["objective", "weight", "A", "loss"], lines), "\n".join(factors)]).rstrip()
+    return "\n\n".join([title, _grid(["objective", "weight", "factor A", "loss"], lines), "\n".join(factors)]).rstrip()
 
 
 def _number(value: float | None) -> str:

@@ -37,8 +37,9 @@ def describe_weights(logged: Logged, *, everything: bool = False) -> str:
         place = end_task[(end_task["row"] == row) & (end_task["column"] == column)][["early", "late"]].mean()
         objectives, seeds = part["objective"].nunique(), part["seed"].nunique()
         title = (
-            f"{row} on {column}: {objectives} objective{'s' * (objectives > 1)}, {seeds} seed{'s' * (seeds > 1)}; "
-            f"weight of the end task {place['early']:.3f} early, {place['late']:.3f} late"
+            f"{row} on {column}: {objectives} objective{'s' * (objectives > 1)} with logged weights, "
+            f"{seeds} seed{'s' * (seeds > 1)}; weight of the end task {place['early']:.3f} early, "
+            f"{place['late']:.3f} late"
         )
         spread = part["late"].max() - part["late"].min()
         if objectives < 2 or not spread > 1e-6:
@@ -89,7 +90,7 @@ def _objectives(part: pd.DataFrame, everything: bool) -> tuple[str, pd.DataFrame
             "early": [_number(value) for value in shown["early"]],
             "late": [_number(value) for value in shown["late"]],
             "± over seeds": [_number(value) for value in shown["deviation"]],
-            "late / uniform": [f"{value * len(frame):.2f}" for value in shown["late"]],
+            "late / uniform": [_number(value * len(frame), 2) for value in shown["late"]],
         }
     )
     more = len(frame) - len(shown)
@@ -112,5 +113,5 @@ def _primitives(frame: pd.DataFrame) -> str:
     return markdown_grid(pd.DataFrame(lines, columns=header)) if lines else ""
 
 
-def _number(value: float) -> str:
-    return ABSENT if pd.isna(value) else f"{value:.3f}"
+def _number(value: float, digits: int = 3) -> str:
+    return ABSENT if pd.isna(value) else f"{value:.{digits}f}"

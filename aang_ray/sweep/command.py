@@ -190,6 +190,10 @@ def report(outcome: SweepOutcome, console: Console, max_hours: float | None) -> 
     """Print what failed, what was cut short, and what remains."""
     for title, error in outcome.failed.items():
         console.print(f"failed: {title}: {error}", markup=False, highlight=False, soft_wrap=True)
+    if outcome.failed:
+        console.print(
+            "`aang status` names the cells that failed, and `aang show CELL` says more of one", highlight=False
+        )
     if outcome.cut:
         console.print(
             f"{outcome.cut} cells were cut short by asha and have no test score; without --scheduler the same command "
@@ -364,7 +368,7 @@ def show_scores(record: CellRecord, console: Console) -> None:
             console.print(f"{name}: {_scores(scores)}, {scores.examples} examples ({classes})", highlight=False)
     if row.test_clean_low is not None and row.test_clean_high is not None:
         interval = f"{100 * row.test_clean_low:.2f} to {100 * row.test_clean_high:.2f}"
-        console.print(f"95 % of resampled such tests lie between {interval} {row.metric}", highlight=False)
+        console.print(f"95 % of resampled such tests score {interval} {row.metric}", highlight=False)
     if row.majority:
         console.print("warning: dev never left what the majority class scores")
     if row.status == "done":

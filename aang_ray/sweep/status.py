@@ -51,6 +51,7 @@ class CellStatus:
 class SweepStatus:
     """A sweep at one moment."""
 
+    store: str
     file: SweepFile
     alive: bool
     """Whether its driver runs, as far as one can tell."""
@@ -95,7 +96,7 @@ def read_status(store: Store, sweep: Path | None = None, now: datetime | None = 
     alive = not file.ended and silent <= SILENT_SECONDS
     rows = {row["cell"]: row for row in store.results().to_pylist()}
     cells = [CellStatus(cell, _state(cell, rows.get(cell.cell), alive), rows.get(cell.cell)) for cell in file.cells]
-    return SweepStatus(file, alive, silent, tuple(cells))
+    return SweepStatus(store.uri, file, alive, silent, tuple(cells))
 
 
 def show_status(status: SweepStatus, console: Console, now: datetime | None = None) -> None:
@@ -126,7 +127,7 @@ def show_status(status: SweepStatus, console: Console, now: datetime | None = No
         console.print(table)
     for cell in status.having("failed"):
         line(f"failed: {cell.progress.title}: {cell.row['error'] if cell.row is not None else None}")
-        line(f"  with its traceback, on the same store: aang show {cell.progress.cell}")
+        line(f"  more: aang show {cell.progress.cell} --store {status.store}")
 
 
 def others_at_work(store: Store, cells: Collection[str]) -> list[str]:

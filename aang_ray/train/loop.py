@@ -350,7 +350,7 @@ class LossLog:
             before = "it had none before" if last is None else f"its last finite loss was {last:.4g}"
             raise RunFailure(
                 f"step {step}: the loss of {name} is {value}, {before}; lower optim.body_lr, "
-                "optim.head_lr or a rate of the method's own, or set precision=fp32"
+                "optim.head_lr or a rate of the method's own, or set precision=fp32 if it is another"
             )
         self._last[name] = value
         total, count = self._sums.get(name, (0.0, 0))

@@ -281,8 +281,8 @@ def test_every_class_of_torchjd_is_in_the_docs(module: Any, page: str) -> None:
 
 @pytest.mark.parametrize("name", method_sections())
 def test_every_method_is_in_the_docs(name: str) -> None:
-    assert f"`{name}`" in (DOCS / "methods" / "README.md").read_text()
-    assert f"`{name}`" in (DOCS / "semantics.md").read_text()
+    for page in ("methods/README.md", "semantics.md"):
+        assert f"`{name}`" in (DOCS / page).read_text(), f"docs/{page} does not name `{name}`"
 
 
 def test_every_method_of_torchjd_has_exact_values_or_is_compared_with_torchjd() -> None:

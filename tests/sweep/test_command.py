@@ -43,7 +43,9 @@ def test_all_done() -> None:
 def test_a_failed_cell_is_named_and_counts() -> None:
     outcome = outcome_of([cell(0), cell(1)], ends(s0="done", s1="failed"))
     assert (outcome.remaining, outcome.exit_code) == (0, 1)
-    assert said(outcome) == "failed: movie · finetune · seed 1: out of memory\n"
+    first, second = said(outcome).splitlines()
+    assert first == "failed: movie · finetune · seed 1: out of memory"
+    assert "`aang show CELL`" in second
 
 
 def test_a_failed_row_that_was_kept_is_named_and_one_that_ran_again_is_not() -> None:
