@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from aang_ray import __version__, store_verbs
+from aang_ray import __version__, model_verbs, store_verbs
 from aang_ray.api import DEFAULT_STORE, open_store
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store_verbs import StoreUri
@@ -48,6 +48,7 @@ space_app = typer.Typer(help="Search spaces of auxiliary objectives.", no_args_i
 preset_app = typer.Typer(help="The paper's grids, for `aang sweep --preset`.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(store_verbs.app)  # without a name: its verbs stand beside these
+app.add_typer(model_verbs.app)
 app.add_typer(store_verbs.store_app, name="store")
 app.add_typer(space_app, name="space")
 app.add_typer(preset_app, name="preset")
@@ -309,5 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_error(line: str, code: int) -> int:
-    typer.echo(f"error: {' '.join(line.split())}", err=True)
+    # What a file holds may be part of the line, and must not reach the terminal as a command to it.
+    printable = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(line.split()))
+    typer.echo(f"error: {printable}", err=True)
     return code

@@ -14,6 +14,11 @@ from aang_ray.config.methods import method_sections
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
 
+_VALUES, _BITS, _LEVELS = 100_000, 256, 8
+"""The most values that a YAML text may stand for, bits of a whole number, and levels of a dotted setting."""
+_SHOWN = 200
+"""How many characters of a wrong value a message shows."""
+
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the configuration of a YAML file.
@@ -64,7 +69,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice. Plain YAML would silently keep the last."""
+    """Refuses what plain YAML takes in silence: a key that is there twice, and a few lines that mean a huge value."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        _refuse_huge(node, {})
+        return super().construct_document(node)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = int(super().construct_yaml_int(node))
+        if value.bit_length() > _BITS:  # Python cannot print numbers of some thousand digits
+            raise yaml.MarkedYAMLError(problem=f"a number of more than {_BITS} bits", problem_mark=node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: set[str] = set()
@@ -74,6 +89,33 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
                 keys.add(key.value)
         return dict(super().construct_mapping(node, deep))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _refuse_huge(node: yaml.Node, sizes: dict[yaml.Node, int | None]) -> int:
+    """Return the number of values in a node, each alias counted as a copy of what it stands for.
+
+    Args:
+        node: The node.
+        sizes: The sizes of the nodes that were counted already; None for those that are being counted.
+    """
+    if node in sizes:
+        size = sizes[node]
+        if size is None:
+            raise yaml.MarkedYAMLError(problem="a value holds itself", problem_mark=node.start_mark)
+        return size
+    sizes[node] = None
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    elif isinstance(node, yaml.MappingNode):
+        inner = [part for pair in node.value for part in pair]
+    size = sizes[node] = 1 + sum(_refuse_huge(part, sizes) for part in inner)
+    if size > _VALUES:
+        raise yaml.MarkedYAMLError(problem=f"more than {_VALUES:,} values", problem_mark=node.start_mark)
+    return size
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -87,8 +129,10 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", in line {error.problem_mark.line + 1}"
         raise UserError(f"{where}: not valid YAML: {error.problem}{line}") from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # such as a date that does not exist
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # such as a date that does not exist
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (LookupError, AttributeError):  # how PyYAML takes `!!bool x` and `!!timestamp x`
+        raise UserError(f"{where}: not valid YAML: a value is not of the type that its tag names") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply") from None
 
@@ -128,7 +172,7 @@ def override(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, 
     for text in sorted(overrides, key=lambda text: text.partition("=")[0].count(".")):
         key, separator, value = (part.strip() for part in text.partition("="))
         if not separator or not all(key.split(".")):
-            raise UserError(f"--set {text}: expected key.path=value, for example --set optim.body_lr=1e-4")
+            raise UserError(f"--set {_cut(text)}: expected key.path=value, for example --set optim.body_lr=1e-4")
         result = set_path(result, key, _parsed(key, value, text))
     return result
 
@@ -147,15 +191,17 @@ def _parsed(key: str, value: str, text: str) -> Any:
     several = annotation == tuple[str, ...] and value.startswith("[")
     if value != "null" and not several and str in (annotation, *get_args(annotation)):
         return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
-    return _number(parse_yaml(value, f"--set {text}"))
+    return _number(parse_yaml(value, f"--set {_cut(text)}"))
 
 
 def set_path(mapping: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
     """Return a copy of `mapping` in which the dotted `path` has the value.
 
     Raises:
-        UserError: The path goes through a value that is not a section.
+        UserError: The path goes through a value that is not a section, or has more levels than any setting.
     """
+    if path.count(".") >= _LEVELS:
+        raise UserError(f"unknown key {shown(path)}; no setting has so many levels")
     head, _, rest = path.partition(".")
     result = dict(mapping)
     if rest:
@@ -199,22 +245,22 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
             tag = str(first.get("ctx", {}).get("tag", ""))
             close = nearest(tag, method_sections())
             hint = f"; did you mean {close}?" if close else ""
-            line = f"{key}.name: {tag!r} is not one of {', '.join(method_sections())}{hint}"
+            line = f"{key}.name: {shown(tag)} is not one of {', '.join(method_sections())}{hint}"
         case "literal_error":
             allowed_text = str(first["ctx"]["expected"])
             choices = [c.strip().strip("'") for c in allowed_text.replace(" or ", ",").split(",")]
             close = nearest(str(first["input"]), choices)
             hint = f"; did you mean {close}?" if close else ""
-            line = f"{key}: {first['input']!r} is not allowed, use {allowed_text}{hint}"
+            line = f"{key}: {shown(first['input'])} is not allowed, use {allowed_text}{hint}"
         case "model_attributes_type":  # not a mapping where one of several sections is expected
             named = _sections_at(model, first["loc"])[0].model_fields["name"].default
-            line = f"{key}: must be a name, or settings such as {{name: {named}}}, got {first['input']!r}"
+            line = f"{key}: must be a name, or settings such as {{name: {named}}}, got {shown(first['input'])}"
         case "model_type":
             fields = [item for option in _sections_at(model, first["loc"]) for item in option.model_fields.items()]
             example = next((name for name, field in fields if field.is_required()), fields[0][0])
-            line = f"{key}: must be settings such as {{{example}: ...}}, got {first['input']!r}"
+            line = f"{key}: must be settings such as {{{example}: ...}}, got {shown(first['input'])}"
         case "tuple_type":
-            line = f"{key}: must be a list such as [a, b], got {first['input']!r}"
+            line = f"{key}: must be a list such as [a, b], got {shown(first['input'])}"
         case _:
             same = [p["msg"] for p in problems if _key_path(p["loc"], model) == keys]
             message = " or ".join(m.removeprefix("Input should be ").split(", unable")[0] for m in same)
@@ -222,15 +268,24 @@ def describe_error(error: ValidationError, model: type[BaseModel]) -> str:
             message = message.removeprefix("Value error, ")
             stated = first["type"] == "value_error"
             line = ": ".join(
-                part for part in (key, message if stated else f"{message}, got {first['input']!r}") if part
+                part for part in (key, message if stated else f"{message}, got {shown(first['input'])}") if part
             )
     extra = len({tuple(_key_path(p["loc"], model)) for p in problems} - {tuple(keys)})
     return f"{line} (and {extra} more)" if extra else line
 
 
+def shown(value: object) -> str:
+    """Return a wrong value for a message, cut where it is longer than anybody reads."""
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def nearest(word: str, names: Iterable[str]) -> str | None:
     """Return the name that is most similar to a misspelt word; None if none is similar enough."""
-    return next(iter(difflib.get_close_matches(word, names, n=1, cutoff=0.65)), None)
+    return next(iter(difflib.get_close_matches(word[:_SHOWN], names, n=1, cutoff=0.65)), None)
 
 
 def _key_path(location: Sequence[int | str], model: type[BaseModel]) -> list[str]:

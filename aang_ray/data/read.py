@@ -140,8 +140,14 @@ def _read_jsonl(path: Path, wanted: Sequence[str]) -> Table:
     for index, line in enumerate(lines.columns["text"]):
         try:
             value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            wrong.append((index, f"no valid JSON ({getattr(error, 'msg', 'nested too deeply')})"))
+        except json.JSONDecodeError as error:
+            wrong.append((index, f"no valid JSON ({error.msg})"))
+            continue
+        except RecursionError:
+            wrong.append((index, "no valid JSON (nested too deeply)"))
+            continue
+        except ValueError:  # Python refuses to read numbers of more than 4,300 digits
+            wrong.append((index, "no valid JSON (a number of too many digits)"))
             continue
         if isinstance(value, dict):
             objects.append(value)
@@ -195,7 +201,7 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
         with pq.ParquetFile(path) as file:
             require_columns(str(path), wanted, file.schema_arrow.names)
             columns = file.read(columns=list(wanted)).to_pydict()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
         raise UserError(f"{path}: cannot be read as parquet ({first_line(error)})") from error
     return Table(str(path), columns, list(range(1, len(columns[wanted[0]]) + 1)))
 

@@ -34,6 +34,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from aang_ray.config.load import require_file
 from aang_ray.config.sections import Semantics
 from aang_ray.errors import UserError
 from aang_ray.objectives.objective import EXTERNAL, Objective, Rule
@@ -145,10 +146,11 @@ BUILT_IN: Final = Primitives.of((*TRANSFORMS, *REPRESENTATIONS, *OUTPUTS))
 
 def digest(file: str) -> str:
     """Hash the content of a user's file; a `UserError` if it cannot be read."""
+    require_file(Path(file), f"primitives: {file}")
     try:
         return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise UserError(f"primitives: {file}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise UserError(f"primitives: {file}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _load(file: Path) -> tuple[Primitive, ...]:

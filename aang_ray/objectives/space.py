@@ -231,7 +231,8 @@ def enumerate_space(
     illegal: dict[Objective, str] = {}
     left_out: set[Objective] = set()
     for block in file.blocks:
-        for choice in itertools.product(block.data, block.transform, block.representation, block.output):
+        names = (tuple(dict.fromkeys(getattr(block, stage))) for stage in STAGES)
+        for choice in itertools.product(*names):
             objective = Objective(*choice)
             reason = ruled_out(objective, legality, file.taxonomy.rules(objective))
             if reason is None and capabilities is not None:

@@ -124,6 +124,34 @@ class Logged:
         return pd.DataFrame(found, columns=["row", "column", "task", "seed", "step", "part", *columns])
 
 
+def best_run(store: Store, task: str) -> tuple[str, str]:
+    """Return the best run of a task by dev: of the row with the best mean, the seed with the best score.
+
+    Args:
+        store: The store.
+        task: A task, or a column of the table.
+
+    Returns:
+        A sentence that says which run that is and how it was chosen, and its cell.
+
+    Raises:
+        UserError: if the table has no such task, or several columns of it.
+    """
+    logged = Logged(store, columns=[task])
+    columns = [str(column) for column in logged.table["column"].unique()]
+    if len(columns) > 1:
+        raise UserError(f"--best {task}: choose one of the columns of the table: {', '.join(columns)}")
+    row = max(logged.table.to_dict("records"), key=lambda line: line["dev_mean"])
+    runs = [run for run in logged.runs.to_dict("records") if run["group"] == row["group"]]
+    run = max(runs, key=lambda one: one["dev"])
+    sentence = (
+        f"best on {columns[0]} by dev {row['metric']}: {row['label']}, mean {100 * row['dev_mean']:.2f} over "
+        f"{len(runs)} seed{'s' * (len(runs) > 1)}; of these, seed {run['seed']} with {100 * run['dev']:.2f} "
+        f"(run {run['cell']})"
+    )
+    return sentence, str(run["cell"])
+
+
 def early_and_late(weights: pd.DataFrame) -> pd.DataFrame:
     """Return the mean weight of each objective in each run, `early` and `late`.
 

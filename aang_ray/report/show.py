@@ -48,14 +48,7 @@ def describe_run(store: Store, name: str, *, full: bool = False) -> str:
     Raises:
         UserError: for a name that no run has, or that several runs begin with.
     """
-    rows = _rows(store)
-    found = [row for row in rows if row["cell"].startswith(name)]
-    if len(found) != 1:
-        there = [f"{row['cell']} ({row['row']} on {row['task']}, seed {row['seed']})" for row in found or rows]
-        more = f" and {len(there) - _EXAMPLES} more" if len(there) > _EXAMPLES else ""
-        problem = f"{len(found)} runs begin with {name}" if found else f"no run begins with {name}"
-        raise UserError(f"{problem}; store {store.uri} has {', '.join(there[:_EXAMPLES])}{more}")
-    record = store.record(found[0]["cell"])
+    record = store.record(find_run(store, name))
     parts = [_summary(record.result), _configuration(record.result.config, full=full)]
     if record.result.error is not None or record.result.log_tail is not None:
         parts.append(_failure(record.result))
@@ -63,6 +56,22 @@ def describe_run(store: Store, name: str, *, full: bool = False) -> str:
     if record.weights:
         parts.append(_weights(record.weights[-1], record.history[-1].losses if record.history else {}))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def find_run(store: Store, name: str) -> str:
+    """Return the name of the run that a name, or its first characters, mean.
+
+    Raises:
+        UserError: for a name that no run has, or that several runs begin with.
+    """
+    rows = _rows(store)
+    found = [row for row in rows if row["cell"].startswith(name)]
+    if len(found) != 1:
+        there = [f"{row['cell']} ({row['row']} on {row['task']}, seed {row['seed']})" for row in found or rows]
+        more = f" and {len(there) - _EXAMPLES} more" if len(there) > _EXAMPLES else ""
+        problem = f"{len(found)} runs begin with {name}" if found else f"no run begins with {name}"
+        raise UserError(f"{problem}; store {store.uri} has {', '.join(there[:_EXAMPLES])}{more}")
+    return str(found[0]["cell"])
 
 
 def _rows(store: Store) -> list[dict[str, Any]]:

@@ -255,17 +255,24 @@ def _read(location: Location, file: CellFile, schema: pa.Schema) -> pa.Table | N
     """
     try:
         with location.filesystem.open_input_file(file.path) as stream:
-            parquet = pq.ParquetFile(stream)
+            parquet = pq.ParquetFile(stream, page_checksum_verification=True)
             version = _check_version(parquet.schema_arrow, file.path)
             names = [name for name in schema.names if name not in PARTITIONS]
             table = parquet.read(columns=names, use_threads=False)  # several files are read at the same time already
+        whole = _as_schema(table, file, schema, version)
+        whole.validate(full=True)  # or a text that is not UTF-8 fails far away
     except FileNotFoundError:
         return None
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise UserError(
             f"{file.path} cannot be read as Parquet ({str(error).partition(chr(10))[0].rstrip('.')}); "
             f"delete it and run again: its cell alone is computed anew"
         ) from error
+    return whole
+
+
+def _as_schema(table: pa.Table, file: CellFile, schema: pa.Schema, version: int) -> pa.Table:
+    """Return a table with the columns of a schema: those of the file, and its partitions."""
     partitions = {"task": file.task, "method": file.method}
     columns = []
     for field in schema:
@@ -349,6 +356,6 @@ def _files_of(location: Location, cell: str) -> list[CellFile]:
 def serialise(table: pa.Table) -> bytes:
     """Return a table as a Parquet file, made in memory: a table that cannot be written never touches the store."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     data: bytes = sink.getvalue().to_pybytes()
     return data

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from aang_ray.config import RunConfig
+from aang_ray.config import RunConfig, parse_config
+from aang_ray.config.sections import ResourcesConfig
 from aang_ray.errors import UserError
 from aang_ray.store import CellRecord, HistoryRow, Scores, Store
 from aang_ray.sweep.cluster import check_fits, own_cluster, ray_cluster, set_environment
@@ -275,6 +276,53 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
         from aang_ray.train.export import how_to_load
 
         console.print(how_to_load(export), markup=False, highlight=False, soft_wrap=True)
+    return record
+
+
+def export_run(cell: str, store: Store, console: Console, export: Path) -> CellRecord:
+    """Write the model of a finished run, which is trained again on this machine from the configuration in the store.
+
+    Args:
+        cell: Name of the run.
+        store: Where its row is, which stays as it is.
+        console: Where progress and scores are printed.
+        export: A folder for the trained classifier.
+
+    Returns:
+        The record of the model that was written.
+
+    Raises:
+        UserError: The run is not finished, or its data, encoder or space are no longer there as they were.
+    """
+    from aang_ray.train.export import check_export
+    from aang_ray.train.plan import resolve
+
+    stored = store.record(cell).result
+    if stored.status != "done":
+        raise UserError(f"run {cell} is {stored.status}; only the model of a finished run can be exported")
+    config = parse_config(stored.config, f"run {cell}")
+    # What the run had on its own machine says nothing about this one; threads matter for rounding.
+    config = config.changed(resources=ResourcesConfig(threads=config.resources.threads))
+    check_export(export, config.data)
+    now = resolve(config)
+    if now.cell != cell:
+        before, after = dict(config.fingerprints), dict(now.fingerprints)
+        changed = [name for name in before if before[name] != after[name]] or ["configuration"]
+        raise UserError(f"run {cell}: its {' and '.join(changed)} changed since, so it cannot be trained again")
+    console.print(
+        f"the store keeps no models: {stored.row}, seed {stored.seed}, is trained again (it took "
+        f"{duration(stored.seconds)} on {stored.device})",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    record = train_once(config, store, console, export)
+    if record.result.test is not None and stored.test is not None and record.result.test != stored.test:
+        console.print(
+            f"on this machine the result differs from the store's row, which stays: there test {_scores(stored.test)}",
+            highlight=False,
+            soft_wrap=True,
+        )
     return record
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.config.load import describe_error, nearest, override, read_yaml, set_path
@@ -27,6 +27,8 @@ Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 MOST_SEEDS = 10_000
 """Seeds in one range."""
+MOST_RUNS = 20_000
+"""Configurations of one sweep file, seeds not counted: more than anybody waits for."""
 
 RESERVED = {
     "seed": "seeds (or --seeds)",
@@ -85,7 +87,7 @@ class SearchSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    samples: PositiveInt
+    samples: Annotated[int, Field(gt=0, le=MOST_RUNS)]
     """Configurations a run, each with all seeds."""
     space: Annotated[dict[str, Values], Field(min_length=1)]
     """Dotted setting -> a list of values, or a range."""
@@ -221,9 +223,13 @@ def expand(spec: SweepSpec, overrides: SweepOverrides, where: str) -> list[RunCo
     if overrides.metric is not None:
         settings["data.metric"] = f"data.metric='{overrides.metric}'"
     runs: dict[RunConfig, None] = {}
+    left = MOST_RUNS
     for task, (index, method) in itertools.product(spec.tasks, enumerate(spec.methods)):
         label = f"{where}: methods[{index}]"
         for mapping in _variants(spec, task, method, settings, label):
+            left -= 1
+            if left < 0:
+                raise UserError(_too_many(where))
             runs[_with_absolute_paths(parse_config(mapping, label))] = None
     return list(runs)
 
@@ -246,11 +252,17 @@ def _variants(
         base["method"] = {"name": name}  # or a setting of the method would be taken for another method's
     grid = {key: values for key, values in spec.grid.items() if _applies(key, name)} | own_grid
     last = [text for key, text in settings.items() if _applies(key, name)]
+    if math.prod(map(len, grid.values())) > MOST_RUNS:
+        raise UserError(_too_many(where))
     for values in itertools.product(*grid.values()):
         variant = base
         for key, value in zip(grid, values, strict=True):
             variant = set_path(variant, key, value)
         yield {**override(variant, last), "seed": 0}
+
+
+def _too_many(where: str) -> str:
+    return f"{where}: more than {MOST_RUNS:,} configurations; give the grids fewer values"
 
 
 def _merge(mapping: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,12 +24,12 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification, AutoTokenizer
 
 from aang_ray.config import DataConfig
 from aang_ray.data import EndTask, load_tokenizer
 from aang_ray.data.modalities import modality_of
-from aang_ray.data.pretrained import Located, first_line
+from aang_ray.data.pretrained import first_line
 from aang_ray.data.random_encoder import locate_encoder
 from aang_ray.data.read import Texts
 from aang_ray.data.tasks import Labelled
@@ -287,18 +287,18 @@ def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
     """
     folder = Path(folder)
     run = _read_run(folder)
-    body, dense, output = _parts(_read_model(folder))
+    model, tokenizer = _read_model(folder)
+    body, dense, output = _parts(model)
     if getattr(body, "pooler", None) is not None:
         body.pooler = None  # its layer is in the head
     encoder = Encoder(body, run["pooling"])
     head = ClassificationHead(encoder.hidden_size, len(run["labels"]), 0.0)
     head[0], head[3] = dense, output
-    tokenizer = load_tokenizer(Located(str(folder.absolute()), None, local=True))
     return Classifier(encoder, head, tokenizer, run, Compute(torch.device(device), run["precision"]))
 
 
-def _read_model(folder: Path) -> Any:
-    """Return the model of an export.
+def _read_model(folder: Path) -> tuple[Any, Any]:
+    """Return model and tokenizer of an export.
 
     Raises:
         UserError: It is missing, cannot be read, or lacks weights, which would be random ones.
@@ -311,6 +311,8 @@ def _read_model(folder: Path) -> Any:
             model, found = family.from_pretrained(
                 folder.absolute(), dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
+            # With the configuration, because it would be looked up, and the user asked whether its code may run.
+            tokenizer = AutoTokenizer.from_pretrained(folder.absolute(), config=model.config, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: the model cannot be read, export it again: {first_line(error)}") from error
     if found["missing_keys"]:
@@ -318,7 +320,7 @@ def _read_model(folder: Path) -> Any:
             f"{folder}: the model lacks {len(found['missing_keys'])} weights, {min(found['missing_keys'])} first; "
             "export it again"
         )
-    return model
+    return model, tokenizer
 
 
 def _read_run(folder: Path) -> dict[str, Any]:

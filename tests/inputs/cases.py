@@ -14,6 +14,7 @@ SETTINGS: Cases = (
     (".=1", "--set .=1: expected key.path=value"),
     ("optim.=1", "--set optim.=1: expected key.path=value"),
     (".n=1", "--set .n=1: expected key.path=value"),
+    (f"{'optim.' * 5000}eps=1", "...; no setting has so many levels"),
     ("optim..eps=1", "--set optim..eps=1: expected key.path=value"),
     ("n.x=1", "n is a value, not a section"),
     ("seed.x.y=1", "seed: must be"),
@@ -196,6 +197,15 @@ COMMANDS: Cases = (
     ("train run.yaml --export /proc/model", "export /proc/model: cannot be written"),
     ("train run.yaml --store run.yaml/below", "run.yaml is a file; a store is a folder"),
     ("train run.yaml --store /proc/below", "cannot be written"),
+    ("export", "give a folder with -o DIR"),
+    ("export -o model", "give either the name of a run (`aang show` lists them) or --best TASK"),
+    ("export abc --best movie -o model", "give either the name of a run"),
+    ("export abc -o model --store missing", "there are no runs in store"),
+    ("export --best movie -o model --store missing", "there is no store at"),
+    ("predict missing", "missing is no exported model: it holds no run.json"),
+    ("predict run.yaml", "run.yaml/run.json: Not a directory"),
+    ("predict T", "T is no exported model: it holds no run.json"),
+    ("predict T --format xml", "'xml' is not one of"),
     ("table --store missing", "there is no store at"),
     ("table --store run.yaml", "is a file; a store is a folder"),
     ("table --format xml", "'xml' is not one of"),
@@ -224,7 +234,7 @@ RUN_FILES: Cases = (
     ("n: 1\nn: 2\n", "n is there twice, in line 2"),
     ("optim: {eps: 1.0e-6}\noptim: {eps: 1.0e-5}\n", "optim is there twice, in line 2"),
     ("optim:\n  eps: 1.0e-6\n  eps: 1.0e-5\n", "eps is there twice, in line 3"),
-    ("a: &a [*a]\n", "unknown key a"),
+    ("a: &a [*a]\n", "a value holds itself, in line 1"),
     ("? [1, 2]\n: 3\n", "not valid YAML"),
     ("{}: 3\n", "not valid YAML"),
     ("1: 3\n", "1: Keys should be strings"),
@@ -241,7 +251,16 @@ RUN_FILES: Cases = (
     ("\ufeffnothing: 1\n", "unknown key nothing"),
     ("n: 1 \x00\n", "not valid YAML"),
     ("seed: 0x1ffffffff\n", "seed: must be less than 4294967296"),
+    (f"seed: 0x{'f' * 5000}\n", "not valid YAML: a number of more than 256 bits, in line 1"),
+    ("method: !!bool x\n", "not valid YAML: a value is not of the type that its tag names"),
+    ("seed: !!timestamp x\n", "not valid YAML: a value is not of the type that its tag names"),
+    (
+        "n:\n- &l0 [x]\n" + "".join(f"- &l{level} [*l{level - 1}, *l{level - 1}]\n" for level in range(1, 40)),
+        "not valid YAML: more than 100,000 values, in line 18",
+    ),
 )
+
+RATES = ("body_lr", "head_lr", "eps")
 
 SWEEP_FILES: Cases = (
     ("", "not a sweep file (no `methods`)"),
@@ -275,6 +294,14 @@ SWEEP_FILES: Cases = (
     ("methods: [aang]\nbase: {data: movie}\n", "base: data: expected a section"),
     ("methods: [aang]\nbase: {optim: 1}\n", "optim: must be settings such as"),
     ("methods: [aang]\nsearch: {samples: 0, space: {n: [1]}}\n", "search.samples: must be greater than 0"),
+    (
+        "methods: [aang]\nsearch: {samples: 99999999999, space: {n: [1]}}\n",
+        "search.samples: must be less than or equal to 20000",
+    ),
+    (
+        "methods: [aang]\ngrid: {" + ", ".join(f"optim.{name}: {[0.1] * 60}" for name in RATES) + "}\n",
+        "more than 20,000 configurations; give the grids fewer values",
+    ),
     ("methods: [aang]\nsearch: {samples: 2}\n", "search.space is missing"),
     ("methods: [aang]\nsearch: {samples: 2, space: {}}\n", "search.space"),
     ("methods: [aang]\nsearch: {samples: 2, space: {n: {log: [0, 1]}}}\n", "log: expected bounds above 0"),
@@ -322,6 +349,9 @@ SPACES: Cases = (
         "'audio' is no domain",
     ),
     (f"primitives: [missing.py]\n{BLOCKS}", "primitives: missing.py: No such file or directory"),
+    (f"primitives: [fifo.txt]\n{BLOCKS}", "primitives: fifo.txt is a pipe, not a file"),
+    (f"primitives: [/dev/zero]\n{BLOCKS}", "primitives: /dev/zero is a device, not a file"),
+    (f'primitives: ["a\\0b"]\n{BLOCKS}', "primitives: a\\x00b: embedded null byte"),
     (f"primitives: missing.py\n{BLOCKS}", "primitives: must be a list"),
 )
 

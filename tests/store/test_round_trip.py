@@ -3,6 +3,7 @@
 import math
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
+from aang_ray.errors import UserError
 from aang_ray.store import CellRecord, HistoryRow, ResultRow, Scores, Store, WeightRow, files
 from aang_ray.store.files import Location
 
@@ -193,3 +195,18 @@ def test_a_path_and_its_file_uri_are_one_store(tmp_path: Path, make_record: Make
     folder = tmp_path / "a b"
     Store(folder.as_uri() if as_uri else folder).write(make_record(1))
     assert Store(folder).done() == Store(folder.as_uri()).done() == {f"{1:016x}": "done"}
+
+
+def test_a_changed_byte_in_the_data_of_a_file_is_an_error(tmp_path: Path, make_record: MakeRecord) -> None:
+    """Pages have checksums: a disk that turns a bit over would otherwise give another number without a word."""
+    store, record = Store(tmp_path), make_record(1)
+    store.write(record)
+    (path,) = tmp_path.glob("results/**/*.parquet")
+    whole = path.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")  # a footer of this length, its length, and PAR1
+    for at in range(4, footer, 101):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with suppress(UserError):
+            assert store.record(record.result.cell) == record
+    path.write_bytes(whole)
+    assert store.record(record.result.cell) == record

@@ -162,6 +162,12 @@ def test_every_family_without_this_package(tiny: dict[str, Any], tmp_path: Path)
                 AutoModelForSequenceClassification.from_pretrained(model.folder, trust_remote_code=False)
 
 
+@pytest.fixture(autouse=True)
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may ask the user whether it may run code of a folder."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked the user"))
+
+
 @pytest.fixture
 def pairs(tiny: dict[str, Any], tmp_path: Path) -> Path:
     """The tiny task with a second text."""
@@ -220,7 +226,8 @@ def test_round_trip(tiny: dict[str, Any], tmp_path: Path, settings: list[str]) -
         settings[0].partition("=")[2],
         8 if "data.max_tokens=8" in settings else 64,
     )
-    assert AutoTokenizer.from_pretrained(model.folder).model_max_length == classifier.card["max_tokens"]
+    tokenizer = AutoTokenizer.from_pretrained(model.folder, trust_remote_code=False)
+    assert tokenizer.model_max_length == classifier.card["max_tokens"]
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
 
 
