@@ -367,9 +367,7 @@ def show_scores(record: CellRecord, console: Console) -> None:
     }
     for name, scores in views.items():
         if scores is not None:
-            counts = [f"{label} {count}" for label, count in scores.per_class.items()]
-            classes = ", ".join(counts[:20]) + (f" and {len(counts) - 20:,} more classes" if len(counts) > 20 else "")
-            console.print(f"{name}: {_scores(scores)}, {scores.examples} examples ({classes})", highlight=False)
+            console.print(f"{name}: {_scores(scores)}, {scores.examples} examples ({scores.classes})", highlight=False)
     if row.test_clean_low is not None and row.test_clean_high is not None:
         interval = f"{100 * row.test_clean_low:.2f} to {100 * row.test_clean_high:.2f}"
         console.print(f"95 % of resampled such tests score {interval} {row.metric}", highlight=False)

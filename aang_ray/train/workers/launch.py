@@ -271,8 +271,10 @@ def _train_group(job: Job, on_evaluation: OnEvaluation) -> CellRecord:
     """Train on a new group of workers. When this function returns or raises, the workers have been told to stop."""
     channel = Channel.open()
     outcome: Future[CellRecord | str] = Future()
+    # The workers get no reference to `job` itself: what it calls in this process, a bar for example, cannot be pickled.
+    abandoned = job.abandoned
     with tempfile.TemporaryDirectory(prefix="aang-train-", ignore_cleanup_errors=True) as folder:
-        stops = replace(job, abandoned=lambda: channel.closed() or job.abandoned(), on_beat=channel.send)
+        stops = replace(job, abandoned=lambda: channel.closed() or abandoned(), on_beat=channel.send)
         trainer = _trainer(stops, SendEvaluations(channel), folder)
         # `fit` runs in another thread, because in the main thread it would handle Ctrl-C itself and kill the workers.
         fit = threading.Thread(target=_fit, args=(trainer, outcome), name="fit", daemon=True)
