@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aang_ray.config import DataConfig
+from aang_ray.config.load import shown
 from aang_ray.data.pretrained import first_line
 from aang_ray.data.splits import normalised
 from aang_ray.errors import UserError
@@ -23,7 +24,7 @@ Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 _ROWS, _NAMES = 5, 20
-"""How many rows and labels a message names."""
+"""How many rows (of how many kinds) and labels a message names."""
 
 
 class MissingColumn(UserError):
@@ -314,7 +315,9 @@ def _without(wrong: Iterable[tuple[int, str]], where: str, rows: Sequence[int], 
     for index, kind in wrong:
         kinds.setdefault(kind, []).append(index)
     if kinds and not drop:
-        told = "; ".join(f"{_rows([rows[index] for index in found])} {kind}" for kind, found in kinds.items())
+        several = [f"{_rows([rows[index] for index in found])} {kind}" for kind, found in kinds.items()]
+        more = f"; and {len(several) - _ROWS:,} more such labels or kinds" if len(several) > _ROWS else ""
+        told = "; ".join(several[:_ROWS]) + more
         hint = "" if drop is None else " (data.bad_rows=drop leaves such rows out)"
         raise UserError(f"{where}: {told}{hint}")
     left = sorted(set(range(len(rows))).difference(*kinds.values()))
@@ -343,12 +346,12 @@ def check_labels(
     names = sorted(set(train.labels))
     if len(names) < 2:
         raise UserError(f"{train.where}: the train split has one class only ({names[0]!r})")
-    shown = ", ".join(names[:_NAMES]) + (", ..." if len(names) > _NAMES else "")
+    allowed = ", ".join(names[:_NAMES]) + (", ..." if len(names) > _NAMES else "")
     known, checked = set(names), dict(splits)
     for name in ("dev", "test"):
         split = splits[name]
         wrong = [
-            (index, f"the label {label!r}, which train lacks; train has {shown}")
+            (index, f"the label {shown(label)}, which train lacks; train has {allowed}")
             for index, label in enumerate(split.labels)
             if label not in known
         ]

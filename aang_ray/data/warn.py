@@ -38,7 +38,8 @@ def warnings_of(
         alike[" ".join(name.lower().split())].append(name)
     for group in alike.values():
         if len(group) > 1:
-            yield f"labels that differ only by case or spaces are different classes: {', '.join(map(repr, group))}"
+            shown = ", ".join(map(repr, group[:_SHOWN]))
+            yield f"labels that differ only by case or spaces are different classes: {shown}"
     for split, texts in splits.items():
         labels: dict[str, set[str]] = defaultdict(set)
         for key, label in zip(texts.texts.keys(), texts.labels, strict=True):
@@ -47,7 +48,7 @@ def warnings_of(
         if contradicting:
             first = contradicting[0]
             shown = first if len(first) <= 60 else f"{first[:60]} ..."
-            found = ", ".join(sorted(labels[first]))
+            found = ", ".join(sorted(labels[first])[:_SHOWN])
             yield f"{split} has {len(contradicting)} texts with contradicting labels, the first is {shown!r} ({found})"
     missing = sorted(set(names) - set(splits["dev"].labels))
     if missing:

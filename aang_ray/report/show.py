@@ -119,8 +119,7 @@ def _scores(row: ResultRow) -> str:
     for view, title in _VIEWS.items():
         scores: Scores | None = getattr(row, view)
         if scores is not None:
-            classes = ", ".join(f"{label} {count}" for label, count in scores.per_class.items())
-            lines.append([title, *_score_texts(scores), f"{scores.examples:,}", classes])
+            lines.append([title, *_score_texts(scores), f"{scores.examples:,}", scores.classes])
     if not lines:
         return ""
     low, high = row.test_clean_low, row.test_clean_high

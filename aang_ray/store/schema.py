@@ -26,6 +26,8 @@ VIEWS = ("dev", "test", "test_clean", "dev_before", "test_before", "test_clean_b
 
 Status = Literal["done", "failed", "cut"]
 """`cut`: a scheduler ended the run before its last step; it has its best dev score so far, and no test score."""
+_CLASSES = 20
+"""How many classes are told by name."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,13 @@ class Scores:
     per_class: Mapping[str, int]
     """Number of examples of each class."""
     loss: float
+
+    @property
+    def classes(self) -> str:
+        """The number of examples of each class in words; of the first 20, where there are more."""
+        counts = [f"{label} {count}" for label, count in self.per_class.items()]
+        more = f" and {len(counts) - _CLASSES:,} more classes" if len(counts) > _CLASSES else ""
+        return ", ".join(counts[:_CLASSES]) + more
 
 
 @dataclass(frozen=True)

@@ -279,7 +279,10 @@ def _as_schema(table: pa.Table, file: CellFile, schema: pa.Schema, version: int)
         if field.name in partitions:
             columns.append(pa.array([partitions[field.name]] * table.num_rows, pa.string()))
         elif field.name in table.column_names:
-            columns.append(table.column(field.name).cast(field.type))
+            column = table.column(field.name).cast(field.type)
+            if column.null_count and not field.nullable:
+                raise ValueError(f"nulls in the column {field.name}")
+            columns.append(column)
         elif version < SCHEMA_VERSION and field.nullable:  # the column is younger than the file
             columns.append(pa.nulls(table.num_rows, field.type))
         else:

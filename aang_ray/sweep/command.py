@@ -273,8 +273,12 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
             discard(checkpoints, config.cell)
     show_scores(record, console)
     if export is not None and record.result.status == "done":
-        from aang_ray.train.export import how_to_load
+        from aang_ray.train.export import add_seeds, how_to_load
 
+        rows = store.results(["cell", "group", "status"]).to_pylist()
+        seeds = [row["cell"] for row in rows if (row["group"], row["status"]) == (record.result.group, "done")]
+        if len(seeds) > 1:
+            add_seeds(export, [store.record(cell).result for cell in seeds])
         console.print(how_to_load(export), markup=False, highlight=False, soft_wrap=True)
     return record
 
@@ -363,9 +367,7 @@ def show_scores(record: CellRecord, console: Console) -> None:
     }
     for name, scores in views.items():
         if scores is not None:
-            counts = [f"{label} {count}" for label, count in scores.per_class.items()]
-            classes = ", ".join(counts[:20]) + (f" and {len(counts) - 20:,} more classes" if len(counts) > 20 else "")
-            console.print(f"{name}: {_scores(scores)}, {scores.examples} examples ({classes})", highlight=False)
+            console.print(f"{name}: {_scores(scores)}, {scores.examples} examples ({scores.classes})", highlight=False)
     if row.test_clean_low is not None and row.test_clean_high is not None:
         interval = f"{100 * row.test_clean_low:.2f} to {100 * row.test_clean_high:.2f}"
         console.print(f"95 % of resampled such tests score {interval} {row.metric}", highlight=False)

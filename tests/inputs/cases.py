@@ -398,6 +398,11 @@ FILES: tuple[tuple[str, bytes | None, str], ...] = (
         b'{"text": "a", "label": "other"}\n' * 3,
         "3 rows (1, 2, 3) have the label 'other', which train lacks; train has bad, good",
     ),
+    (
+        "dev.jsonl",
+        b"".join(b'{"text": "a", "label": "class %d"}\n' % number for number in range(1000)),
+        "row 5 has the label 'class 4', which train lacks; train has bad, good; and 995 more such labels or kinds",
+    ),
     ("test.jsonl", b'{"text": "a", "label": "other"}\n', "row 1 has the label 'other', which train lacks"),
     ("test.jsonl", b'{"text": "", "label": "good"}\n', "test.jsonl: row 1 has an empty text"),
     ("dev.jsonl", b'{"text": "a", "label": "good"}\n', "dev has 1 example"),

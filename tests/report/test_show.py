@@ -98,3 +98,14 @@ def test_a_list_of_all_runs(store: Store, write: Write) -> None:
     write(store, seed=0)
     lines = list_runs(store).splitlines()
     assert [re.split(r"\s*\|\s*", line)[4:6] for line in lines[2:]] == [["0", "done"], ["1", "done"]]
+
+
+def test_of_very_many_classes_the_first_are_shown(store: Store, write: Write, tmp_path: Path) -> None:
+    write(store)
+    record = store.record(only_cell(store))
+    many = Scores(0.5, 0.5, 10_000, {f"class-{number}": 1 for number in range(10_000)}, 9.0)
+    other = Store(tmp_path / "many")
+    other.write(replace(record, result=replace(record.result, dev=many, test=many, test_clean=many)))
+    text = describe_run(other, only_cell(other))
+    assert "class-19 1 and 9,980 more classes" in text
+    assert len(text) < 10_000
