@@ -273,8 +273,12 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
             discard(checkpoints, config.cell)
     show_scores(record, console)
     if export is not None and record.result.status == "done":
-        from aang_ray.train.export import how_to_load
+        from aang_ray.train.export import add_seeds, how_to_load
 
+        rows = store.results(["cell", "group", "status"]).to_pylist()
+        seeds = [row["cell"] for row in rows if (row["group"], row["status"]) == (record.result.group, "done")]
+        if len(seeds) > 1:
+            add_seeds(export, [store.record(cell).result for cell in seeds])
         console.print(how_to_load(export), markup=False, highlight=False, soft_wrap=True)
     return record
 

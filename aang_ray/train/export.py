@@ -42,12 +42,12 @@ from aang_ray.model.heads import ClassificationHead
 from aang_ray.model.loading import quiet_transformers
 from aang_ray.model.portable import PooledClassifier, PooledClassifierConfig
 from aang_ray.objectives.source import END_TASK_HEAD
-from aang_ray.store.files import NotWritten, new_folder
-from aang_ray.store.schema import CellRecord
+from aang_ray.store.files import NotWritten, new_folder, write_file
+from aang_ray.store.schema import CellRecord, ResultRow
 from aang_ray.train.device import Compute
 from aang_ray.train.domain import domain_of
 from aang_ray.train.evaluate import SplitReader
-from aang_ray.train.model_card import ModelFacts, model_card
+from aang_ray.train.model_card import ModelFacts, model_card, with_seeds
 from aang_ray.train.setup import Setup
 
 FORMAT = 2
@@ -200,6 +200,16 @@ def _adapt(tokenizer: Any, encoder: Encoder, max_tokens: int) -> None:
     for name, value in settings.items():
         setattr(tokenizer, name, value)
     tokenizer.init_kwargs.update(settings)  # of its settings, it writes those that it was made with
+
+
+def add_seeds(folder: Path, results: Sequence[ResultRow]) -> None:
+    """Write the scores of all seeds of an exported run's configuration into its model card.
+
+    Raises:
+        NotWritten: It cannot be written; the card is as before.
+    """
+    card = folder / README
+    write_file(card.absolute(), with_seeds(card.read_text(encoding="utf-8"), results).encode())
 
 
 def how_to_load(folder: Path) -> str:

@@ -76,6 +76,8 @@ class Trainer:
         self._losses = LossLog(1 if setup.compute.device.type == "cpu" else setup.config.schedule.eval_every)
         self._best_model: dict[str, Tensor] = {}
         """Parameters of body and end-task head with the best dev score so far, in host memory."""
+        self._best_dev: Predictions | None = None
+        """What that model predicts on dev; None after a resume."""
         self._started = time.monotonic()
 
     def run(self) -> Finished:
@@ -133,7 +135,8 @@ class Trainer:
             self.progress.before, _ = self._score_best_model()
             final = self.config.final_finetune
             keeps_start = final is not None and final.keep_start
-            self._best_model = self._best_model if keeps_start else {}
+            if not keeps_start:
+                self._best_model, self._best_dev = {}, None
         self.progress.next_stage(keeps_start)
         self._enter_stage()
         self.stepper.estimate_memory(self.stepper.prepare(0))
@@ -223,6 +226,7 @@ class Trainer:
             progress.best_score, progress.best_step, progress.since_best = score, progress.steps, 0
             now = self._scored_model().state_dict()
             self._best_model = {name: value.detach().to("cpu", copy=True) for name, value in now.items()}
+            self._best_dev = predictions
         return scores
 
     def _scored_model(self) -> nn.Module:
@@ -258,7 +262,7 @@ class Trainer:
         """Return what the loaded best model predicts on dev and test, as rows of the store."""
         task, domain = self.setup.task, self._whole.domain
         parts = {
-            "dev": (self._predict(self._dev), task.dev, domain.source.schedule.score_dev),
+            "dev": (self._best_dev or self._predict(self._dev), task.dev, domain.source.schedule.score_dev),
             "test": (test, task.test, np.arange(len(task.test))),
         }
         return pa.concat_tables(

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from aang_ray.config.run import RunConfig
@@ -15,6 +15,7 @@ from aang_ray.store.schema import CellRecord, ResultRow, Scores, WeightRow
 SHOWN = 5
 """Objectives of most weight, and of least, that the card lists."""
 _LABELS = 20
+_AFTER_SCORES = "\n## Training\n"
 _VIEWS = {
     "dev": "dev, on which the model was chosen",
     "test": "test",
@@ -67,6 +68,24 @@ def model_card(record: CellRecord, facts: ModelFacts) -> str:
         "publish the model.",
     ]
     return f"---\n{_metadata(result, facts)}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def with_seeds(card: str, results: Sequence[ResultRow]) -> str:
+    """Return a card with the scores of all seeds of the run's configuration, mean and standard deviation.
+
+    Args:
+        card: What `model_card` returned.
+        results: The finished runs of the configuration, at least two.
+    """
+    metric = results[0].metric
+    lines = []
+    for view, title in _VIEWS.items():
+        values = [100 * getattr(scores, metric) for one in results for scores in _given(getattr(one, view))]
+        if len(values) > 1:
+            lines.append(f"| {title} | {fmean(values):.2f} ± {stdev(values):.2f} |")
+    seeds = ", ".join(str(one.seed) for one in sorted(results, key=lambda one: one.seed))
+    header = [f"The same configuration with the seeds {seeds}:", "", f"| {metric} in % | mean ± standard deviation |"]
+    return card.replace(_AFTER_SCORES, "\n".join(["", *header, "| --- | ---: |", *lines, _AFTER_SCORES]), 1)
 
 
 def _metadata(result: ResultRow, facts: ModelFacts) -> str:

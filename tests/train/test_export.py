@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
 from aang_ray.model.portable import pool
-from aang_ray.store import CellRecord, Scores
+from aang_ray.store import CellRecord, ResultRow, Scores
 from aang_ray.train import export as export_module
 from aang_ray.train.export import load_classifier
-from aang_ray.train.model_card import ModelFacts, model_card
+from aang_ray.train.model_card import ModelFacts, model_card, with_seeds
 from aang_ray.train.run import run_cell
 from tests.model.families import FAMILIES, small_model
 from tests.train.conftest import FILLER, WORDS
@@ -413,6 +413,22 @@ def test_a_card_warns_of_leaked_texts_and_of_the_majority_class(learned: CellRec
     assert "no test text is left without them" in all_leaked
     assert "nan" not in all_leaked
     assert "never scored above the majority class" in card(majority=True)
+
+
+def test_the_seeds_of_a_card(learned: CellRecord) -> None:
+    def run(seed: int, accuracy: float, clean: int) -> ResultRow:
+        scores, fewer = (Scores(accuracy, 0.5, count, {"bad": count, "good": 0}, 0.7) for count in (40, clean))
+        return replace(learned.result, seed=seed, metric="accuracy", dev=scores, test=scores, test_clean=fewer)
+
+    card = model_card(learned, FACTS)
+    three = with_seeds(card, [run(2, 0.9, 0), run(0, 0.7, 0), run(1, 0.8, 0)])
+    assert "with the seeds 0, 1, 2:\n" in three
+    assert "| test | 80.00 ± 10.00 |" in three
+    section = three.partition("The same configuration")[2].partition("## Training")[0]
+    assert "without texts" not in section, "no test text is left"
+    before, _, after = card.partition("\n## Training")
+    assert three.startswith(before)
+    assert three.endswith(after)
 
 
 def test_a_card_of_a_run_without_objectives(learned: CellRecord) -> None:

@@ -8,6 +8,7 @@ import json
 import random
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,12 @@ def test_a_run_is_trained_again_and_gives_the_model_of_its_row(
     assert "the result differs" not in said
     assert "With Transformers alone: pipeline(" in said
     assert f'aang_ray.load_classifier("{folder}")' in said
+    readme = (folder / "README.md").read_text()
+    same = [other.result for other in made["records"] if other.result.group == record.result.group]
+    tests = [100 * one.test.accuracy for one in same if one.test is not None]
+    assert "The same configuration with the seeds 0, 1:\n\n| accuracy in % |" in readme
+    assert f"| test | {fmean(tests):.2f} ± {stdev(tests):.2f} |\n" in readme
+    assert readme.index("The same configuration") < readme.index("## Training")
     card = load_classifier(folder).card["result"]
     assert record.result.test is not None
     assert (card["cell"], card["test"]["loss"]) == (record.result.cell, record.result.test.loss)

@@ -70,9 +70,7 @@ def test_test_is_scored_once_from_the_kept_checkpoint(tiny: dict[str, Any], monk
     tiny = {**tiny, "schedule": {"steps": 40, "eval_every": 10}}
     record = run_cell(tiny_config(tiny, "method=finetune", "optim.body_lr=5e-3"))
     assert record.result.status == "done"
-    assert (
-        len(calls) == 6
-    )  # four evaluations of dev; the kept checkpoint on test and, for the stored predictions, on dev
+    assert len(calls) == 5  # four evaluations of dev, one of test
 
 
 def test_early_stopping_keeps_the_first_of_ties(tiny: dict[str, Any]) -> None:
