@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -137,7 +137,7 @@ class Primitives:
         """
         if not files:
             return self
-        own = [primitive for file in files for primitive in _load(Path(file))]
+        own = [primitive for file in files for primitive in _load(Path(file), digest(file))]
         return Primitives.of([*self.transforms.values(), *self.representations.values(), *self.outputs.values(), *own])
 
 
@@ -153,9 +153,15 @@ def digest(file: str) -> str:
         raise UserError(f"primitives: {file}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _load(file: Path) -> tuple[Primitive, ...]:
-    """Run a Python file and return its `PRIMITIVES`; an exception of one of their functions will name the primitive."""
-    name = f"aang_primitives_{digest(str(file))}"
+@lru_cache(maxsize=64)
+def _load(file: Path, content: str) -> tuple[Primitive, ...]:
+    """Run a Python file and return its `PRIMITIVES`; an exception of one of their functions will name the primitive.
+
+    Args:
+        file: The file.
+        content: The hash of its content: a process runs each content once, however often a space is read.
+    """
+    name = f"aang_primitives_{content}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UserError(f"primitives: {file}: not a Python file")

@@ -108,6 +108,15 @@ def test_a_file_that_prints_is_named(
     assert capsys.readouterr().out == ""
 
 
+def test_a_file_is_run_once_a_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, f"print('hello', __name__)\n{SHUFFLE}")
+    assert read_space(path).known == read_space(path).known
+    assert len(caplog.messages) == 1
+    path = write(tmp_path, f"print('another')\n{SHUFFLE}")
+    read_space(path)
+    assert ["hello" in line for line in caplog.messages] == [True, False]
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     path = write(tmp_path)
     (tmp_path / "shuffle.py").unlink()
