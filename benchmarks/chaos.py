@@ -1,6 +1,6 @@
 """SIGKILL at random moments to every kind of process of a sweep: is a row lost, doubled or different at the end?
 
-    python benchmarks/chaos.py [--kills 100] [--minutes 120] [--seed 0]
+    python benchmarks/chaos.py [--kills 100] [--minutes 120] [--seed 0] [--folder FOLDER]
 
 The sweep has runs of one process and of two workers (W = 2). One sweep is left alone. Others, on stores of their own,
 have processes killed at random moments: the driver, the raylet, the control service (gcs), the dashboard, a trial or a
@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from aang_ray.store import Store
 
 ROLES = ("driver", "raylet", "gcs", "dashboard", "trial", "worker")
 TIMES = {"seconds", "finished_at", "log_tail"}
-METHODS = ("finetune", "aang", {"method": "static", "resources": {"workers": 2}})
-SEEDS, STEPS, CELLS = 2, 60, 6
-LONGEST = 25.0
-"""Seconds from the start, or from the kill before, to a kill, at most."""
+METHODS = ("aang", {"method": "static", "resources": {"workers": 2}})
+SEEDS, STEPS, CELLS = 2, 40, 4
+LONGEST = 10.0
+"""Seconds from the appearance of a process to its end, at most."""
+PATIENCE = 60.0
+"""Seconds to wait for a process of the kind that is to be killed."""
 SILENT = 60.0
 """Seconds that processes may take to end after their command has."""
 
@@ -55,42 +58,43 @@ def status(store: Path) -> Counter[str]:
 class Chaos:
     """Counts what happens over all stores."""
 
-    def __init__(self, folder: Path, file: Path, seed: int, kills: int, deadline: float) -> None:
-        self.folder, self.file, self.random, self.left_to_kill = folder, file, random.Random(seed), kills
-        self.deadline = deadline
+    def __init__(self, folder: Path, file: Path, seed: int, minutes: float) -> None:
+        self.folder, self.file, self.random, self.kills = folder, file, random.Random(seed), 0
+        self.deadline = time.monotonic() + 60 * minutes
+        self.kill_until = time.monotonic() + 45 * minutes
+        """The last quarter of the time is for finishing."""
         self.killed: Counter[str] = Counter()
         self.typed = 0
         self.left: list[str] = []
-
-    def kill_one(self, sweep: SweepProcess) -> None:
-        """Kill one process of a random kind, of those that are there."""
-        members = {role: found for role, found in sweep.by_role().items() if role in ROLES}
-        if not members:
-            return
-        role = self.random.choice(sorted(members))
-        with suppress(psutil.NoSuchProcess):
-            self.random.choice(members[role]).kill()
-            self.killed[role] += 1
-            self.left_to_kill -= 1
 
     def finish(self, store: Path) -> bool:
         """Type the command again and again, killing meanwhile, until all cells are done; False: time is over."""
         while status(store)["done"] < CELLS:
             sweep = SweepProcess(self.file, store, self.folder)
             self.typed += 1
-            moment = time.monotonic() + self.random.uniform(1, LONGEST)
             while not sweep.ended:
-                now = time.monotonic()
-                if now > self.deadline:
+                if time.monotonic() > self.deadline:
                     sweep.driver.kill()
-                elif now > moment and self.left_to_kill > 0:
+                elif self.kills > self.killed.total() and time.monotonic() < self.kill_until:
                     self.kill_one(sweep)
-                    moment = now + self.random.uniform(1, LONGEST)
-                time.sleep(0.1)
+                time.sleep(0.2)
             self.left += left_behind(sweep.driver.pid, SILENT)
             if time.monotonic() > self.deadline:
                 return False
         return True
+
+    def kill_one(self, sweep: SweepProcess) -> None:
+        """Wait for a process of a random kind, then for a random time, and kill it, unless the command ends first."""
+        role, until = self.random.choice(ROLES), time.monotonic() + PATIENCE
+        while not sweep.by_role().get(role):
+            if sweep.ended or time.monotonic() > until:
+                return
+            time.sleep(0.2)
+        time.sleep(self.random.uniform(0, LONGEST))
+        members = sweep.by_role().get(role, [])
+        with suppress(psutil.NoSuchProcess, IndexError):
+            self.random.choice(members).kill()
+            self.killed[role] += 1
 
 
 def main() -> int:
@@ -99,35 +103,36 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=120, help="end after so many")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and of the victims")
+    parser.add_argument("--folder", type=Path, help="keep all files here, also the sweep left alone for a next call")
     given = parser.parse_args()
     adopt_orphans()
     started = time.monotonic()
     lost = doubled = different = stores = 0
-    with tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        chaos = Chaos(folder, write_sweep(folder, METHODS, SEEDS, STEPS), given.seed, 0, started + 60 * given.minutes)
+    with ExitStack() as stack:
+        folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp")))
+        chaos = Chaos(folder, write_sweep(folder, METHODS, SEEDS, STEPS), given.seed, given.minutes)
         in_time = chaos.finish(folder / "alone")
         expected = rows(folder / "alone")
         print(f"left alone: {len(expected)} cells in {time.monotonic() - started:.0f} s", flush=True)
-        chaos.left_to_kill = given.kills
-        while in_time and chaos.left_to_kill > 0:
+        chaos.kills = given.kills
+        while in_time and chaos.killed.total() < given.kills and time.monotonic() < chaos.kill_until:
             stores += 1
             store = folder / f"store-{stores}"
+            shutil.rmtree(store, ignore_errors=True)  # of an earlier call with the same --folder
             in_time = chaos.finish(store)
             found = rows(store)
             results = Counter(Store(store).results(["cell"]).column("cell").to_pylist())
             lost += len(expected.keys() - found.keys()) if in_time else 0
             doubled += sum(count - 1 for count in results.values())
             different += sum(lines != expected.get(cell) for cell, lines in found.items())
-            print(f"store {stores}: {sum(chaos.killed.values())} kills so far {dict(chaos.killed)}", flush=True)
+            print(f"store {stores}: {chaos.killed.total()} kills so far {dict(chaos.killed)}", flush=True)
         if not in_time:
             print(chaos.folder.joinpath("log.txt").read_text(encoding="utf-8", errors="replace")[-3000:])
     for line in chaos.left:
         print("left:", line)
     counts = {"lost": lost, "doubled": doubled, "different": different, "left": len(chaos.left)}
-    kills = sum(chaos.killed.values())
     more = {"typed": chaos.typed, "stores": stores, "in_time": in_time, "seconds": round(time.monotonic() - started)}
-    print(json.dumps({"kills": kills, **counts, "roles": dict(chaos.killed), **more}))
+    print(json.dumps({"kills": chaos.killed.total(), **counts, "roles": dict(chaos.killed), **more}))
     return int(any(counts.values()) or not in_time)
 
 

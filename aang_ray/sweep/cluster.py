@@ -109,7 +109,8 @@ def ray_cluster() -> Iterator[Path | None]:
             scratch = Path(tempfile.mkdtemp(prefix="aang-", dir=short))
             options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
             options |= {"object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(scratch)}
-        ray.init(**options)
+        with _temporary_files_in(scratch):
+            ray.init(**options)
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         before = signal.signal(signal.SIGTERM, stop) if main else None
         try:
@@ -121,6 +122,24 @@ def ray_cluster() -> Iterator[Path | None]:
         ray.shutdown()
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _temporary_files_in(folder: Path | None) -> Iterator[None]:
+    """Have processes that start in the block, and theirs, put temporary files into a folder; None: where they like.
+
+    Ray ends its processes by a signal, so they leave such files behind. They go away with the cluster's folder.
+    """
+    before = os.environ.get("TMPDIR")
+    if folder is not None:
+        os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["TMPDIR"] = before
+        else:
+            os.environ.pop("TMPDIR", None)
 
 
 def keep_logs(scratch: Path, store: str) -> Path:

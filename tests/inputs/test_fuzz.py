@@ -37,7 +37,7 @@ from tests.inputs.cases import BLOCKS
 ROOT = Path(__file__).parents[2]
 FROZEN = ROOT / "tests" / "frozen"
 LONG = "FUZZ_EXAMPLES" in os.environ
-SECONDS = int(os.environ.get("FUZZ_SECONDS", 20))
+SECONDS = int(os.environ.get("FUZZ_SECONDS", 60))
 """How long one input may take: far longer than the slowest one does, so that a busy machine fails nothing."""
 MEMORY = 6 * 2**30
 """How much address space one input may add. Most of it is reserved by threads, and never used."""
