@@ -87,7 +87,8 @@ def try_task(
     train_once(config, store, Console(quiet=True), model)
     console.print(
         f"The model of {chosen.result.row}, seed {chosen.result.seed}, is in {model}. To use it: "
-        f'`aang predict {model} --input FILE`, or in Python aang_ray.load_classifier("{model}").predict(["a text", "another"])',
+        f"`aang predict {model} --input FILE`, or in Python "
+        f'aang_ray.load_classifier("{model}").predict(["a text", "another"])',
         markup=False,
         highlight=False,
         soft_wrap=True,
