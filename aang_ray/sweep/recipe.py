@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -72,7 +72,8 @@ def try_task(
 
         cells = plan(expand(spec, overrides, "try"), spec.seeds, store.done(), resolve)
         if not dry_run:
-            console.print(_intention(cells), markup=False, highlight=False, soft_wrap=True)
+            for line in _intention(cells):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
         outcome = sweep_file(file, overrides, store, console, dry_run=dry_run)
     if outcome is None or outcome.exit_code:
         return outcome
@@ -86,6 +87,7 @@ def try_task(
     train_once(config, store, Console(quiet=True), model)
     console.print(
         f"The model of {chosen.result.row}, seed {chosen.result.seed}, is in {model}. To use it: "
+        f"`aang predict {model} --input FILE`, or in Python "
         f'aang_ray.load_classifier("{model}").predict(["a text", "another"])',
         markup=False,
         highlight=False,
@@ -94,20 +96,23 @@ def try_task(
     return outcome
 
 
-def _intention(cells: Sequence[PlannedCell]) -> str:
-    """What will be done, and how long it takes, measured on three steps of each method."""
+def _intention(cells: Sequence[PlannedCell]) -> Iterator[str]:
+    """Say what will be done, then how long it takes, measured on two steps of each method after a first one."""
     left = [cell for cell in cells if cell.state != "done"]
     text = f"{len(cells)} runs ({', '.join(dict.fromkeys(cell.config.row_name for cell in cells))}), {len(left)} to do"
+    yield text
     if not left or not own_cluster():
-        return text
+        return
     cores = len(os.sched_getaffinity(0))
     at_once = trials_at_once([Need.of(cell.config) for cell in left], [{"CPU": float(cores)}])
     rates: dict[str, float] = {}
     for cell in left:
-        rates.setdefault(cell.config.row_name, _seconds_a_step(cell.config, cores // at_once))
+        if cell.config.row_name not in rates:
+            yield f"timing three steps of {cell.config.row_name}"
+            rates[cell.config.row_name] = _seconds_a_step(cell.config, cores // at_once)
     seconds = sum(cell.steps * rates[cell.config.row_name] for cell in left) / at_once
     last = max(cell.steps * rates[cell.config.row_name] for cell in left)  # the run that writes the model
-    return f"{text}: at most about {duration(seconds + last)} on {cores} cores"
+    yield f"time: at most about {duration(seconds + last)} on {cores} cores"
 
 
 def _seconds_a_step(config: RunConfig, threads: int) -> float:

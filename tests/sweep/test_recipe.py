@@ -59,7 +59,10 @@ def run(world: dict[str, Any], store: Path, *seeds: int) -> str:
 
 def test_the_answer_the_objectives_and_the_model(tried: dict[str, Any], tmp_path: Path) -> None:
     said = run(tried, tmp_path / "store")
-    assert said.startswith("9 runs (finetune, static-td n=6, aang-td n=6), 9 to do: at most about ")
+    assert said.startswith(
+        "9 runs (finetune, static-td n=6, aang-td n=6), 9 to do\ntiming three steps of finetune\n"
+        "timing three steps of static-td n=6\ntiming three steps of aang-td n=6\ntime: at most about "
+    )
     assert "by dev, aang-td n=6 is worth it: its accuracy on test is 69.00 %, that of plain fine-tuning 49.00 %" in said
     assert "(+20.00, better in 3 of 3 seeds)" in said
     assert "favoured a (0.600), b (0.300), c (0.100); least weight had c (0.100), b (0.300), a (0.600)." in said
