@@ -102,10 +102,13 @@ def tokenizer_fingerprint(located: Located, suffixes: frozenset[str] = _TOKENIZE
     return content_key({p.relative_to(folder).as_posix(): file_digest(p) for p in files})
 
 
-def require_on_hub(kind: Literal["model", "dataset"], name: str, revision: str | None, instead: str) -> None:
+def require_on_hub(
+    kind: Literal["model", "dataset"], name: str, revision: str | None, given: str, instead: str
+) -> None:
     """Check that the Hub has a model or a dataset, except in the Hub library's offline mode.
 
-    The loaders themselves would retry for most of a minute. The error says what the user can give `instead`.
+    The loaders themselves would retry for most of a minute. The error says what was `given`
+    (the setting and its value), and what the user can give `instead`.
 
     Raises:
         UserError: if the Hub does not have it or cannot be reached.
@@ -123,7 +126,7 @@ def require_on_hub(kind: Literal["model", "dataset"], name: str, revision: str |
         ask(name, revision=revision, timeout=_SECONDS)
     except (OSError, ValueError, client_error) as error:
         raise UserError(
-            f"the {kind} {name!r} could not be found on the Hugging Face Hub ({first_line(error)}); {instead}"
+            f"{given}: no {kind} {name!r} could be found on the Hugging Face Hub ({first_line(error)}); {instead}"
         ) from error
 
 

@@ -195,7 +195,8 @@ def read_hub(source: Source, wanted: Sequence[str]) -> dict[Split, Table] | Tabl
     import datasets  # late: takes two seconds to import
 
     name, configuration, revision = source.hub
-    require_on_hub("dataset", name, revision, f"give a folder, a file or a built-in task ({', '.join(CARDS)})")
+    instead = f"give a folder, a file or a built-in task ({', '.join(CARDS)})"
+    require_on_hub("dataset", name, revision, f"data.task {source.place!r}", instead)
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     folder = str(cache_folder() / "datasets")

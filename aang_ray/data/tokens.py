@@ -70,7 +70,7 @@ def load_tokenizer(located: Located) -> Any:
 
         cached = huggingface_hub.try_to_load_from_cache(located.source, "config.json", revision=located.revision)
         if not isinstance(cached, str):
-            require_on_hub("model", located.source, located.revision, "give a folder or package:NAME as encoder.name")
+            require_on_hub("model", located.source, located.revision, "encoder.name", "give a folder or package:NAME")
     tokenizer = from_pretrained(AutoTokenizer, located, "encoder.name", "tokenizer")
     if not tokenizer.is_fast:
         raise UserError(f"encoder.name: {located.source} has no fast tokenizer (tokenizer.json)")

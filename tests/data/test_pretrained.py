@@ -128,6 +128,7 @@ def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
     with pytest.raises(
-        UserError, match=r"'owner/none' could not be found .*not known\); give a folder or package:NAME"
+        UserError,
+        match=r"encoder.name: no model 'owner/none' could be found .*not known\); give a folder or package:NAME",
     ):
         load_tokenizer(locate(EncoderConfig(name="owner/none")))

@@ -134,6 +134,7 @@ def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
     with pytest.raises(
-        UserError, match=r"'moovie' could not be found .*built-in task \(movie, tweets, .*digits-left, digits-right\)"
+        UserError,
+        match=r"data.task 'moovie': no dataset 'moovie' .*built-in task \(movie, tweets, .*digits-left, digits-right\)",
     ):
         read_hub(Source("hub", "moovie", "moovie", {}, {}), ["text", "label"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -57,6 +57,7 @@ def test_a_difference_that_no_number_of_seeds_finds() -> None:
     assert seeds_needed(100.0, 1.0) == 2
 
 
+@settings(max_examples=20)  # a call of statsmodels takes a tenth of a second
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
 def test_holm_is_that_of_statsmodels(p_values: list[float]) -> None:
     expected = multipletests(p_values, method="holm")[1]
