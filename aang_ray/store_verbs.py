@@ -145,7 +145,7 @@ def _texts(config: Any, split: Literal["dev", "test"]) -> dict[int, str] | None:
     from aang_ray.data.sources import find_source, read_task
     from aang_ray.data.tasks import TEXT, card_of
 
-    run = parse_config(config, "store")
+    run = parse_config(config, "store", stored=True)
     card = card_of(run.data)
     try:
         if (card and card.modality != TEXT) or data_fingerprint(run.data) != run.fingerprints.data:

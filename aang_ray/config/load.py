@@ -34,8 +34,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_config(override(mapping, overrides), str(path) if path is not None else "configuration")
 
 
-def parse_config(mapping: Mapping[str, Any], where: str) -> RunConfig:
+def parse_config(mapping: Mapping[str, Any], where: str, *, stored: bool = False) -> RunConfig:
     """Return the configuration that a mapping of settings describes; `where` names its source in messages.
+
+    With `stored`, it is one that a store holds: settings that it does not state did not exist when it was written.
 
     Raises:
         UserError: The mapping is not valid. The message is one line with the key, the allowed values, and the most
@@ -43,7 +45,7 @@ def parse_config(mapping: Mapping[str, Any], where: str) -> RunConfig:
         valid name.
     """
     try:
-        return RunConfig.model_validate(mapping)
+        return RunConfig.stored(mapping) if stored else RunConfig.model_validate(mapping)
     except ValidationError as error:
         raise UserError(f"{where}: {describe_error(error, RunConfig)}") from None
 

@@ -6,6 +6,7 @@ docs/methods/README.md describes how to add one: a section here, its class in `i
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -183,8 +184,8 @@ class AangConfig(MethodSection):
     name: Literal["aang"] = "aang"
     implementation: ClassVar[str] = "aang:Aang"
     samples_dev: ClassVar[bool] = True
-    aux_lr: NonNegativeFloat = 0.1
-    """Learning rate of the factors of the objectives' weights."""
+    aux_lr: NonNegativeFloat = 1.0
+    """Learning rate of the factors of the objectives' weights; 1 is a factor for each unit of evidence."""
     sopt_lr: NonNegativeFloat = 0.1
     """Learning rate of (a_E, a_X), the logits of lambda."""
     score: Literal["cosine", "dot"] = "cosine"
@@ -195,19 +196,19 @@ class AangConfig(MethodSection):
     """Steps over which the meta-gradient is averaged before it is applied."""
     head_refit_every: PositiveInt = 1
     """Steps between fits of the dev head."""
-    dev_head: Literal["refit", "live"] = "refit"
-    """Head of the dev loss: `refit`, a newly fitted head; `live`, the end-task head."""
+    dev_head: Literal["refit", "live"] = "live"
+    """Head of the dev loss: `live`, the end-task head; `refit`, a newly fitted head, as published."""
     dev_sample: Semantics = "sound"
     """Source of the dev head's examples: dev (`sound`) or train (`published`)."""
     auxiliary_score: Semantics = "sound"
     """Joint auxiliary gradient for its score: sum w_k g_k (`sound`) or sum (number of labels) g_k (`published`)."""
     meta_dev_fraction: HalfOpen = 0.0
     """Fraction of dev reserved for the meta-gradient; 0: all of dev is used for both purposes, as in the paper."""
-    update: Annotated[Literal["sgd", "evidence"], Neutral("sgd")] = "sgd"
-    """How factors follow the scores: steps of SGD, as published, or `aux_lr` times the evidence of all steps so far."""
-    dev_calibration: Annotated[bool, Neutral(False)] = False
+    update: Annotated[Literal["sgd", "evidence"], Neutral("sgd")] = "evidence"
+    """How factors follow the scores: `aux_lr` times the evidence of all steps so far, or steps of SGD, as published."""
+    dev_calibration: Annotated[bool, Neutral(False)] = True
     """Take the scale and the bias of the logits out of the dev loss before it is differentiated."""
-    dev_memory: Annotated[HalfOpen, Neutral(0.0)] = 0.0
+    dev_memory: Annotated[HalfOpen, Neutral(0.0)] = 0.95
     """Weight of the earlier steps in the running mean of dev gradients that scores are computed with; 0: no mean."""
     dev_every: Annotated[PositiveInt, Neutral(1)] = 1
     """Steps between two dev batches; more than 1 needs `dev_memory`."""
@@ -229,6 +230,35 @@ class AangConfig(MethodSection):
     @property
     def uses_dev(self) -> bool:
         return self.aux_lr > 0 or self.sopt_lr > 0
+
+
+class HalvingConfig(MethodSection):
+    """Successive halving over short trials with one objective each, then training with the objectives that helped."""
+
+    name: Literal["halving"] = "halving"
+    implementation: ClassVar[str] = "plain:Static"
+    trial_steps: PositiveInt = 50
+    """Optimiser steps of a trial of the last rung; an earlier rung has trials of half as many as the next."""
+    batch: PositiveInt | None = None
+    """Auxiliary examples per step of a trial; null: `batch.auxiliary`."""
+    finalists: PositiveInt = 3
+    """Objectives of the last rung."""
+    least_z: float = 2.0
+    """How many standard errors of the dev loss an objective must gain over the end task alone to be kept."""
+    candidates: Annotated[PositiveInt | None, NotInName()] = None
+    """Objectives of the space. It serves estimates of the time, and is filled in when the run is planned."""
+
+    def rungs(self, candidates: int) -> list[tuple[int, int]]:
+        """Return number of objectives and steps of a trial for every rung."""
+        sizes = [candidates]
+        while sizes[-1] > self.finalists:
+            sizes.append(max(self.finalists, (sizes[-1] + 1) // 2))
+        return [(size, math.ceil(self.trial_steps / 2 ** (len(sizes) - 1 - rung))) for rung, size in enumerate(sizes)]
+
+    @property
+    def pretraining_steps(self) -> int:
+        rungs = self.rungs(self.candidates or 1)
+        return sum(size * steps for size, steps in rungs) + rungs[-1][1]
 
 
 class AttittudConfig(MethodSection):
@@ -571,7 +601,7 @@ class DiwConfig(RoundsSection):
 # fmt: off
 MethodConfig = Annotated[
     FinetuneConfig | StaticConfig | AangConfig | TaptConfig | DaptConfig | TaptDaptConfig | PooledConfig
-    | MtTartanConfig
+    | MtTartanConfig | HalvingConfig
     | PcgradConfig | MgdaConfig | CagradConfig | NashMtlConfig | FairgradConfig | ImtlGConfig | AlignedMtlConfig
     | ConfigConfig | UpgradConfig | DualProjConfig | KrumConfig | GradvacConfig | PcdConfig | CrMogmConfig
     | ExcessMtlConfig | GraddropConfig | TrimmedMeanConfig

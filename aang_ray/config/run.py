@@ -6,13 +6,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from aang_ray.config.methods import AangConfig, FinetuneConfig, MethodConfig, RoundsSection, StaticConfig
 from aang_ray.config.sections import (
+    STORED,
     BatchConfig,
     DataConfig,
     EncoderConfig,
@@ -79,6 +80,15 @@ class RunConfig(Section):
         if isinstance(value, dict) and "name" not in value:
             return {"name": "aang", **value}
         return value
+
+    @classmethod
+    def stored(cls, settings: Mapping[str, Any]) -> Self:
+        """Return the configuration that a store holds, perhaps written by an earlier version.
+
+        Raises:
+            pydantic.ValidationError: It is not valid in this version.
+        """
+        return cls.model_validate(settings, context=STORED)
 
     def identity(self) -> dict[str, Any]:
         """Return the part of the configuration that determines the result, as JSON values.
@@ -196,6 +206,8 @@ def published_switches(config: RunConfig) -> Iterator[tuple[str, bool]]:
         for name, field in type(section).model_fields.items():
             if "published" in get_args(field.annotation):
                 yield name, getattr(section, name) == "published"
+    if isinstance(config.method, AangConfig) and config.method.uses_dev:
+        yield "update", config.method.update == "sgd"
 
 
 def _digest(value: dict[str, Any]) -> str:

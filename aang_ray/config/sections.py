@@ -7,6 +7,7 @@ after release 0.1 is marked `Neutral` or `NotInName`, so that stored runs keep t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -19,6 +20,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -35,6 +37,7 @@ class Neutral:
     """Marks a setting that was added later. With `value`, a run behaves as before the setting existed.
 
     The name of a run omits the setting if it has this value, so `value` must never change. A new default is a new name.
+    A configuration in a store that does not state the setting has this value, whatever the default is now.
     """
 
     value: Any
@@ -46,6 +49,10 @@ class Neutral:
 @dataclass(frozen=True)
 class NotInName:
     """Marks a setting that cannot change a run's result beyond rounding. The name of a run omits it."""
+
+
+STORED: Mapping[str, Any] = {"stored": True}
+"""The context of a validation in which what is missing has its value of before, not its default."""
 
 
 class Section(BaseModel):
@@ -61,6 +68,15 @@ class Section(BaseModel):
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"{name} must be a number or a name, not {str(value).lower()}")
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_a_store_leaves_out(cls, values: object, info: ValidationInfo) -> object:
+        """Give settings that a stored configuration does not state the value that they had before they existed."""
+        if not isinstance(values, dict) or info.context is not STORED:
+            return values
+        marks = ((name, mark) for name, field in cls.model_fields.items() for mark in field.metadata)
+        return {name: mark.value for name, mark in marks if isinstance(mark, Neutral)} | values
 
     @model_serializer(mode="wrap")
     def _without_what_is_neutral(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -157,6 +157,6 @@ def _problems(location: Location) -> Iterator[str]:
 
 def _cell_of(config: str) -> str:
     try:
-        return RunConfig.model_validate(json.loads(config)).cell
+        return RunConfig.stored(json.loads(config)).cell
     except ValueError as error:
         return f"– (it is not valid: {str(error).splitlines()[0]})"

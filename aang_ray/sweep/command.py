@@ -304,7 +304,7 @@ def export_run(cell: str, store: Store, console: Console, export: Path) -> CellR
     stored = store.record(cell).result
     if stored.status != "done":
         raise UserError(f"run {cell} is {stored.status}; only the model of a finished run can be exported")
-    config = parse_config(stored.config, f"run {cell}")
+    config = parse_config(stored.config, f"run {cell}", stored=True)
     # What the run had on its own machine says nothing about this one; threads matter for rounding.
     config = config.changed(resources=ResourcesConfig(threads=config.resources.threads))
     check_export(export, config.data)

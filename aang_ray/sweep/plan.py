@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aang_ray.config import RunConfig
+from aang_ray.config.methods import HalvingConfig
 from aang_ray.store import Status, Store
 from aang_ray.sweep.spec import SearchSpec
 
@@ -53,7 +54,11 @@ class PlannedCell:
         if config.method.uses_dev:
             texts += batch.dev
         final = config.final_finetune.steps * (batch.end_task or 0) if config.final_finetune is not None else 0
-        return config.method.pretraining_texts + config.train_steps * texts + final
+        before = config.method.pretraining_texts
+        if isinstance(config.method, HalvingConfig):
+            trial = (batch.end_task or 0) + (config.method.batch or batch.auxiliary or 0)
+            before = config.method.pretraining_steps * trial
+        return before + config.train_steps * texts + final
 
     @property
     def title(self) -> str:
@@ -211,7 +216,7 @@ def seconds_per_text(config: RunConfig, finished: Iterable[Mapping[str, Any]]) -
         if row["config"]["encoder"] != encoder or not row["steps"]:
             continue
         try:
-            past = RunConfig.model_validate(row["config"])
+            past = RunConfig.stored(row["config"])
         except ValidationError:
             continue
         work = PlannedCell(past, "", "done").work * row["steps"] // max(past.total_steps, 1)

@@ -31,7 +31,16 @@ _PUBLISHED: Mapping[str, Any] = {
     },
     "optim": {"body_lr": 1e-4, "clipping": "published"},
 }
-_AANG = {"name": "aang", "dev_sample": "published", "auxiliary_score": "published"}
+_AANG = {
+    "name": "aang",
+    "dev_sample": "published",
+    "auxiliary_score": "published",
+    "update": "sgd",
+    "dev_head": "refit",
+    "dev_calibration": False,
+    "dev_memory": 0.0,
+    "aux_lr": 0.1,
+}
 _TABLE_5 = {"method.aux_lr": [1.0, 0.1], "method.sopt_lr": [0.1, 0.01], "optim.head_lr": [1e-3, 1e-4]}
 _TABLE_6 = {"method.aux_lr": [1.0, 0.5, 0.1], "n": [6, 12, 24]}
 _TABLE_7 = {"method.sopt_lr": [1.0, 0.1, 0.01], "optim.head_lr": [1e-3, 1e-4, 5e-5]}
@@ -46,7 +55,7 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
     "gpt": {"method": _AANG, "space": "gpt", "n": 1, "grid": _TABLE_7},
     "xlnet": {"method": _AANG, "space": "xlnet", "n": 1, "grid": _TABLE_7},
     "bert": {"method": _AANG, "space": "bert", "n": 1, "grid": _TABLE_7},
-    "meta-tartan": {"method": {**_AANG, "aux_lr": 0.1}, "space": "tapt_dapt", "n": "all", "grid": _TABLE_7},
+    "meta-tartan": {"method": _AANG, "space": "tapt_dapt", "n": "all", "grid": _TABLE_7},
     # docs/semantics.md, section 4, no grid: body 1e-4, heads 1e-3.
     "mt-tartan": {
         "method": "mt_tartan",

@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from aang_ray.config.methods import HalvingConfig
 from aang_ray.data.tasks import Metric
 from aang_ray.errors import RunFailure
 from aang_ray.objectives.source import END_TASK, END_TASK_HEAD
@@ -23,6 +24,7 @@ from aang_ray.store.schema import HistoryRow, Scores, prediction_table
 from aang_ray.train.checkpoint import Checkpointer
 from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
+from aang_ray.train.halving import Search, example_losses
 from aang_ray.train.optim import warmup_steps
 from aang_ray.train.record import BEAT_SECONDS, Heartbeat, Progress, SplitScores
 from aang_ray.train.rounds import make_stepper
@@ -66,7 +68,13 @@ class Trainer:
         self.config = setup.config
         self.progress = Progress()
         self._whole = setup
-        self._stages = stages_of(setup.config)
+        self._search: Search | None = None
+        self._first_model: dict[str, Tensor] = {}
+        """Body and heads before the first step, in host memory, if there is a search, whose trials start from them."""
+        if isinstance(setup.config.method, HalvingConfig):
+            assert setup.space is not None
+            self._search = Search(setup.space.factors()["A"], setup.config.method)
+            self._first_model = in_host_memory(self._whole_model())
         self._enter_stage()
         self._on_evaluation, self._on_beat = on_evaluation, on_beat
         self._beat_at = time.monotonic()
@@ -120,6 +128,7 @@ class Trainer:
 
     def _enter_stage(self) -> None:
         """Make the batches, method, optimiser and schedule of the current stage."""
+        self._stages = stages_of(self.config, self._search)
         self.stage = self._stages[self.progress.stage]
         self.setup = setup_of_stage(self._whole, self.stage.config)
         self.stepper = make_stepper(self.setup)
@@ -131,6 +140,12 @@ class Trainer:
     def _next_stage(self) -> None:
         """Start the next stage from the best model on dev, or from the last model if the stage did not score dev."""
         keeps_start = False
+        if self._search is not None and not self._search.over:
+            self._end_trial(self._search)
+            if not self._search.over:
+                self.progress.stage_steps = 0
+                self._enter_stage()
+                return
         if self.stage.decides:
             self.progress.before, _ = self._score_best_model()
             final = self.config.final_finetune
@@ -140,6 +155,15 @@ class Trainer:
         self.progress.next_stage(keeps_start)
         self._enter_stage()
         self.stepper.estimate_memory(self.stepper.prepare(0))
+
+    def _end_trial(self, search: Search) -> None:
+        """Judge the trial that has ended, and return to the run's first parameters."""
+        losses_E = example_losses(self._predict(self._dev), self.setup.class_weights())
+        row = search.judge(losses_E, self.progress.steps)
+        if row is not None:
+            self.progress.weights.append(row)
+        self.progress.search = search.state_dict()
+        self._whole_model().load_state_dict(self._first_model)
 
     def _train_stage(self) -> None:
         first = self.progress.stage_steps
@@ -182,7 +206,9 @@ class Trainer:
 
     def _restore(self, state: Mapping[str, Any], best_model: dict[str, Tensor]) -> None:
         self.progress = Progress.from_state(state["progress"])
-        if self.progress.stage > 0:
+        if self._search is not None and self.progress.search is not None:
+            self._search.load_state_dict(self.progress.search)
+        if self.progress.stage > 0 or self._search is not None:
             self._enter_stage()
         self.stepper.load_state_dict(state["stepper"])
         self._losses.load_state_dict(state["losses"])
@@ -203,7 +229,8 @@ class Trainer:
             stage=self.stage.name,
         )
         progress.history.append(row)
-        weights = setup.method.describe(prepared.sampled)
+        # In a trial the only objective has all of the weight, which says nothing.
+        weights = None if self.stage.name == "search" else setup.method.describe(prepared.sampled)
         if weights is not None:
             if setup.config.gradients.local_distances:
                 distances = local_distances(self.stepper, progress.stage_steps)
@@ -224,13 +251,15 @@ class Trainer:
             progress.since_best += 1
         if score > progress.best_score:
             progress.best_score, progress.best_step, progress.since_best = score, progress.steps, 0
-            now = self._scored_model().state_dict()
-            self._best_model = {name: value.detach().to("cpu", copy=True) for name, value in now.items()}
+            self._best_model = in_host_memory(self._scored_model())
             self._best_dev = predictions
         return scores
 
     def _scored_model(self) -> nn.Module:
         return nn.ModuleDict({"encoder": self.setup.encoder, "head": self.setup.head_of[END_TASK_HEAD]})
+
+    def _whole_model(self) -> nn.Module:
+        return nn.ModuleDict({"encoder": self._whole.encoder, "heads": self._whole.heads})
 
     def _predict(self, reader: Reader) -> Predictions:
         """Return the end-task logits of a whole split; each worker computes its share."""
@@ -277,6 +306,11 @@ class Trainer:
             )
             for split, (predictions, labelled, positions_E) in parts.items()
         )
+
+
+def in_host_memory(module: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of a module's parameters and buffers in host memory."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
 
 
 def prefetched(make: Callable[[int], T], first: int, stop: int, depth: int = 2) -> Iterator[T]:

@@ -129,7 +129,7 @@ def _summary(result: ResultRow, facts: ModelFacts) -> str:
     more = f" and {len(facts.labels) - _LABELS} more" if len(facts.labels) > _LABELS else ""
     what = "pairs of texts" if facts.pairs else "texts"
     layers = "" if facts.layers is None else f", first {facts.layers} layers"
-    name = facts.base_model or RunConfig.model_validate(result.config).encoder.name.rstrip("/").rsplit("/", 1)[-1]
+    name = facts.base_model or RunConfig.stored(result.config).encoder.name.rstrip("/").rsplit("/", 1)[-1]
     pooled = "first token" if facts.pooling == "first" else "mean over all tokens"
     return (
         f"A classifier of {what} into {len(facts.labels)} labels: {labels}{more}. Encoder: {name}{layers}; "
@@ -194,7 +194,7 @@ def _warnings(result: ResultRow) -> Iterator[str]:
 
 def _training(result: ResultRow) -> str:
     """The method, its cost, the settings that differ from the defaults, and hashes of what was read."""
-    config = RunConfig.model_validate(result.config)
+    config = RunConfig.stored(result.config)
     defaults = dict(_flat(RunConfig.model_validate({"method": {"name": result.method}}).model_dump(mode="json")))
     changed = {
         key: value

@@ -8,6 +8,7 @@ from typing import Any
 from aang_ray.config.methods import (
     STEPS,
     AangConfig,
+    HalvingConfig,
     PooledConfig,
     RoundsSection,
     StagesSection,
@@ -19,6 +20,7 @@ from aang_ray.data import card_of, load_end_task, task_fingerprint
 from aang_ray.data.random_encoder import locate_encoder
 from aang_ray.data.tokens import reads_token_types
 from aang_ray.errors import UserError
+from aang_ray.objectives.objective import Objective
 from aang_ray.objectives.sampling import SourceSettings
 from aang_ray.objectives.space import TEXT, Capabilities, Space, enumerate_space, read_space, unavailable
 from aang_ray.train.domain import check_domain, domain_of
@@ -69,6 +71,11 @@ def resolve(config: RunConfig) -> RunConfig:
     if isinstance(method, StaticConfig) and method.weights is not None:
         resolved = _with_weights(resolved, method, method.weights)
     _check_batch(resolved)
+    if isinstance(method, HalvingConfig):
+        count = len(_found(resolved))
+        if not count:
+            raise UserError(f"space {config.space} has no objective to search among")
+        resolved = resolved.changed(method=method.changed(candidates=count))
     if isinstance(method, StagesSection):
         resolved = resolved.changed(method=with_steps(resolved, method))
     if resolved.schedule.steps is not None:
@@ -176,14 +183,18 @@ def _check_batch(config: RunConfig) -> None:
         check_n(config)
         _check_share(config, config.n)
         return
+    _check_share(config, len(_found(config)))
+
+
+def _found(config: RunConfig) -> tuple[Objective, ...]:
+    """Return the objectives of the space that any encoder can compute, as far as it is known before it is loaded."""
     settings, file = config.objectives, read_space(config.space)
     found = weighted(config, enumerate_space(config.space, file, settings.legality, settings.labels)).objectives
     if file.domain == TEXT:
-        # Count what any encoder can compute; the exact number is checked when the encoder is loaded.
         data = frozenset(objective.data for objective in found)
         least = Capabilities(False, data, settings.visibility == "sound", settings.heads == "shared")
         found = tuple(k for k in found if unavailable(k, least, settings.labels) is None)
-    _check_share(config, len(found))
+    return found
 
 
 def _check_share(config: RunConfig, n: int) -> None:

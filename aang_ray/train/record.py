@@ -71,6 +71,8 @@ class Progress:
     """Whether no evaluation so far was better than predicting the majority class."""
     before: SplitScores | None = None
     """Scores of the model from which the final fine-tuning started; None before that stage."""
+    search: dict[str, Any] | None = None
+    """State of the search for objectives that help; None for a run without one."""
 
     @property
     def best_dev(self) -> Scores | None:

@@ -4,6 +4,7 @@
 |---|---|---|
 | `dapt`, `tapt` | masked LM on in-domain or task text | the last model, because no labels are used |
 | `pooled` | the labels of all other sets | the last model |
+| `search` | the end task and one objective, again for each trial of `halving` | none: the next stage starts afresh |
 | `train` | the method's objectives | the best model on dev |
 | `finetune` | the end task alone, from the result of `train` | the best model on dev in this stage |
 """
@@ -34,6 +35,7 @@ from aang_ray.methods.base import Method
 from aang_ray.methods.registry import make_method
 from aang_ray.train.device import Compute
 from aang_ray.train.domain import DomainParts, DomainPiece, domain_of
+from aang_ray.train.halving import Search
 from aang_ray.train.workers.group import Workers
 
 
@@ -95,16 +97,25 @@ class Stage:
     """A part of a run."""
 
     name: str
-    """`dapt`, `tapt`, `pooled`, `train` or `finetune`; the name in the history."""
+    """`dapt`, `tapt`, `pooled`, `search`, `train` or `finetune`; the name in the history."""
     config: RunConfig
     """The configuration of this stage, derived from that of the run."""
     decides: bool
     """Whether dev is scored and the best model on dev is kept."""
 
 
-def stages_of(config: RunConfig) -> tuple[Stage, ...]:
-    """Return the stages of a resolved configuration, in order."""
+def stages_of(config: RunConfig, search: Search | None = None) -> tuple[Stage, ...]:
+    """Return the stages of a resolved configuration, in order.
+
+    Args:
+        config: The configuration of the run.
+        search: The search of a run that has one. While it runs, its stage is that of the next trial.
+    """
     stages: list[Stage] = []
+    if search is not None:
+        trial = config if search.over else search.stage_config(config)
+        stages.append(Stage("search", trial, decides=False))
+        config = search.result_config(config)
     if isinstance(config.method, StagesSection):
         stages.extend(_stages_before(config, config.method))
         config = config.changed(method=FinetuneConfig())

@@ -107,14 +107,32 @@ def read_json(name: str) -> Any:
     return json.loads((HERE / name).read_text(encoding="utf-8"))
 
 
+RELEASED = {
+    "name": "aang",
+    "aux_lr": 0.1,
+    "dev_head": "refit",
+    "update": "sgd",
+    "dev_calibration": False,
+    "dev_memory": 0.0,
+}
+"""The defaults of AANG in release 0.1. Later ones search with evidence."""
+
+
+def as_released(settings: Mapping[str, Any]) -> Settings:
+    """The settings, with what was the default of AANG when they were frozen."""
+    method = settings.get("method", {})
+    method = {"name": method} if isinstance(method, str) else method
+    return {**settings, "method": RELEASED | method} if method.get("name", "aang") == "aang" else dict(settings)
+
+
 def config_of(settings: Mapping[str, Any]) -> RunConfig:
     """The configuration that a user's nested settings stand for, with what the task and the encoder fill in."""
-    return resolve(parse_config(settings, "frozen"))
+    return resolve(parse_config(as_released(settings), "frozen"))
 
 
 def names_of(settings: Mapping[str, Any]) -> dict[str, str]:
     """What a run is called, as it was written by the user: nothing is filled in."""
-    config = parse_config(settings, "frozen")
+    config = parse_config(as_released(settings), "frozen")
     return {"cell": config.cell, "group": config.group, "row_name": config.row_name}
 
 

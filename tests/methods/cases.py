@@ -64,6 +64,7 @@ CASES: Mapping[str, Case] = {
     "dwa": Case({"epoch_steps": 1}),
     "gradnorm": Case({"lr": 0.1}),
     "attittud": Case({"rank": 2, "refresh_every": 2}, runs_elsewhere="test_attittud"),
+    "halving": Case(runs_elsewhere="test_halving"),
     "alphavil": ROUNDS,
     "diw": ROUNDS,
 }
