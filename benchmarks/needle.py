@@ -196,7 +196,7 @@ def weights_at(record: CellRecord, names: Sequence[str], step: int) -> np.ndarra
     weights are the softmax of the factors of all sets, at the last logged step.
     """
     logged = [row for row in record.weights if row.step <= step]
-    factors = logged[-1].factors.get("A")
+    factors = logged[-1].factors.get("A") if logged else None
     if factors:
         z = np.array([factors[name] for name in names])
         for letter, place in (("D", 0), ("O", 3)):
@@ -205,6 +205,8 @@ def weights_at(record: CellRecord, names: Sequence[str], step: int) -> np.ndarra
         raised = np.exp(z - z.max())
         return np.asarray(raised / raised.sum())
     late = [weights_of(row, names) for row in logged if row.step > step / 2]
+    if not late:  # a search by trials has its first result when a rung ends
+        return np.full(len(names), 1 / len(names))
     mean = np.nanmean(np.stack(late), axis=0)
     return np.asarray(np.nan_to_num(mean) / max(1e-12, np.nansum(np.abs(mean))))
 
@@ -242,7 +244,9 @@ def figures(found: Mapping[Cell, CellRecord]) -> dict[str, Any]:
     # Rounds count the steps of every task.
     scale = TASKS if first.row in ("alphavil", "diw") else 1
     logs = [cell for cell in cells if found[cell].weights]
-    at = {step: [weights_at(found[cell], names, step * scale) for cell in logs] for step in (100, end)}
+    at = {100: [weights_at(found[cell], names, 100 * scale) for cell in logs]}
+    # Trials of a search are steps, too.
+    at[end] = [weights_at(found[cell], names, max(end * scale, found[cell].result.steps)) for cell in logs]
     test = [accuracy(found[cell]) for cell in cells]
     entry: dict[str, Any] = {
         "domain": first.domain,
@@ -303,6 +307,21 @@ def truth(found: Mapping[Cell, CellRecord]) -> list[dict[str, Any]]:
         {"domain": d, "space": s, "noise": noise, "runs": len(t), "test": round(statistics.mean(t), 2)}
         for (d, s, noise), t in sorted(groups.items())
     ]
+
+
+def with_others(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the report with the rows of the file that are of other domains, spaces or n."""
+    file = RESULTS / "needle.json"
+    before = json.loads(file.read_text()) if file.is_file() else {"rows": [], "truth": []}
+
+    def group(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+        return entry["domain"], entry["space"], entry.get("n")
+
+    merged = dict(report)
+    for part in ("rows", "truth"):
+        here = {group(entry) for entry in report[part]}
+        merged[part] = [entry for entry in before[part] if group(entry) not in here] + report[part]
+    return merged
 
 
 def table(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -393,7 +412,7 @@ def main() -> None:
     compare(entries)
     report = {"rows": entries, "truth": truth(records(alone, store)), "missing": len(grid) - len(found)}
     if not options.quick:
-        (RESULTS / "needle.json").write_text(json.dumps(report, indent=1) + "\n")
+        (RESULTS / "needle.json").write_text(json.dumps(with_others(report), indent=1) + "\n")
         for domain in options.domains:
             draw(found, domain, RESULTS / f"needle-{domain}.svg")
     print(table(entries))
