@@ -87,7 +87,7 @@ EVIDENCE = {
 }
 """AANG with weights that move on evidence only."""
 ROWS: Mapping[str, dict[str, Any]] = {
-    "halving": {"name": "halving"},
+    "halving": {"name": "halving", "batch": 48},
     "evidence": EVIDENCE,
     "static": {"name": "static"},
     "published": PUBLISHED,
