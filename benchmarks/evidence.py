@@ -13,8 +13,9 @@ Claims:
 - `published`: the research code's reading of the method against the default one, on the first of these tasks.
 
 Rows: `finetune` sees as many examples as a multitask row does (tied compute). `pooled` trains on the other labelled
-sets first. `static` has equal weights, `aang` learned ones, `halving` chooses sets by short trials,
-`searched` is a fresh run with the weights that `aang` found on the same data, `upgrad` aggregates gradients. `…-td` rows use the task's own texts without labels.
+sets first. `static` has equal weights, `aang` learned ones, `halving` chooses sets by short trials, `searched` is a
+fresh run with the weights that `aang` found on the same data, `upgrad` aggregates gradients. `…-td` rows use the task's
+own texts without labels.
 
 One setting is chosen, for each row alike: the body's learning rate, by the mean dev score on `movie` with the seeds
 100 and 101 (`--tune` does that again). All figures are of other seeds, 0 to 7. A seed also chooses the labelled texts.
