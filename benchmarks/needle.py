@@ -197,7 +197,7 @@ def weights_at(record: CellRecord, names: Sequence[str], step: int) -> np.ndarra
     """
     logged = [row for row in record.weights if row.step <= step]
     factors = logged[-1].factors.get("A") if logged else None
-    if factors:
+    if factors and factors.keys() >= set(names):  # a method that dropped objectives has none for these
         z = np.array([factors[name] for name in names])
         for letter, place in (("D", 0), ("O", 3)):
             of = logged[-1].factors[letter]
