@@ -222,9 +222,9 @@ class AangConfig(MethodSection):
         if self.dev_head == "refit" and steps[1] % steps[0]:
             raise ValueError("dev_every and head_refit_every: one must be a multiple of the other")
         if self.dev_memory > 0 and self.auxiliary_score == "published":
-            raise ValueError("dev_memory does not go with auxiliary_score: published")
+            raise ValueError("dev_memory does not go with auxiliary_score: published; set dev_memory: 0")
         if self.update == "evidence" and self.jacobian == "softmax":
-            raise ValueError("update: evidence uses the scores themselves; it does not go with jacobian: softmax")
+            raise ValueError("update: evidence uses the scores themselves; jacobian: softmax needs update: sgd")
         return self
 
     @property

@@ -15,8 +15,20 @@ def cell(*settings: str) -> str:
 
 
 def test_the_hash_is_stable() -> None:
-    # Written down once: a change means that every store made before is not recognised any more.
-    assert RunConfig().cell == load_config(None, ["seed=0"]).cell == "990c808b9f4ffa81"
+    # Written down once: a change means that every store made before is not recognised any more. What were the defaults
+    # of AANG in release 0.1 are now settings.
+    assert RunConfig().cell == load_config(None, ["seed=0"]).cell == "5885a0184ec136f2"
+    paper = "{name: aang, aux_lr: 0.1, update: sgd, dev_head: refit, dev_calibration: false, dev_memory: 0}"
+    assert load_config(None, [f"method={paper}"]).cell == "990c808b9f4ffa81"
+
+
+def test_a_stored_configuration_keeps_its_name_when_defaults_change() -> None:
+    """What a store does not state did not exist when the run was stored, and has its neutral value."""
+    stored = {"method": {"name": "aang", "aux_lr": 0.1, "dev_head": "refit"}}
+    assert RunConfig.stored(stored).cell == "990c808b9f4ffa81"
+    now = RunConfig()
+    assert RunConfig.stored(now.model_dump(mode="json")) == now
+    assert RunConfig.stored(RunConfig.stored(stored).model_dump(mode="json")).cell == "990c808b9f4ffa81"
 
 
 @pytest.mark.parametrize("setting", ["seed=1", "n=3", "optim.body_lr=1e-5", "method.aux_lr=0.5", "encoder.layers=2"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,12 @@ from torch import Tensor
 from aang_ray.config.methods import AangConfig
 from aang_ray.methods.aang import Aang, Evidence, logits
 from tests.methods.problem import NAMES, Problem, dense_answer, sampled, weighting
+
+
+def paper(**changes: Any) -> AangConfig:
+    """The search of the paper, with changes."""
+    settings = {"aux_lr": 0.1, "update": "sgd", "dev_head": "refit", "dev_calibration": False, "dev_memory": 0.0}
+    return AangConfig.model_validate(settings | changes)
 
 
 def observe_once(config: AangConfig, gradients_SP: Tensor, objectives: tuple[int, ...]) -> Aang:
@@ -31,7 +38,7 @@ def test_worked_example_with_two_parameters() -> None:
     # objective 0 (mask, bidirectional, denoise) gets 0; objective 1 (replace, left-to-right, denoise) gets -2
     # in each of its factors; they share D = end-task and O = denoise, which get 0 + -2.
     gradients = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, 2.0], [-5.0, 0.0]], dtype=torch.float64)
-    config = AangConfig(aux_lr=2.0, sopt_lr=0.5, meta_every=1)
+    config = paper(aux_lr=2.0, sopt_lr=0.5, meta_every=1)
     method = observe_once(config, gradients, (0, 1))
     factors = method.factors()
     assert factors["A"].tolist() == [0.0, -2.0, 0.0, 0.0]
@@ -54,7 +61,7 @@ def test_dot_softmax_is_the_derivative_of_the_dev_loss(seed: int, state: int) ->
     """dL_dev(theta - beta d)/d(z, a) / beta as beta -> 0, against central differences in float64."""
     problem = Problem.random(6, seed)
     chosen = sampled(0, 1, 2, 3)
-    method = Aang(weighting(), AangConfig(score="dot", jacobian="softmax", aux_lr=1.0, sopt_lr=1.0, meta_every=100))
+    method = Aang(weighting(), paper(score="dot", jacobian="softmax", aux_lr=1.0, sopt_lr=1.0, meta_every=100))
     generator = torch.Generator().manual_seed(state)
     w = method.weighting
     w.flat_F = 0.5 * torch.randn(w.index.size, generator=generator, dtype=torch.float64)
@@ -82,14 +89,14 @@ def test_dot_softmax_is_the_derivative_of_the_dev_loss(seed: int, state: int) ->
 
 @pytest.mark.parametrize("score", ["dot", "cosine"])
 def test_one_objective_has_nothing_to_learn_about_its_weight_under_softmax(score: str) -> None:
-    config = AangConfig.model_validate({"score": score, "jacobian": "softmax", "meta_every": 1})
+    config = paper(**{"score": score, "jacobian": "softmax", "meta_every": 1})
     method = observe_once(config, Problem.random(3, 1).gradients_SP(), (2,))
     assert method.weighting.flat_F.abs().max() < 1e-12
     assert method.weighting.lambda_logits_2.abs().max() > 0
 
 
 def test_with_both_rates_zero_no_statistics_are_asked_for() -> None:
-    method = Aang(weighting(), AangConfig(aux_lr=0.0, sopt_lr=0.0))
+    method = Aang(weighting(), paper(aux_lr=0.0, sopt_lr=0.0))
     request = method.request(sampled(0, 1))
     assert not method.uses_dev
     assert (request.scores, request.gram, request.separate, request.joint_from) == (False, False, False, None)
@@ -100,13 +107,13 @@ def test_with_both_rates_zero_no_statistics_are_asked_for() -> None:
 
 def test_averaging_over_meta_every_steps() -> None:
     problems = [Problem.random(4, seed) for seed in range(3)]
-    averaged = Aang(weighting(), AangConfig(meta_every=3, score="dot", aux_lr=1.0))
+    averaged = Aang(weighting(), paper(meta_every=3, score="dot", aux_lr=1.0))
     total = torch.zeros_like(averaged.weighting.flat_F)
     for problem in problems:
         assert averaged.weighting.flat_F.abs().max() == 0
         chosen = sampled(0, 3)
         averaged.observe(chosen, problem.answer(averaged.request(chosen)))
-        single = observe_once(AangConfig(meta_every=1, score="dot", aux_lr=1.0), problem.gradients_SP(), (0, 3))
+        single = observe_once(paper(meta_every=1, score="dot", aux_lr=1.0), problem.gradients_SP(), (0, 3))
         total += single.weighting.flat_F
     torch.testing.assert_close(averaged.weighting.flat_F, total / 3)
 
@@ -114,7 +121,7 @@ def test_averaging_over_meta_every_steps() -> None:
 def test_an_objective_without_labels_does_not_move() -> None:
     gradients = Problem.random(4, 0).gradients_SP()
     gradients[2] = 0.0
-    method = Aang(weighting(), AangConfig(meta_every=1, jacobian="softmax"))
+    method = Aang(weighting(), paper(meta_every=1, jacobian="softmax"))
     chosen = sampled(0, 1)
     chosen = type(chosen)(chosen.step, chosen.objectives, chosen.shares, (0.0, 5.0))
     method.observe(chosen, dense_answer(gradients, method.request(chosen)))
@@ -128,7 +135,7 @@ def test_everything_stays_finite(scale: float, seed: int) -> None:
     gradients = Problem.random(5, seed).gradients_SP() * scale
     for score in ("cosine", "dot"):
         for jacobian in ("identity", "softmax"):
-            config = AangConfig.model_validate({"score": score, "jacobian": jacobian, "meta_every": 1})
+            config = paper(**{"score": score, "jacobian": jacobian, "meta_every": 1})
             method = observe_once(config, gradients, (0, 1, 2))
             assert torch.isfinite(method.weighting.flat_F).all()
             assert torch.isfinite(method.weighting.lambda_logits_2).all()
@@ -141,15 +148,15 @@ def test_cosine_ignores_the_scale_of_a_gradient_and_dot_follows_it(seed: int, fa
     scaled = gradients.clone()
     scaled[0] *= factor
     for score, ratio in (("cosine", 1.0), ("dot", factor)):
-        config = AangConfig.model_validate({"score": score, "meta_every": 1})
+        config = paper(**{"score": score, "meta_every": 1})
         one, other = observe_once(config, gradients, (0, 1)), observe_once(config, scaled, (0, 1))
         torch.testing.assert_close(other.weighting.flat_F, one.weighting.flat_F * ratio, rtol=1e-4, atol=1e-7)
 
 
 def test_the_order_of_objectives_does_not_matter() -> None:
     gradients = Problem.random(5, 3).gradients_SP()
-    forward = observe_once(AangConfig(meta_every=1), gradients, (0, 1, 3))
-    swapped = observe_once(AangConfig(meta_every=1), gradients[[0, 1, 4, 3, 2]], (3, 1, 0))
+    forward = observe_once(paper(meta_every=1), gradients, (0, 1, 3))
+    swapped = observe_once(paper(meta_every=1), gradients[[0, 1, 4, 3, 2]], (3, 1, 0))
     torch.testing.assert_close(forward.weighting.flat_F, swapped.weighting.flat_F)
     torch.testing.assert_close(forward.weighting.lambda_logits_2, swapped.weighting.lambda_logits_2)
 
@@ -158,7 +165,7 @@ def test_published_joint_score_uses_label_counts_and_clipped_gradients() -> None
     # v = (1, 0); g_0 = (20, 0) with 3 labels, clipped to (10, 0); g_1 = (0, 5) with 8 labels.
     # Joint = 3 (10, 0) + 8 (0, 5) = (30, 40): s_X = 30 / 50 = 0.6.
     gradients = torch.tensor([[1.0, 0.0], [1.0, 1.0], [20.0, 0.0], [0.0, 5.0]], dtype=torch.float64)
-    method = Aang(weighting(), AangConfig(auxiliary_score="published", sopt_lr=1.0, meta_every=1))
+    method = Aang(weighting(), paper(auxiliary_score="published", sopt_lr=1.0, meta_every=1))
     chosen = sampled(0, 1)
     chosen = type(chosen)(chosen.step, chosen.objectives, chosen.shares, (3.0, 8.0))
     method.observe(chosen, dense_answer(gradients, method.request(chosen)))
@@ -166,8 +173,8 @@ def test_published_joint_score_uses_label_counts_and_clipped_gradients() -> None
 
 
 def test_state_round_trip() -> None:
-    method = observe_once(AangConfig(meta_every=2), Problem.random(4, 0).gradients_SP(), (0, 1))
-    fresh = Aang(weighting(), AangConfig(meta_every=2))
+    method = observe_once(paper(meta_every=2), Problem.random(4, 0).gradients_SP(), (0, 1))
+    fresh = Aang(weighting(), paper(meta_every=2))
     fresh.load_state_dict(method.state_dict())
     chosen = sampled(1, 2)
     for either in (method, fresh):
@@ -177,7 +184,7 @@ def test_state_round_trip() -> None:
 
 
 def test_the_row_for_the_store() -> None:
-    method = observe_once(AangConfig(meta_every=1), Problem.random(4, 0).gradients_SP(), (0, 1))
+    method = observe_once(paper(meta_every=1), Problem.random(4, 0).gradients_SP(), (0, 1))
     row = method.describe(sampled(0, 1))
     assert sum(row.weights.values()) == pytest.approx(1.0)
     assert set(row.weights) == set(NAMES["A"][:2])
@@ -186,7 +193,7 @@ def test_the_row_for_the_store() -> None:
 
 
 def evidence() -> Aang:
-    return Aang(weighting(), AangConfig(update="evidence", aux_lr=1.0, sopt_lr=1.0))
+    return Aang(weighting(), paper(update="evidence", aux_lr=1.0, sopt_lr=1.0))
 
 
 def test_evidence_is_a_self_normalised_sum_of_centred_scores() -> None:
@@ -240,7 +247,7 @@ def test_an_objective_without_labels_is_no_evidence() -> None:
 
 
 def test_scores_are_taken_with_the_running_mean_of_earlier_dev_gradients() -> None:
-    config = AangConfig(dev_memory=0.75, dev_every=2, meta_every=1, aux_lr=1.0)
+    config = paper(dev_memory=0.75, dev_every=2, meta_every=1, aux_lr=1.0)
     method = Aang(weighting(), config)
     mean_P, seen = None, []
     moved = torch.zeros(2, dtype=torch.float64)
@@ -273,4 +280,4 @@ def test_scores_are_taken_with_the_running_mean_of_earlier_dev_gradients() -> No
 )
 def test_settings_that_contradict_each_other_are_refused(settings_: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        AangConfig.model_validate(settings_)
+        paper(**settings_)
