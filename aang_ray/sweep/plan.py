@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +35,8 @@ class PlannedCell:
     config: RunConfig
     cell: str
     state: State
+    variant: str = ""
+    """The settings that tell it from cells of the same row, task and seed: `method.aux_lr=0.1`; empty without such."""
 
     @property
     def steps(self) -> int:
@@ -57,8 +60,9 @@ class PlannedCell:
 
     @property
     def title(self) -> str:
-        """Task, row and seed: the name of the run in every message."""
-        return f"{self.config.task_name} · {self.config.row_name} · seed {self.config.seed}"
+        """Task, row, settings where needed, and seed: the name of the run in every message."""
+        row = f"{self.config.row_name} ({self.variant})" if self.variant else self.config.row_name
+        return f"{self.config.task_name} · {row} · seed {self.config.seed}"
 
 
 def plan(
@@ -66,6 +70,7 @@ def plan(
     seeds: Sequence[int],
     status: Mapping[str, Status],
     resolve: Callable[[RunConfig], RunConfig],
+    variant: str | None = None,
 ) -> list[PlannedCell]:
     """Lay runs out over the seeds; of runs with the same cell the first is kept.
 
@@ -76,16 +81,48 @@ def plan(
         seeds: The seeds of every run.
         status: State of the cells that have a row in the store.
         resolve: Fills in what a run leaves open. It is called once a run, because nothing of it depends on the seed.
+        variant: What tells these cells from others of the same row; None: the settings in which the runs differ.
     """
     resolved = [resolve(run) for run in runs]
+    variants = [variant] * len(resolved) if variant is not None else _variants(resolved)
     cells: dict[str, PlannedCell] = {}
     for seed in seeds:
-        for run in resolved:
+        for run, told in zip(resolved, variants, strict=True):
             config = run.model_copy(update={"seed": seed})
             cell = config.cell
             if cell not in cells:
-                cells[cell] = PlannedCell(config, cell, status.get(cell, "waiting"))
+                cells[cell] = PlannedCell(config, cell, status.get(cell, "waiting"), told)
     return list(cells.values())
+
+
+def _variants(runs: Sequence[RunConfig]) -> list[str]:
+    """For each run, the settings in which it differs from other cells of the same task and row."""
+    settings = [dict(_flat(_settings(run))) for run in runs]
+    rows: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    for run, own in zip(runs, settings, strict=True):
+        rows[run.task_name, run.row_name].append(own)
+    texts = []
+    for run, own in zip(runs, settings, strict=True):
+        others = rows[run.task_name, run.row_name]
+        keys = sorted({key for one in others for key in one.keys() | own.keys() if one.get(key) != own.get(key)})
+        texts.append(", ".join(f"{key}={own.get(key, 'default')}" for key in keys))
+    return texts
+
+
+def _settings(run: RunConfig) -> dict[str, Any]:
+    """Return what determines the result, by the names that a person gave."""
+    settings = run.identity()
+    del settings["fingerprints"]
+    settings["data"]["task"], settings["encoder"]["name"] = run.data.task, run.encoder.name
+    return settings
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
 def to_run(cells: Iterable[PlannedCell], *, keep_failed: bool) -> list[PlannedCell]:
@@ -165,7 +202,8 @@ def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, kee
     table = Table("task", "row", "seed", "cell", "steps", "state")
     for cell in cells:
         config = cell.config
-        table.add_row(config.task_name, config.row_name, str(config.seed), cell.cell, f"{cell.steps:,}", cell.state)
+        row = f"{config.row_name} ({cell.variant})" if cell.variant else config.row_name
+        table.add_row(config.task_name, row, str(config.seed), cell.cell, f"{cell.steps:,}", cell.state)
     console.print(table)
     steps, texts = sum(cell.steps for cell in left), sum(cell.work for cell in left)
     console.print(f"{len(cells)} cells, {len(left)} to run: {steps:,} steps at most, {texts:,} texts through the body")
