@@ -28,6 +28,10 @@ WORKERS_SHARE = 0.99
 processes of 100 trials a CPU."""
 
 
+START_SECONDS = 20.0
+"""Ray and its first processes start in this time, on two cores."""
+
+
 @dataclass(frozen=True)
 class PlannedCell:
     """One resolved run of the sweep, and its state in the store when the sweep was planned."""
@@ -193,7 +197,7 @@ def trials_at_once(needs: Sequence[Need], nodes: Sequence[Mapping[str, float]]) 
 def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, keep_failed: bool) -> None:
     """Print the cells with their state, the steps that are left and, where the store has a measure, the time.
 
-    The estimate is (texts left) x (seconds a text) / (trials that this machine holds at once): with early stopping an
+    The estimate is (texts left) x (seconds a text) / (trials that this machine holds at once) + Ray's start: with early stopping an
     upper bound.
     """
     import torch
@@ -220,8 +224,9 @@ def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, kee
         seconds += cell.work * rate
     machine = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
     at_once = trials_at_once([Need.of(cell.config) for cell in left], [machine])
-    told = f"time: at most about {duration(seconds / at_once)} at {at_once} trials at once, by the rows in the store"
-    console.print(told)
+    total = duration(seconds / at_once + START_SECONDS)
+    told = f"time: at most about {total} at {at_once} trials at once, Ray's start included, by the rows in the store"
+    console.print(told, soft_wrap=True)
 
 
 def preview_search(runs: Sequence[RunConfig], spec: SearchSpec, seeds: Sequence[int], console: Console) -> None:

@@ -26,6 +26,7 @@ from rich.console import Console
 
 from aang_ray.config import RunConfig
 from aang_ray.config.sections import DataConfig
+from aang_ray.data import load_end_task
 from aang_ray.data.modalities import modality_of
 from aang_ray.data.pretrained import PACKAGED
 from aang_ray.data.sources import find_source
@@ -35,7 +36,7 @@ from aang_ray.store import CellRecord, Store
 from aang_ray.store.files import open_location, publish
 from aang_ray.sweep.cluster import own_cluster
 from aang_ray.sweep.command import SweepOutcome, sweep_file, train_once
-from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, trials_at_once
+from aang_ray.sweep.plan import START_SECONDS, Need, PlannedCell, duration, plan, trials_at_once
 from aang_ray.sweep.spec import SweepOverrides, expand, load_sweep
 
 FOLDER = (".progress", "try")
@@ -81,8 +82,6 @@ RECIPE: Mapping[str, Any] = {
 
 FORWARD = 1 / 3
 """Time to score a text, as a share of the time to train on it: the backward pass takes twice as long as the forward."""
-START_SECONDS = 20.0
-"""Ray and its first processes start in this time."""
 LONG_STEP = 5.0
 """Seconds of a first step from which on no further step is timed."""
 _SHOWN = 3
@@ -246,7 +245,8 @@ class _Trial:
             return size
         if kept is None:
             seconds = whole_seconds = self._seconds(whole, console)
-            for size in SIZES:
+            longest = _longest(whole[0].config)
+            for size in (one for one in SIZES if one.max_tokens is None or one.max_tokens < longest):
                 cells = self.cells(size)
                 seconds = self._seconds(cells, console)
                 if seconds <= limit:
@@ -274,6 +274,12 @@ class _Trial:
             self.paces |= dict(zip(new, measured, strict=True))
         seconds = [self.paces[_kind(config)].seconds(config) for config in left]
         return START_SECONDS + max(sum(seconds) / at_once, *seconds) + max(seconds)
+
+
+def _longest(config: RunConfig) -> int:
+    """Return the number of tokens of the longest text that runs train on."""
+    task = load_end_task(config.data, config.encoder)
+    return max(int(part.lengths.max(initial=0)) for part in (task.train.tokens, *task.corpora.values()))
 
 
 def _cores() -> int:

@@ -51,9 +51,10 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         world["measured"] += [(config.method.name, config.encoder.layers) for config in configs]
         return [recipe.Pace(2.0, world["step"] * (config.encoder.layers or 1), 3.0) for config in configs]
 
-    world |= {"step": 0.01, "measured": []}
+    world |= {"step": 0.01, "measured": [], "longest": 256}
     monkeypatch.setattr(recipe, "measure", measure)
     monkeypatch.setattr(recipe, "_cores", lambda: 2)
+    monkeypatch.setattr(recipe, "_longest", lambda config: world["longest"])
     monkeypatch.setattr("aang_ray.train.plan.resolve", fake_resolve)
     monkeypatch.setattr("aang_ray.train.check.check_runs", lambda runs, here: ["own: texts", "warning: odd"])
     (tmp_path / "own.csv").write_text("text,label\na,x\n")
@@ -150,6 +151,8 @@ def test_the_whole_recipe_and_the_smallest(tried: dict[str, Any], tmp_path: Path
     assert "cut" not in said
     said = run(tried, tmp_path / "store", 0)  # nothing fits
     assert "50 of 150 steps, 2 of 3 layers, texts cut at 128 tokens (all of it takes about " in said
+    tried["longest"] = 128
+    assert "50 of 150 steps, 2 of 3 layers (all" in run(tried, tmp_path / "store", 0, minutes=1)
 
 
 def test_what_the_user_sets_is_not_cut(tried: dict[str, Any], tmp_path: Path) -> None:
