@@ -6,7 +6,7 @@ The sweep has runs of one process and of two workers (W = 2). One sweep is left 
 have processes killed at random moments: the driver, the raylet, the control service (gcs), the dashboard, a trial or a
 worker, each in turn. Whenever the command ends before its cells are done, it is typed again. Each finished store is
 compared with the one that was left alone: every column of `results`, `history`, `weights` and `predictions` but times
-and logs, bit for bit. The last line is JSON; `left` counts processes that still lived 60 s after the command had ended.
+and logs, bit for bit. The last line is JSON; `left` counts processes that still lived 90 s after the command had ended.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ METHODS = ("aang", {"method": "static", "resources": {"workers": 2}})
 SEEDS, STEPS, CELLS = 2, 40, 4
 LONGEST = 10.0
 """Seconds from the appearance of a process to its end, at most."""
-SILENT = 60.0
-"""Seconds that processes may take to end after their command has."""
+SILENT = 90.0
+"""Seconds that processes may take to end after their command has. Two of Ray's, its agents, try for 60 s to tell the
+control service that the raylet is dead, also if it is dead itself; no setting changes that time."""
 
 
 def rows(store: Path) -> dict[str, list[Any]]:

@@ -241,6 +241,8 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
             check_export(export, config.data)
         for line in check_runs([config], here=config.resources.workers == 1 or own_cluster()):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+        for line in others_at_work(store, {config.cell}):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         store.check_writable()
         console.print(f"cell {config.cell}: {config.row_name}, seed {config.seed}, at most {config.total_steps} steps")
         planned = PlannedCell(config, config.cell, "waiting")

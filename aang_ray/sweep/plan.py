@@ -197,8 +197,8 @@ def trials_at_once(needs: Sequence[Need], nodes: Sequence[Mapping[str, float]]) 
 def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, keep_failed: bool) -> None:
     """Print the cells with their state, the steps that are left and, where the store has a measure, the time.
 
-    The estimate is (texts left) x (seconds a text) / (trials that this machine holds at once) + Ray's start: with early stopping an
-    upper bound.
+    The estimate is (texts left) x (seconds a text) / (trials that this machine holds at once) + Ray's start. With early
+    stopping it is an upper bound.
     """
     import torch
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from aang_ray.store.files import Location, open_location, publish
 from aang_ray.sweep.plan import PlannedCell, duration, to_run
@@ -133,7 +133,7 @@ class SweepProgress:
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._console = console
         self._started = self._printed = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
         left = TextColumn("{task.fields[left]}")
         self._bar = Progress(*columns, left, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("", left="")
@@ -222,10 +222,10 @@ class SweepProgress:
             total = sum(cell.work for cell in cells) + self._content().work_to_come
             done = sum(cell.work_until(cell.steps if cell.state == "ended" else cell.step) for cell in cells)
             new, elapsed = done - sum(self._resumed.values()), time.monotonic() - self._started
-            left, rate = (
-                "time left: not known yet",
-                f"{new / elapsed:,.0f} texts a second, " if new > 0 < elapsed else "",
-            )
+            left, unit = "time left: not known yet", "texts a second"
+            if self._console.is_terminal:
+                left, unit = f"{duration(elapsed)} so far", "texts/s"
+            rate = f"{new / elapsed:,.0f} {unit}, " if new > 0 < elapsed else ""
             if elapsed >= ESTIMATE_SECONDS and new > 0 and done >= ESTIMATE_SHARE * total:
                 left = f"about {duration(elapsed * (total - done) / new)} left"
             if self._console.is_terminal:

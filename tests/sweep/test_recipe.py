@@ -33,7 +33,10 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         world["files"].append(path.read_text())
         spec = recipe.load_sweep(path, overrides)
         cells = recipe.plan(recipe.expand(spec, overrides, "try"), spec.seeds, {}, fake_resolve)
+        done = store.done()
         for cell in cells:
+            if cell.cell in done:
+                continue
             method, seed = cell.config.method.name, cell.config.seed
             score = world["dev"][method] + 0.01 * seed
             made = done_record(cell.config, dev=scores(score), test=scores(score - 0.1 - 0.02 * seed))
@@ -149,10 +152,10 @@ def test_the_whole_recipe_and_the_smallest(tried: dict[str, Any], tmp_path: Path
     tried["step"] = 1000.0
     said = run(tried, tmp_path / "store", 0, whole=True)
     assert "cut" not in said
-    said = run(tried, tmp_path / "store", 0)  # nothing fits
+    said = run(tried, tmp_path / "other", 0)  # nothing fits
     assert "50 of 150 steps, 2 of 3 layers, texts cut at 128 tokens (all of it takes about " in said
     tried["longest"] = 128
-    assert "50 of 150 steps, 2 of 3 layers (all" in run(tried, tmp_path / "store", 0, minutes=1)
+    assert "50 of 150 steps, 2 of 3 layers (all" in run(tried, tmp_path / "third", 0)
 
 
 def test_what_the_user_sets_is_not_cut(tried: dict[str, Any], tmp_path: Path) -> None:
