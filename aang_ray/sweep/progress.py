@@ -229,7 +229,7 @@ class SweepProgress:
             if elapsed >= ESTIMATE_SECONDS and new > 0 and done >= ESTIMATE_SHARE * total:
                 left = f"about {duration(elapsed * (total - done) / new)} left"
             if self._console.is_terminal:
-                shown = {"total": total, "completed": done, "left": f"{rate}{left}"}
+                shown: dict[str, Any] = {"total": total, "completed": done, "left": f"{rate}{left}"}
                 self._bar.update(self._task, description=f"{self._count()} cells", **shown)
                 self._show_rows(running[:MOST_ROWS])
             elif time.monotonic() - self._printed >= PLAIN_INTERVAL:

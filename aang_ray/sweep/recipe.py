@@ -319,9 +319,13 @@ def measure(configs: Sequence[RunConfig], at_once: int, threads: int) -> list[Pa
 def _end_with_parent() -> None:
     """Have this process end at once on Ctrl-C, without a traceback, and when its parent is gone, however it ended."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def wait() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def pace_of(config: RunConfig, threads: int) -> Pace:
