@@ -1,11 +1,11 @@
 # A machine needs Python and make; each target sets up .venv if it is not there.
 #   make try TASK=folder [METRIC=macro_f1] [SEEDS=0,1,2] [STORE=results] [MINUTES=30|WHOLE=1]: the answer for your own data
-#   make sweep [SWEEP=jobs/demo.yaml] [TASK=folder] [METRIC=macro_f1] [SEEDS=0,1,2] [STORE=results]
+#   make sweep [SWEEP=jobs/demo.yaml, with TASK: jobs/own_data.yaml] [TASK=folder] [METRIC=macro_f1] [SEEDS=0,1,2] [STORE=results]
 #   make check: format, lint, types, import contract, and the fast tests
 #   make test: the same with all tests
 #   make test-gpu: the tests that need a GPU
 PYTHON ?= python3
-SWEEP ?= jobs/demo.yaml
+SWEEP ?= $(if $(TASK),jobs/own_data.yaml,jobs/demo.yaml)
 STORE ?= results
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet

@@ -1,7 +1,7 @@
 """Compare fine-tuning with AANG on your own labelled texts: a folder with train, dev and test as JSON lines.
 
 The texts below are made up, and the runs are so short that they end in seconds: put your own folder in their place,
-and take the settings of jobs/demo.yaml.
+and take the settings of jobs/own_data.yaml.
 """
 
 import json

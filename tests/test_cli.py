@@ -250,7 +250,7 @@ def test_a_sweep_with_everything_done_prints_the_table_without_ray(
         store.write(done_record(cell.config))
     assert main(["sweep", "jobs/demo.yaml", "--store", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "all 6 cells are done" in text
+    assert "all 9 cells are done" in text
     assert "75.00" in text
     assert f"results: {tmp_path}" in text
 

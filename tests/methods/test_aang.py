@@ -89,7 +89,7 @@ def test_dot_softmax_is_the_derivative_of_the_dev_loss(seed: int, state: int) ->
 
 @pytest.mark.parametrize("score", ["dot", "cosine"])
 def test_one_objective_has_nothing_to_learn_about_its_weight_under_softmax(score: str) -> None:
-    config = paper(**{"score": score, "jacobian": "softmax", "meta_every": 1})
+    config = paper(score=score, jacobian="softmax", meta_every=1)
     method = observe_once(config, Problem.random(3, 1).gradients_SP(), (2,))
     assert method.weighting.flat_F.abs().max() < 1e-12
     assert method.weighting.lambda_logits_2.abs().max() > 0
@@ -135,7 +135,7 @@ def test_everything_stays_finite(scale: float, seed: int) -> None:
     gradients = Problem.random(5, seed).gradients_SP() * scale
     for score in ("cosine", "dot"):
         for jacobian in ("identity", "softmax"):
-            config = paper(**{"score": score, "jacobian": jacobian, "meta_every": 1})
+            config = paper(score=score, jacobian=jacobian, meta_every=1)
             method = observe_once(config, gradients, (0, 1, 2))
             assert torch.isfinite(method.weighting.flat_F).all()
             assert torch.isfinite(method.weighting.lambda_logits_2).all()
@@ -148,7 +148,7 @@ def test_cosine_ignores_the_scale_of_a_gradient_and_dot_follows_it(seed: int, fa
     scaled = gradients.clone()
     scaled[0] *= factor
     for score, ratio in (("cosine", 1.0), ("dot", factor)):
-        config = paper(**{"score": score, "meta_every": 1})
+        config = paper(score=score, meta_every=1)
         one, other = observe_once(config, gradients, (0, 1)), observe_once(config, scaled, (0, 1))
         torch.testing.assert_close(other.weighting.flat_F, one.weighting.flat_F * ratio, rtol=1e-4, atol=1e-7)
 
