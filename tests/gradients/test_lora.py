@@ -104,3 +104,16 @@ def test_a_frozen_table_with_as_many_rows_as_the_batch_has_none_of_it() -> None:
     engine = make_engine("segments", encoder, heads, tied_in_scores=False)
     result, updates = run(engine, encoder, heads, [piece], losses, Request(COEFFICIENTS, scores=True))
     assert_matches(result, updates, expected, 1e-9)
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "modernbert"])
+def test_with_activations_computed_again(family: str) -> None:
+    encoder = adapted(family, torch.float64, targets="all-linear", rank=2)
+    heads = make_heads(encoder, torch.float64)
+    piece, losses = text_piece(SEGMENTS), text_losses(encoder, heads)
+    expected = reference(encoder, heads, piece, losses, COEFFICIENTS)
+    encoder.enable_checkpointing()
+    engine = make_engine("segments", encoder, heads, tied_in_scores=False)
+    request = Request(COEFFICIENTS, scores=True, joint_from=JOINT_FROM)
+    result, updates = run(engine, encoder, heads, [piece], losses, request)
+    assert_matches(result, updates, expected, 1e-9)
