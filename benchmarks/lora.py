@@ -129,7 +129,8 @@ def main() -> None:
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
-        print_peak(*options.peak, options)
+        method, body = options.peak
+        print_peak(method, body, options)
         return
     peak = {f"{method}, {body}": peak_bytes(method, body) for method, body in PEAKS}
     static, upgrad, full_static = peak.values()
