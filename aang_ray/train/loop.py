@@ -25,7 +25,7 @@ from aang_ray.train.checkpoint import Checkpointer
 from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
 from aang_ray.train.halving import Search, example_losses
-from aang_ray.train.optim import warmup_steps
+from aang_ray.train.optim import load_trained_state, trained_state, warmup_steps
 from aang_ray.train.record import BEAT_SECONDS, Heartbeat, Progress, SplitScores
 from aang_ray.train.rounds import make_stepper
 from aang_ray.train.setup import Setup, majority_class, setup_of_stage, stages_of
@@ -163,7 +163,7 @@ class Trainer:
         if row is not None:
             self.progress.weights.append(row)
         self.progress.search = search.state_dict()
-        self._whole_model().load_state_dict(self._first_model)
+        load_trained_state(self._whole_model(), self._first_model)
 
     def _train_stage(self) -> None:
         first = self.progress.stage_steps
@@ -278,7 +278,7 @@ class Trainer:
     def _score_best_model(self) -> tuple[SplitScores, Predictions]:
         """Load the best model and score it on test; return also its predictions there."""
         setup = self.setup
-        self._scored_model().load_state_dict(self._best_model)
+        load_trained_state(self._scored_model(), self._best_model)
         test = self._predict(self._whole.domain.reader("test", setup.workers.rank, setup.workers.size))
         clean = test.take(setup.task.test_clean)
         dev = self.progress.best_dev
@@ -309,8 +309,8 @@ class Trainer:
 
 
 def in_host_memory(module: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of a module's parameters and buffers in host memory."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
+    """Return a copy of what training changes of a module in host memory."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in trained_state(module).items()}
 
 
 def prefetched(make: Callable[[int], T], first: int, stop: int, depth: int = 2) -> Iterator[T]:
