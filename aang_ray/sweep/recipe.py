@@ -109,13 +109,14 @@ def _intention(cells: Sequence[PlannedCell]) -> Iterator[str]:
     for cell in left:
         if cell.config.row_name not in rates:
             yield f"timing three steps of {cell.config.row_name}"
-            rates[cell.config.row_name] = _seconds_a_step(cell.config, cores // at_once)
+            rates[cell.config.row_name] = seconds_a_step(cell.config, cores // at_once)
     seconds = sum(cell.steps * rates[cell.config.row_name] for cell in left) / at_once
     last = max(cell.steps * rates[cell.config.row_name] for cell in left)  # the run that writes the model
     yield f"time: at most about {duration(seconds + last)} on {cores} cores"
 
 
-def _seconds_a_step(config: RunConfig, threads: int) -> float:
+def seconds_a_step(config: RunConfig, threads: int) -> float:
+    """Return the seconds that a step of a resolved run takes here: the mean of two steps after a first one."""
     from aang_ray.train.device import choose_compute
     from aang_ray.train.rounds import make_stepper
     from aang_ray.train.setup import build

@@ -44,7 +44,7 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(recipe, "sweep_file", sweep_file)
     monkeypatch.setattr(recipe, "train_once", train_once)
-    monkeypatch.setattr(recipe, "_seconds_a_step", lambda config, threads: 0.1)
+    monkeypatch.setattr(recipe, "seconds_a_step", lambda config, threads: 0.1)
     monkeypatch.setattr("aang_ray.train.plan.resolve", fake_resolve)
     (tmp_path / "own.csv").write_text("text,label\na,x\n")
     world["task"] = str(tmp_path / "own.csv")
