@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from sphinx.ext.napoleon.docstring import GoogleDocstring
 
 HERE = Path(__file__).parent
@@ -76,17 +78,27 @@ def _verbs() -> list[list[str]]:
     return found
 
 
-def read_google_style(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Turn docstrings of Google's style into reStructuredText.
+class _Docstring(GoogleDocstring):
+    """Google's style, without a type at the beginning of `Returns` and of settings: types stand in the signature."""
 
-    The extension napoleon would do so, but takes what stands before a colon in the docstring of a setting for its type.
-    """
+    def _consume_returns_section(self, preprocess_types: bool = False) -> list[tuple[str, str, list[str]]]:
+        return [("", "", self._dedent(self._consume_to_next_section()))]
+
+
+def read_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Turn docstrings of Google's style into reStructuredText, and add the default of a setting."""
     if what != "attribute":
-        lines[:] = GoogleDocstring(list(lines), what=what, name=name, obj=obj, options=options).lines()
+        lines[:] = _Docstring(list(lines), what=what, name=name, obj=obj, options=options).lines()
+        return
+    owner, _, setting = name.rpartition(".")
+    module, _, section = owner.rpartition(".")
+    field = getattr(getattr(sys.modules[module], section, None), "model_fields", {}).get(setting)
+    if field is not None and not field.is_required() and not isinstance(field.default, BaseModel):
+        lines += ["", f"Default: ``{json.dumps(field.default)}``", ""]
 
 
 def setup(app: Any) -> None:
     """Connect the functions above."""
     app.connect("builder-inited", write_commands)
-    app.connect("autodoc-process-docstring", read_google_style)
+    app.connect("autodoc-process-docstring", read_docstring)
     app.connect("source-read", list_the_rest)

@@ -47,6 +47,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     settings = (html / "reference" / "settings.html").read_text(encoding="utf-8")
     assert "body_lr" in settings
     assert "Keep the first k layers" in settings
+    assert re.search(r"Default:.{0,80}0\.0001", settings)  # of optim.body_lr
+    assert (html / "search.html").read_text(encoding="utf-8").count("searchindex.js")  # no page takes its place
     assert "train" in (html / "reference" / "python.html").read_text(encoding="utf-8")
     loaded = re.findall(r'(?:src|<link[^>]* href)="(https?://[^"]+)"', index)
     assert not loaded, "the pages load nothing from elsewhere"
