@@ -87,7 +87,7 @@ def test_json_has_full_numbers(small: Store) -> None:
     assert aang["test_mean"] == pytest.approx(0.775, rel=1e-15)
     assert aang["p_value"] == pytest.approx(0.10197, abs=1e-5)
     assert (aang["seeds"], aang["majority_runs"], aang["seconds"]) == ([0, 1, 2], 1, 1234.56)
-    assert aang["settings"]["method.aux_lr"] == "0.1"
+    assert aang["settings"]["method.aux_lr"] == "1.0"
 
 
 def test_csv_has_a_line_an_entry(small: Store, write: Write) -> None:
