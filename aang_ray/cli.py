@@ -196,6 +196,25 @@ def status(
 
 
 @app.command()
+def watch(
+    file: Annotated[Path | None, typer.Argument(help="Name of a sweep file; none: the last sweep.")] = None,
+    store: StoreUri = DEFAULT_STORE,
+) -> None:
+    """Show a sweep as it goes, from another shell: runs, scores, weights, time left. Ctrl-C ends the watching only.
+
+    It ends with the sweep. The exit code is 1 if a run failed or remains.
+    """
+    from rich.console import Console
+
+    from aang_ray.store import Store
+    from aang_ray.sweep.watch import watch as show
+
+    status = show(Store(store), file, Console())
+    if not status.alive:
+        raise typer.Exit(1 if status.having("failed", "stopped", "waiting") or status.file.to_come else 0)
+
+
+@app.command()
 def theory(
     lipschitz: Annotated[float, typer.Option(help="L: Lipschitz constant of both losses.")] = 0.2,
     smooth_end: Annotated[float, typer.Option(help="beta_e: that of the gradient of the end task's loss.")] = 100.0,

@@ -15,10 +15,10 @@ from rich.console import Console
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.config.sections import ResourcesConfig
 from aang_ray.errors import UserError
-from aang_ray.store import CellRecord, HistoryRow, Scores, Store
+from aang_ray.store import CellRecord, HistoryRow, Scores, Store, WeightRow
 from aang_ray.sweep.cluster import check_fits, own_cluster, ray_cluster, set_environment
 from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, preview, preview_search, to_run
-from aang_ray.sweep.progress import PLAIN_INTERVAL, SweepProgress
+from aang_ray.sweep.progress import PLAIN_INTERVAL, Evaluation, SweepProgress
 from aang_ray.sweep.spec import Asha, SweepOverrides, SweepSpec, check_space, expand, load_sweep
 from aang_ray.sweep.status import others_at_work
 from aang_ray.train.record import Heartbeat, take_rows, write_row
@@ -244,13 +244,11 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
         progress.update(config.cell, state="running", host=socket.gethostname())
         with progress:
 
-            def evaluated(row: HistoryRow) -> None:
+            def evaluated(row: HistoryRow, weights: WeightRow | None) -> None:
                 text = ", ".join(f"loss of {name} {loss:.3f}" for name, loss in row.losses.items())
-                score: float | None = None
                 if row.dev is not None:
                     text = f"dev {_scores(row.dev)}"
-                    score = getattr(row.dev, config.data.metric or "accuracy")
-                progress.update(config.cell, step=row.step, seconds=row.seconds, score=score)
+                progress.evaluated(config.cell, Evaluation.of(config, row, weights))
                 line = f"step {row.step}/{config.total_steps} · {text} · {duration(row.seconds)}"
                 console.print(line, markup=False, highlight=False)
 

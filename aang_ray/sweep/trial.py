@@ -8,11 +8,13 @@ import json
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.store import CellRecord, HistoryRow, Store, is_disk_failure
+from aang_ray.store import CellRecord, HistoryRow, Store, WeightRow, is_disk_failure
+from aang_ray.sweep.progress import Evaluation
 from aang_ray.train.control import Interrupted
 from aang_ray.train.record import Heartbeat, failed_record, take_rows, write_row
 
@@ -81,7 +83,7 @@ def run_and_store(
     the trial in that report: Tune gives a function that it ends no time to write anything. A rung that an earlier
     attempt has passed is reported from its row.
 
-    Each evaluation reports `step`, `seconds` and `score`, a sign of life `step` and `seconds`; a run that continues
+    Each evaluation reports the fields of `Evaluation`, a sign of life `step` and `seconds`; a run that continues
     from a checkpoint first reports `resumed` and the `step`. The end reports `status`, with scores or the error:
     `done`, `failed`, or `elsewhere` for a cell that another process has done in the meantime.
 
@@ -103,9 +105,8 @@ def run_and_store(
     history = store.record(config.cell).history if reached and status == "cut" else ()
     metric = config.data.metric or "accuracy"
 
-    def evaluated(row: HistoryRow) -> None:
-        score = None if row.dev is None else getattr(row.dev, metric)
-        report({"step": row.step, "seconds": row.seconds, "score": score})
+    def evaluated(row: HistoryRow, weights: WeightRow | None) -> None:
+        report(asdict(Evaluation.of(config, row, weights)))
 
     def beat(sign: Heartbeat) -> None:
         report({"step": sign.step, "seconds": sign.seconds})

@@ -27,7 +27,7 @@ from aang_ray.errors import RunFailure
 from aang_ray.store import CellIsDone, Store
 from aang_ray.sweep.cluster import check_fits, has_autoscaler, keep_logs, living_nodes, own_cluster
 from aang_ray.sweep.plan import Need, PlannedCell, duration, trials_at_once
-from aang_ray.sweep.progress import SweepProgress
+from aang_ray.sweep.progress import Evaluation, SweepProgress
 from aang_ray.sweep.search import Searches
 from aang_ray.sweep.spec import Asha
 from aang_ray.sweep.trial import tune_trial
@@ -213,7 +213,9 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has a process, a new one or one that it shares with earlier trials."""
         self.alive.add(trial.trial_id)
-        self.progress.update(self._cell(trial).cell, state="running", step=0, score=None)
+        self.progress.update(
+            self._cell(trial).cell, state="running", step=0, score=None, scores=(), end_task_weights=(), weights={}
+        )
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
@@ -221,8 +223,13 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
         """A trial has started, was evaluated, came to a rung, or ended."""
         cell = self._cell(trial)
         self._last[trial.trial_id] = dict(result)
-        changes = {name: result[name] for name in ("step", "seconds", "score") if result.get(name) is not None}
-        self.progress.update(cell.cell, host=result.get("hostname", ""), pid=result.get("pid", 0), **changes)
+        place = {"host": result.get("hostname", ""), "pid": result.get("pid", 0)}
+        evaluation = Evaluation.of_report(result)
+        if evaluation is not None:
+            self.progress.evaluated(cell.cell, evaluation, **place)
+        else:
+            changes = {name: result[name] for name in ("step", "seconds") if result.get(name) is not None}
+            self.progress.update(cell.cell, **place, **changes)
         if result.get("resumed"):
             self.progress.line(f"{cell.title} · continues from step {result['step']}")
         if "status" in result:

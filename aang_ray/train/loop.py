@@ -24,7 +24,7 @@ from aang_ray.train.checkpoint import Checkpointer
 from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
 from aang_ray.train.optim import warmup_steps
-from aang_ray.train.record import BEAT_SECONDS, Heartbeat, Progress, SplitScores
+from aang_ray.train.record import BEAT_SECONDS, Heartbeat, OnEvaluation, Progress, SplitScores
 from aang_ray.train.rounds import make_stepper
 from aang_ray.train.setup import Setup, majority_class, setup_of_stage, stages_of
 from aang_ray.train.step import Prepared
@@ -51,7 +51,8 @@ class Trainer:
 
     Args:
         setup: The parts of the run; training changes them in place.
-        on_evaluation: Called after each evaluation, in every worker.
+        on_evaluation: Called after each evaluation with its rows of history and weights (None: the method has no
+            weights), in every worker.
         on_beat: Called after a step, every `BEAT_SECONDS`, in every worker.
         checkpointer: Reads and writes the checkpoint; None for a run without checkpoints.
     """
@@ -59,7 +60,7 @@ class Trainer:
     def __init__(
         self,
         setup: Setup,
-        on_evaluation: Callable[[HistoryRow], None] | None = None,
+        on_evaluation: OnEvaluation | None = None,
         checkpointer: Checkpointer | None = None,
         on_beat: Callable[[Heartbeat], None] | None = None,
     ) -> None:
@@ -210,7 +211,7 @@ class Trainer:
                 weights = replace(weights, health={**weights.health, **distances})
             progress.weights.append(weights)
         if self._on_evaluation is not None:
-            self._on_evaluation(row)
+            self._on_evaluation(row, weights)
 
     def _score_dev(self) -> Scores:
         """Score dev, and copy the model if its score is higher than all before."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import RunFailure
 from aang_ray.store.files import NotWritten
-from aang_ray.store.schema import CellRecord, HistoryRow
+from aang_ray.store.schema import CellRecord
 from aang_ray.train.checkpoint import Checkpointer, CheckpointFiles
 from aang_ray.train.control import RunControl, StepLimitReached
 from aang_ray.train.device import choose_compute, is_out_of_memory
 from aang_ray.train.export import check_export, export_model
 from aang_ray.train.loop import Trainer
-from aang_ray.train.record import Heartbeat, cell_record
+from aang_ray.train.record import Heartbeat, OnEvaluation, cell_record
 from aang_ray.train.setup import build
 from aang_ray.train.workers.group import Workers
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def run_cell(
     config: RunConfig,
     *,
-    on_evaluation: Callable[[HistoryRow], None] | None = None,
+    on_evaluation: OnEvaluation | None = None,
     on_beat: Callable[[Heartbeat], None] | None = None,
     checkpoints: Path | str | None = None,
     export: Path | None = None,
@@ -41,7 +41,7 @@ def run_cell(
 
     Args:
         config: The resolved configuration (see `plan.resolve`).
-        on_evaluation: Called after each evaluation on dev, in every worker.
+        on_evaluation: Called after each evaluation on dev with its rows of history and weights, in every worker.
         on_beat: Called with the step between evaluations, every ten seconds, in every worker.
         checkpoints: Folder or URI of `<cell>`, in which the state is written every `resources.checkpoint_minutes`, on
         SIGTERM and on Ctrl-C, and from which the run continues, with exactly the results of an uninterrupted one on the

@@ -30,11 +30,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aang_ray.config import RunConfig
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.store import CellRecord, HistoryRow, NotWritten
+from aang_ray.store import CellRecord, HistoryRow, NotWritten, WeightRow
 from aang_ray.train.checkpoint import CheckpointFiles
 from aang_ray.train.control import Interrupted, RunControl
 from aang_ray.train.device import choose_compute
-from aang_ray.train.record import Heartbeat
+from aang_ray.train.record import Heartbeat, OnEvaluation
 from aang_ray.train.run import run_cell
 from aang_ray.train.workers.group import TIMEOUT, WorkerLost, Workers
 
@@ -64,7 +64,8 @@ SETTINGS = {
 """Environment variables that configure Ray Train; a value that the user has set stays."""
 
 Check = Callable[[], bool]
-OnEvaluation = Callable[[HistoryRow], None]
+Event = tuple[HistoryRow, WeightRow | None] | Heartbeat
+"""What comes over a channel: an evaluation, or a sign of life."""
 OnBeat = Callable[[Heartbeat], None]
 
 logger = logging.getLogger(__name__)
@@ -89,13 +90,13 @@ class Channel:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         return cls(Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}))
 
-    def send(self, row: HistoryRow | Heartbeat) -> None:
+    def send(self, event: Event) -> None:
         """Send an evaluation or a sign of life to the waiting process; nothing happens if the channel is closed."""
         # If the actor is only unreachable for the moment, one line of progress is lost.
         with suppress(RayActorError):
-            self._queue.put(row)
+            self._queue.put(event)
 
-    def receive(self, finished: Check, pause: float = 0.2) -> Iterator[HistoryRow | Heartbeat]:
+    def receive(self, finished: Check, pause: float = 0.2) -> Iterator[Event]:
         """Yield what arrives. Stop when `finished` returns true and the queue is empty."""
         while True:
             last = finished()  # called before the queue is read, so that no evaluation is missed
@@ -280,11 +281,11 @@ def _train_group(job: Job, on_evaluation: OnEvaluation) -> CellRecord:
         fit = threading.Thread(target=_fit, args=(trainer, outcome), name="fit", daemon=True)
         fit.start()
         try:
-            for row in channel.receive(finished=outcome.done):
-                if isinstance(row, HistoryRow):
-                    on_evaluation(row)
+            for event in channel.receive(finished=outcome.done):
+                if isinstance(event, tuple):
+                    on_evaluation(*event)
                 elif job.on_beat is not None:
-                    job.on_beat(row)
+                    job.on_beat(event)
         finally:
             channel.close()
             fit.join(STOP_SECONDS)
@@ -332,8 +333,9 @@ def _train_loop(arguments: Mapping[str, Any]) -> CellRecord | str:
     context = train.get_context()
     rank = context.get_world_rank()
 
-    def report(row: HistoryRow) -> None:  # every worker must report, but only the first one's report is used
-        train.report({"evaluation": row} if rank == 0 else {})
+    def report(row: HistoryRow, weights: WeightRow | None) -> None:
+        # Every worker must report, but only the first one's report is used.
+        train.report({"evaluation": (row, weights)} if rank == 0 else {})
 
     try:
         return _train(job, report, Workers.connect(rank, context.get_world_size(), choose_compute(job.config).device))
