@@ -74,6 +74,7 @@ def sweep(
     max_hours: float | None = None,
     keep_failed: bool = False,
     scheduler: Literal["asha"] | None = None,
+    keep_models: Literal["best"] | None = None,
     quiet: bool = False,
 ) -> SweepOutcome:
     """Run a grid of configurations with Ray. Runs that the store has are not run again.
@@ -94,6 +95,7 @@ def sweep(
         max_hours: End after so many hours. The same call later continues.
         keep_failed: Do not run failed runs again.
         scheduler: `asha` cuts runs of the less promising configurations short.
+        keep_models: `best` keeps in the store the model of the best run of each row of the table.
         quiet: Print nothing.
 
     Returns:
@@ -122,6 +124,7 @@ def sweep(
             keep_failed=keep_failed,
             max_hours=max_hours,
             asha=Asha() if scheduler == "asha" else None,
+            keep_models=keep_models is not None,
         )
     assert outcome is not None  # it is None after a dry run only
     return outcome

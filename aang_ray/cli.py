@@ -102,6 +102,9 @@ def sweep(
     grace: Annotated[
         float | None, typer.Option(help="asha: share of its steps that a run takes before the first cut [0.1].")
     ] = None,
+    keep_models: Annotated[
+        Literal["best"] | None, typer.Option(help="best: keep in the store the model of the best run of each row.")
+    ] = None,
     reduction: Annotated[
         int | None, typer.Option(help="asha: at each cut, one configuration out of so many continues [3].")
     ] = None,
@@ -139,6 +142,7 @@ def sweep(
         max_hours=max_hours,
         asha=asha,
         is_preset=preset is not None,
+        keep_models=keep_models is not None,
     )
     if outcome is None:
         return

@@ -144,6 +144,20 @@ def best_run(store: Store, task: str) -> tuple[str, str]:
     return sentence, str(run["cell"])
 
 
+def best_cells(store: Store) -> list[tuple[str, list[str]]]:
+    """Return of each row in each column of the table the best cell, as `best_run` chooses it, and all its cells."""
+    logged = Logged(store)
+    runs = read_runs(store, None)
+    runs = runs[runs["status"] == "done"]
+    places = logged.table[["group", "row", "column"]].astype(str)
+    found = []
+    for chosen in places.to_dict("records"):
+        of_row = runs[(runs["row"].astype(str) == chosen["row"]) & (runs["column"].astype(str) == chosen["column"])]
+        best = max(of_row[of_row["group"] == chosen["group"]].to_dict("records"), key=lambda run: run["dev"])
+        found.append((str(best["cell"]), [str(cell) for cell in of_row["cell"]]))
+    return found
+
+
 def early_and_late(weights: pd.DataFrame) -> pd.DataFrame:
     """Return the mean weight of each objective in each run, `early` and `late`.
 

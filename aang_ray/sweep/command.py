@@ -14,8 +14,10 @@ from rich.console import Console
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.config.sections import ResourcesConfig
+from aang_ray.data.modalities import modality_of
+from aang_ray.data.tasks import TEXT
 from aang_ray.errors import UserError
-from aang_ray.store import CellRecord, HistoryRow, Scores, Store, WeightRow
+from aang_ray.store import CellRecord, HistoryRow, ResultRow, Scores, Store, WeightRow
 from aang_ray.sweep.cluster import check_fits, own_cluster, ray_cluster, set_environment
 from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, preview, preview_search, to_run
 from aang_ray.sweep.progress import PLAIN_INTERVAL, Evaluation, SweepProgress
@@ -61,6 +63,7 @@ def sweep_file(
     max_hours: float | None = None,
     asha: Asha | None = None,
     is_preset: bool = False,
+    keep_models: bool = False,
 ) -> SweepOutcome | None:
     """Run the sweep of a file, or the preset of that name, into a store, and print how it ended.
 
@@ -76,6 +79,7 @@ def sweep_file(
         max_hours: End after so many hours, with the checkpoints of running cells written.
         asha: Cut runs of the less promising configurations short.
         is_preset: Whether `path` is the name of a preset.
+        keep_models: Keep in the store the model of the best run of each row of the table.
 
     Returns:
         How the sweep ended; None after a dry run.
@@ -87,6 +91,8 @@ def sweep_file(
     if spec.search is not None and asha is not None:
         raise UserError(f"{path}: search: does not go with --scheduler asha; choose one")
     runs = expand(spec, overrides, str(path))
+    if keep_models:
+        check_keeps(runs)
     from aang_ray.train.check import check_runs  # imports much: a mistake in the file was reported before
     from aang_ray.train.plan import check_n, resolve
 
@@ -119,7 +125,13 @@ def sweep_file(
     progress = SweepProgress(store.uri, path.stem, key, console)
     progress.add(cells, keep_failed=keep_failed)
     with progress:
-        outcome = _run_sweep(spec, runs, cells, store, progress, keep_failed, max_hours, asha)
+        outcome = _run_sweep(spec, runs, cells, store, progress, keep_failed, max_hours, asha, keep_models)
+    if keep_models and outcome.done:
+        from aang_ray.report.logged import best_cells
+        from aang_ray.train.keep import keep_only
+
+        kept = keep_only(store, best_cells(store))
+        console.print(f"the store keeps {kept} models, of the best run of each row; `aang export` writes them")
     report(outcome, console, max_hours)
     return outcome
 
@@ -133,6 +145,7 @@ def _run_sweep(
     keep_failed: bool,
     max_hours: float | None,
     asha: Asha | None,
+    keep_models: bool,
 ) -> SweepOutcome:
     """Run the cells of a grid, or those that Optuna asks for."""
     from aang_ray.train.checkpoint import checkpoint_folder, discard_done
@@ -157,10 +170,21 @@ def _run_sweep(
         with ray_cluster() as scratch:
             from aang_ray.sweep.tune import Engine
 
-            engine = Engine(store, progress, needs, max_hours, scratch)
+            engine = Engine(store, progress, needs, max_hours, keep_models, scratch)
             ends = engine.run_grid(left, done, asha) if searches is None else engine.run_search(searches)
     cells = cells if searches is None else list(searches.cells.values())
     return outcome_of(cells, ends, scheduled=asha is not None, to_come=progress.to_come)
+
+
+def check_keeps(runs: Sequence[RunConfig]) -> None:
+    """Check that the models of runs can be kept.
+
+    Raises:
+        UserError: A task is not one of text.
+    """
+    for run in runs:
+        if (kind := modality_of(run.data)) != TEXT:
+            raise UserError(f"--keep-models: only classifiers of text are kept; {run.data.task} is a task of {kind}")
 
 
 def outcome_of(
@@ -271,18 +295,25 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
             discard(checkpoints, config.cell)
     show_scores(record, console)
     if export is not None and record.result.status == "done":
-        from aang_ray.train.export import add_seeds, how_to_load
+        from aang_ray.train.export import how_to_load
 
-        rows = store.results(["cell", "group", "status"]).to_pylist()
-        seeds = [row["cell"] for row in rows if (row["group"], row["status"]) == (record.result.group, "done")]
-        if len(seeds) > 1:
-            add_seeds(export, [store.record(cell).result for cell in seeds])
+        _finish_export(export, store, record.result)
         console.print(how_to_load(export), markup=False, highlight=False, soft_wrap=True)
     return record
 
 
+def _finish_export(export: Path, store: Store, result: ResultRow) -> None:
+    """Write the scores of all seeds of a run's configuration into the card of its model."""
+    from aang_ray.train.export import add_seeds
+
+    rows = store.results(["cell", "group", "status"]).to_pylist()
+    seeds = [row["cell"] for row in rows if (row["group"], row["status"]) == (result.group, "done")]
+    if len(seeds) > 1:
+        add_seeds(export, [store.record(cell).result for cell in seeds])
+
+
 def export_run(cell: str, store: Store, console: Console, export: Path) -> CellRecord:
-    """Write the model of a finished run, which is trained again on this machine from the configuration in the store.
+    """Write the model of a finished run: the one that the store keeps, else the run is trained again on this machine.
 
     Args:
         cell: Name of the run.
@@ -296,23 +327,28 @@ def export_run(cell: str, store: Store, console: Console, export: Path) -> CellR
     Raises:
         UserError: The run is not finished, or its data, encoder or space are no longer there as they were.
     """
-    from aang_ray.train.export import check_export
+    from aang_ray.train.export import check_export, how_to_load
+    from aang_ray.train.keep import unpack_model
     from aang_ray.train.plan import resolve
 
     stored = store.record(cell).result
     if stored.status != "done":
         raise UserError(f"run {cell} is {stored.status}; only the model of a finished run can be exported")
     config = parse_config(stored.config, f"run {cell}")
+    check_export(export, config.data)
+    if unpack_model(store, cell, export):
+        _finish_export(export, store, stored)
+        console.print(how_to_load(export), markup=False, highlight=False, soft_wrap=True)
+        return store.record(cell)
     # What the run had on its own machine says nothing about this one; threads matter for rounding.
     config = config.changed(resources=ResourcesConfig(threads=config.resources.threads))
-    check_export(export, config.data)
     now = resolve(config)
     if now.cell != cell:
         before, after = dict(config.fingerprints), dict(now.fingerprints)
         changed = [name for name in before if before[name] != after[name]] or ["configuration"]
         raise UserError(f"run {cell}: its {' and '.join(changed)} changed since, so it cannot be trained again")
     console.print(
-        f"the store keeps no models: {stored.row}, seed {stored.seed}, is trained again (it took "
+        f"the store keeps no model of this run: {stored.row}, seed {stored.seed}, is trained again (it took "
         f"{duration(stored.seconds)} on {stored.device})",
         markup=False,
         highlight=False,

@@ -62,6 +62,8 @@ class Engine:
     """The resources of all trials to come."""
     max_hours: float | None = None
     """No trial starts after so many hours, and running ones stop; None: no limit."""
+    keep_models: bool = False
+    """Whether runs keep their models in the store."""
     scratch: Path | None = None
     """Folder of a cluster of our own, whose logs are kept after failures."""
 
@@ -110,7 +112,7 @@ class Engine:
         cpus = need.worker_cpus if need.nested else resources.cpus_per_worker
         changes = {"threads": threads, "cpus_per_worker": cpus}
         config = cell.config.model_copy(update={"resources": resources.model_copy(update=changes)})
-        return {"cell": cell.cell, "run": config.model_dump_json(), "rungs": [], **need.trial}
+        return {"cell": cell.cell, "run": config.model_dump_json(), "rungs": [], "keep": self.keep_models, **need.trial}
 
     def concurrency(self, *, ahead: bool) -> int | None:
         """How many trials Tune may have at once, those that wait for resources included; None: no limit.

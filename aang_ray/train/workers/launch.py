@@ -176,6 +176,7 @@ class Job:
     until: int | None
     abandoned: Check
     on_beat: OnBeat | None = None
+    keep: str | None = None
 
 
 def launch(
@@ -185,6 +186,7 @@ def launch(
     on_evaluation: OnEvaluation,
     on_beat: OnBeat | None = None,
     export: Path | None = None,
+    keep: str | None = None,
     on_done: Callable[[CellRecord], object] | None = None,
     until: int | None = None,
     abandoned: Check = lambda: False,
@@ -199,6 +201,7 @@ def launch(
         on_evaluation: Called in this process after every evaluation.
         on_beat: Called in this process with the step between evaluations, every ten seconds.
         export: Folder to which the classifier is written; None for no export.
+        keep: URI of a store that keeps the classifier; None: it is not kept.
         on_done: Called in the first worker with the record of a finished run, before the export.
         until: Write the checkpoint and stop after this step; the record's status is then `cut`.
         abandoned: Returns whether the run should stop because its caller no longer waits; every worker asks once a
@@ -216,7 +219,7 @@ def launch(
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    job = Job(config, checkpoints, export, on_done, until, abandoned, on_beat)
+    job = Job(config, checkpoints, export, on_done, until, abandoned, on_beat, keep)
     if config.resources.workers == 1:
         return _train(job, on_evaluation, Workers())
     files, losses = CheckpointFiles(checkpoints, config.cell), 0
@@ -359,6 +362,7 @@ def _train(job: Job, on_evaluation: OnEvaluation, workers: Workers) -> CellRecor
             on_beat=job.on_beat if workers.first else None,
             checkpoints=job.checkpoints,
             export=job.export,
+            keep=job.keep,
             on_done=job.on_done,
             control=control,
             workers=workers,
