@@ -56,7 +56,7 @@ test-gpu: .venv/.dev
 
 .venv/.dev: pyproject.toml constraints.txt | $(PY)
 	@echo "installing aang-ray and all its extras into .venv (some minutes the first time)"
-	@$(PIP) install -c constraints.txt -e '.[demo,solvers,figures,page,query,retrieval,dev]'
+	@$(PIP) install -c constraints.txt -e '.[demo,solvers,figures,page,query,retrieval,tensorboard,mlflow,wandb,trackio,onnx,dev]'
 	@touch $@ .venv/.demo
 
 $(PY):

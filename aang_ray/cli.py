@@ -58,6 +58,13 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="A setting, for example optim.body_lr=1e-4; may be repeated."),
 ]
 Word = str | None
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[=WHERE]",
+        help="Log every evaluation with tensorboard (WHERE: a folder), mlflow (a URI), wandb or trackio (a project).",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -73,6 +80,7 @@ def train(
     settings: Settings = None,
     store: StoreUri = DEFAULT_STORE,
     export: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the trained classifier there.")] = None,
+    track: Track = None,
 ) -> None:
     """Run one configuration, print its scores and write them into the store. Run again after a stop, it continues."""
     from rich.console import Console
@@ -81,7 +89,7 @@ def train(
     from aang_ray.sweep.command import train_once
 
     run = load_config(config, settings or [])
-    result = train_once(run, open_store(store), Console(), export).result
+    result = train_once(run, open_store(store), Console(), export, track or ()).result
     if result.status == "failed":
         raise RunFailure(result.error or "the run failed")
 
@@ -108,6 +116,7 @@ def sweep(
     reduction: Annotated[
         int | None, typer.Option(help="asha: at each cut, one configuration out of so many continues [3].")
     ] = None,
+    track: Track = None,
 ) -> None:
     """Run a grid of configurations in parallel and print the table. Run again, it continues where it ended.
 
@@ -143,6 +152,7 @@ def sweep(
         asha=asha,
         is_preset=preset is not None,
         keep_models=keep_models is not None,
+        track=track or (),
     )
     if outcome is None:
         return

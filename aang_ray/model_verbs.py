@@ -24,6 +24,11 @@ def export(
     best: Annotated[
         str | None, typer.Option(metavar="TASK", help="The best run of a task, or column of the table, by dev.")
     ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write it as ONNX, too, checked with onnxruntime.")] = False,
+    push: Annotated[
+        str | None, typer.Option("--push-to-hub", metavar="USER/NAME", help="Push it to the Hugging Face Hub, too.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository of the Hub private.")] = False,
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
     """Write the model of a finished run. Unless a sweep with --keep-models kept it, the run is trained again."""
@@ -33,11 +38,16 @@ def export(
     from aang_ray.report.show import find_run
     from aang_ray.store import Store
     from aang_ray.sweep.command import export_run
+    from aang_ray.train.publish import check_onnx, check_push, push_to_hub, write_onnx
 
     if output is None:
         raise UserError("export: give a folder with -o DIR")
     if (cell is None) == (best is None):
         raise UserError("export: give either the name of a run (`aang show` lists them) or --best TASK")
+    if onnx:
+        check_onnx()
+    if push is not None:
+        check_push(push)
     opened, console = Store(store), Console()
     if best is not None:
         place, cell = best_run(opened, best)
@@ -46,6 +56,10 @@ def export(
     result = export_run(find_run(opened, cell), opened, console, output).result
     if result.status == "failed":
         raise RunFailure(result.error or "the run failed")
+    if onnx:
+        typer.echo(f"as ONNX: {write_onnx(output)}")
+    if push is not None:
+        typer.echo(f"on the Hub: {push_to_hub(output, push, private=private)}")
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,11 @@ from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, preview, prev
 from aang_ray.sweep.progress import PLAIN_INTERVAL, Evaluation, SweepProgress
 from aang_ray.sweep.spec import Asha, SweepOverrides, SweepSpec, check_space, expand, load_sweep
 from aang_ray.sweep.status import others_at_work
+from aang_ray.sweep.trial import outcome as end_of
 from aang_ray.train.record import Heartbeat, take_rows, write_row
 
 if TYPE_CHECKING:
+    from aang_ray.sweep.track import Tracking
     from aang_ray.sweep.tune import Ends
 
 
@@ -64,6 +66,7 @@ def sweep_file(
     asha: Asha | None = None,
     is_preset: bool = False,
     keep_models: bool = False,
+    track: Sequence[str] = (),
 ) -> SweepOutcome | None:
     """Run the sweep of a file, or the preset of that name, into a store, and print how it ended.
 
@@ -80,6 +83,7 @@ def sweep_file(
         asha: Cut runs of the less promising configurations short.
         is_preset: Whether `path` is the name of a preset.
         keep_models: Keep in the store the model of the best run of each row of the table.
+        track: Experiment trackers, see `Tracking`.
 
     Returns:
         How the sweep ended; None after a dry run.
@@ -124,8 +128,11 @@ def sweep_file(
     store.check_writable()
     progress = SweepProgress(store.uri, path.stem, key, console)
     progress.add(cells, keep_failed=keep_failed)
+    tracking = make_tracking(track, progress.line)
     with progress:
-        outcome = _run_sweep(spec, runs, cells, store, progress, keep_failed, max_hours, asha, keep_models)
+        outcome = _run_sweep(spec, runs, cells, store, progress, keep_failed, max_hours, asha, keep_models, tracking)
+    if tracking is not None:
+        tracking.close()
     if keep_models and outcome.done:
         from aang_ray.report.logged import best_cells
         from aang_ray.train.keep import keep_only
@@ -146,6 +153,7 @@ def _run_sweep(
     max_hours: float | None,
     asha: Asha | None,
     keep_models: bool,
+    tracking: Tracking | None,
 ) -> SweepOutcome:
     """Run the cells of a grid, or those that Optuna asks for."""
     from aang_ray.train.checkpoint import checkpoint_folder, discard_done
@@ -170,10 +178,19 @@ def _run_sweep(
         with ray_cluster() as scratch:
             from aang_ray.sweep.tune import Engine
 
-            engine = Engine(store, progress, needs, max_hours, keep_models, scratch)
+            engine = Engine(store, progress, needs, max_hours, keep_models, tracking, scratch)
             ends = engine.run_grid(left, done, asha) if searches is None else engine.run_search(searches)
     cells = cells if searches is None else list(searches.cells.values())
     return outcome_of(cells, ends, scheduled=asha is not None, to_come=progress.to_come)
+
+
+def make_tracking(track: Sequence[str], line: Callable[[str], None]) -> Tracking | None:
+    """Return the trackers of these names; None for none."""
+    if not track:
+        return None
+    from aang_ray.sweep.track import Tracking
+
+    return Tracking(track, line)
 
 
 def check_keeps(runs: Sequence[RunConfig]) -> None:
@@ -229,7 +246,9 @@ def report(outcome: SweepOutcome, console: Console, max_hours: float | None) -> 
         console.print(f"{reason}: {outcome.remaining} cells remain; run the same command again to continue")
 
 
-def train_once(config: RunConfig, store: Store, console: Console, export: Path | None = None) -> CellRecord:
+def train_once(
+    config: RunConfig, store: Store, console: Console, export: Path | None = None, track: Sequence[str] = ()
+) -> CellRecord:
     """Run one cell, from its checkpoint if it has one, print its evaluations and scores, and write its row.
 
     A cell that is done is only shown, unless its model is wanted.
@@ -239,6 +258,7 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
         store: Where its row and its checkpoint are.
         console: Where progress and scores are printed.
         export: A folder for the trained classifier.
+        track: Experiment trackers, see `Tracking`.
 
     Raises:
         UserError: The task or the encoder is not valid.
@@ -264,6 +284,7 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
         console.print(f"cell {config.cell}: {config.row_name}, seed {config.seed}, at most {config.total_steps} steps")
         progress = SweepProgress(store.uri, "train", config.cell, Console(quiet=True, force_terminal=False))
         planned = PlannedCell(config, config.cell, "waiting")
+        tracking = make_tracking(track, console.print)
         progress.add([planned])
         progress.update(config.cell, state="running", host=socket.gethostname())
         with progress:
@@ -272,7 +293,10 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
                 text = ", ".join(f"loss of {name} {loss:.3f}" for name, loss in row.losses.items())
                 if row.dev is not None:
                     text = f"dev {_scores(row.dev)}"
-                progress.evaluated(config.cell, Evaluation.of(config, row, weights))
+                evaluation = Evaluation.of(config, row, weights)
+                progress.evaluated(config.cell, evaluation)
+                if tracking is not None:
+                    tracking.evaluated(planned, evaluation)
                 line = f"step {row.step}/{config.total_steps} · {text} · {duration(row.seconds)}"
                 console.print(line, markup=False, highlight=False)
 
@@ -291,6 +315,8 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
             record = _run(config, checkpoints=checkpoints, export=export, **own)
             write_row(store, record)
             progress.update(config.cell, state="ended")
+        if tracking is not None:
+            tracking.ended(planned, end_of(record))
         if record.result.status == "done":
             discard(checkpoints, config.cell)
     show_scores(record, console)

@@ -30,6 +30,7 @@ from aang_ray.sweep.plan import Need, PlannedCell, duration, trials_at_once
 from aang_ray.sweep.progress import Evaluation, SweepProgress
 from aang_ray.sweep.search import Searches
 from aang_ray.sweep.spec import Asha
+from aang_ray.sweep.track import Tracking
 from aang_ray.sweep.trial import tune_trial
 from aang_ray.train.control import StopSignals
 from aang_ray.train.record import LOG_LINES, failed_record
@@ -64,11 +65,13 @@ class Engine:
     """No trial starts after so many hours, and running ones stop; None: no limit."""
     keep_models: bool = False
     """Whether runs keep their models in the store."""
+    tracking: Tracking | None = None
+    """The trackers that get every evaluation."""
     scratch: Path | None = None
     """Folder of a cluster of our own, whose logs are kept after failures."""
 
     def __post_init__(self) -> None:
-        self.callback = SweepCallback(self.store, self.progress)
+        self.callback = SweepCallback(self.store, self.progress, self.tracking)
         self._nodes = living_nodes()
         self._at_once = trials_at_once(self.needs, self._nodes)
 
@@ -193,6 +196,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
 
     store: Store
     progress: SweepProgress
+    tracking: Tracking | None = None
     cells: dict[str, PlannedCell] = field(default_factory=dict)
     """Cells that have trials."""
     failed: Callable[[str], None] = lambda cell: None
@@ -229,6 +233,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
         evaluation = Evaluation.of_report(result)
         if evaluation is not None:
             self.progress.evaluated(cell.cell, evaluation, **place)
+            if self.tracking is not None:
+                self.tracking.evaluated(cell, evaluation)
         else:
             changes = {name: result[name] for name in ("step", "seconds") if result.get(name) is not None}
             self.progress.update(cell.cell, **place, **changes)
@@ -292,6 +298,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
                 self.progress.line(f"{cell.title} · stopped, its checkpoint is written")
             case _:
                 self.ends[cell.cell] = result
+                if self.tracking is not None:
+                    self.tracking.ended(cell, result)
                 self.progress.ended(cell, describe_end(result))
 
     def _wait(self, cell: PlannedCell, reason: str) -> None:

@@ -297,7 +297,7 @@ def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
     """
     folder = Path(folder)
     run = _read_run(folder)
-    model, tokenizer = _read_model(folder)
+    model, tokenizer = read_model(folder)
     body, dense, output = _parts(model)
     if getattr(body, "pooler", None) is not None:
         body.pooler = None  # its layer is in the head
@@ -307,7 +307,7 @@ def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
     return Classifier(encoder, head, tokenizer, run, Compute(torch.device(device), run["precision"]))
 
 
-def _read_model(folder: Path) -> tuple[Any, Any]:
+def read_model(folder: Path) -> tuple[Any, Any]:
     """Return model and tokenizer of an export.
 
     Raises:
