@@ -5,8 +5,10 @@ Shape suffixes: B texts, C classes.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,15 +32,16 @@ _IN_ONE_FILE = 1_500_000_000
 
 
 class _Logits(nn.Module):
-    """The logits of a model of Transformers, from positional arguments."""
+    """The logits of a model of Transformers."""
 
-    def __init__(self, model: Any, names: Sequence[str]) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model, self.names = model, names
+        self.model = model
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Return the logits, [B, C]."""
-        logits_BC: Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Return the logits, [B, C], of token ids, their mask and their types, [B, L] each."""
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        logits_BC: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
         return logits_BC
 
 
@@ -56,7 +59,8 @@ def check_onnx() -> None:
 def write_onnx(folder: Path) -> Path:
     """Write an exported model as ONNX into its folder, and check it with onnxruntime.
 
-    The inputs have the names of the tokenizer's outputs; batch size and length are free. The output is `logits`, [B, C].
+    The inputs have the names of the tokenizer's outputs; batch size and length are free. The output, [B, C], is
+    `logits`.
 
     Args:
         folder: The folder of an export.
@@ -73,22 +77,28 @@ def write_onnx(folder: Path) -> Path:
     model, tokenizer = read_model(folder)
     model.config._attn_implementation = "eager"
     encoded = tokenizer(list(_EXAMPLES), padding=True, return_tensors="pt")
-    names = [name for name in tokenizer.model_input_names if name in encoded]
-    wrapped = _Logits(model.eval(), names).eval()
-    inputs = tuple(encoded[name] for name in names)
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded]
+    wrapped = _Logits(model).eval()
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    with naming(folder / ONNX), tempfile.TemporaryDirectory(prefix=".onnx-", dir=folder) as draft:
+    # The exporter warns of packages for pictures that are not installed.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with (
+        naming(folder / ONNX),
+        warnings.catch_warnings(action="ignore"),
+        tempfile.TemporaryDirectory(prefix=".onnx-", dir=folder) as draft,
+    ):
         try:
             torch.onnx.export(
                 wrapped,
-                inputs,
+                tuple(encoded[name] for name in names),
                 f"{draft}/{ONNX}",
                 input_names=names,
                 output_names=["logits"],
-                dynamic_shapes=({0: batch, 1: length},) * len(names) if len(names) == 1 else None,
+                dynamic_shapes=dict.fromkeys(names, free),
                 dynamo=True,
                 external_data=size > _IN_ONE_FILE,
+                verbose=False,
             )
         except OSError:
             raise
@@ -166,6 +176,6 @@ def push_to_hub(folder: Path, repository: str, *, private: bool = False) -> str:
         )
     except (HfHubHTTPError, OSError) as error:
         raise RunFailure(
-            f"--push-to-hub {repository}: {first_line(error)}; the model is in {folder}, and the same command tries again"
+            f"--push-to-hub {repository}: {first_line(error)}; the model is in {folder}; the same command tries again"
         ) from error
     return str(url)
