@@ -191,6 +191,9 @@ class EncoderConfig(Section):
     """Dropout of the body; null keeps the checkpoint's own."""
     head_dropout: Fraction = 0.3
     """Dropout of the end-task head."""
+    head: Annotated[Literal["tanh", "native"], Neutral("tanh")] = "tanh"
+    """The end-task head. `tanh`: Linear, Tanh, Dropout, Linear, in every family. `native`: that of the family's own
+    classifier, which is another one in DistilBERT, ELECTRA, DeBERTa and ModernBERT; with pooling by the first token."""
 
 
 class ObjectivesConfig(Section):

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from aang_ray.errors import UserError
 
 
 class ClassificationHead(nn.Sequential):
@@ -22,6 +25,87 @@ class ClassificationHead(nn.Sequential):
 
     def __init__(self, hidden: int, classes: int, dropout: float) -> None:
         super().__init__(nn.Linear(hidden, hidden), nn.Tanh(), nn.Dropout(dropout), nn.Linear(hidden, classes))
+
+
+@dataclass(frozen=True)
+class NativeForm:
+    """How the classifier of a family computes: Dropout, Linear, activation, LayerNorm, Dropout, Linear."""
+
+    activation: str
+    """Its name in Transformers."""
+    drops_first: bool = False
+    """Whether there is a Dropout before the first Linear."""
+    normed: bool = False
+    """Whether there is a LayerNorm; the configuration says whether it and the first Linear have biases."""
+
+
+NATIVE: Mapping[str, NativeForm] = {
+    "distilbert": NativeForm("relu"),
+    "electra": NativeForm("gelu", drops_first=True),
+    "deberta-v2": NativeForm("gelu", drops_first=True),
+    "modernbert": NativeForm("gelu", normed=True),
+}
+"""Families whose own classifier is no `ClassificationHead`."""
+TANH_FAMILIES = frozenset({"bert", "camembert", "mpnet", "roberta", "xlm-roberta"})
+"""Families whose own classifier is Linear, Tanh, Dropout, Linear on the first token: a `ClassificationHead`."""
+
+
+class NativeHead(nn.Module):
+    """The head of a family's own classifier on pooled texts: [E, H] to [E, C].
+
+    Args:
+        settings: The configuration of the encoder, whose family is one of `NATIVE`.
+        classes: C.
+        dropout: The dropout, before each Linear or the last one alone.
+    """
+
+    def __init__(self, settings: Any, classes: int, dropout: float) -> None:
+        super().__init__()
+        form, hidden = NATIVE[settings.model_type], settings.hidden_size
+        activation = getattr(settings, "pooler_hidden_act", None) or getattr(settings, "classifier_activation", None)
+        self.first_dropout: nn.Module = nn.Dropout(dropout) if form.drops_first else nn.Identity()
+        self.dense = nn.Linear(hidden, hidden, bias=not form.normed or settings.classifier_bias)
+        self.activation: nn.Module = ACT2FN[activation or form.activation]
+        self.norm: nn.Module = nn.Identity()
+        if form.normed:
+            self.norm = nn.LayerNorm(hidden, eps=settings.norm_eps, bias=settings.norm_bias)
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = nn.Linear(hidden, classes)
+
+    def forward(self, pooled_EH: Tensor) -> Tensor:
+        hidden_EH = self.norm(self.activation(self.dense(self.first_dropout(pooled_EH))))
+        logits_EC: Tensor = self.out_proj(self.dropout(hidden_EH))
+        return logits_EC
+
+
+EndTaskHead = ClassificationHead | NativeHead
+
+
+def end_task_head(kind: str, settings: Any, pooling: str, classes: int, dropout: float) -> EndTaskHead:
+    """Return a new head for the end task.
+
+    Args:
+        kind: `tanh` or `native`, see `EncoderConfig.head`.
+        settings: The configuration of the encoder.
+        pooling: `first` or `mean`.
+        classes: C.
+        dropout: The dropout.
+
+    Raises:
+        UserError: The family's own head is wanted, and is not known, or is not for this pooling.
+    """
+    if kind == "native":
+        family = settings.model_type
+        if pooling != "first":
+            raise UserError(f"encoder.head: native goes with encoder.pooling: first, not with {pooling}")
+        if family not in NATIVE and family not in TANH_FAMILIES:
+            known = ", ".join(sorted({*NATIVE, *TANH_FAMILIES}))
+            raise UserError(
+                f"encoder.head: native is not known for encoders of type {family}, only for {known}; use tanh"
+            )
+        if family in NATIVE:
+            return NativeHead(settings, classes, dropout)
+    return ClassificationHead(settings.hidden_size, classes, dropout)
 
 
 class TiedDecoder(nn.Module):
