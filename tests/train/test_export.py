@@ -185,7 +185,7 @@ def test_a_family_with_its_own_head_needs_no_code(tiny: dict[str, Any], tmp_path
 
 
 def test_heads_that_a_family_does_not_have(tiny: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="native goes with encoder.pooling: first, not with mean"):
+    with pytest.raises(UserError, match=r"native goes with encoder\.pooling: first, not with mean"):
         run_cell(tiny_config(tiny, "method=finetune", "encoder.head=native", "encoder.pooling=mean"))
     with pytest.raises(UserError, match="native is not known for encoders of type albert, only for bert"):
         end_task_head("native", transformers.AlbertConfig(), "first", 2, 0.1)
