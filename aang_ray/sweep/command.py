@@ -18,6 +18,7 @@ from aang_ray.data.modalities import modality_of
 from aang_ray.data.tasks import TEXT
 from aang_ray.errors import UserError
 from aang_ray.store import CellRecord, HistoryRow, ResultRow, Scores, Store, WeightRow
+from aang_ray.store.upkeep import compact_if_many
 from aang_ray.sweep.cluster import check_fits, own_cluster, ray_cluster, set_environment
 from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, preview, preview_search, to_run
 from aang_ray.sweep.progress import PLAIN_INTERVAL, Evaluation, SweepProgress
@@ -139,6 +140,8 @@ def sweep_file(
 
         kept = keep_only(store, best_cells(store))
         console.print(f"the store keeps {kept} models, of the best run of each row; `aang export` writes them")
+    if packed := compact_if_many(store.uri):
+        console.print(f"the store is packed: {packed[0]:,} files before, {packed[1]:,} now", highlight=False)
     report(outcome, console, max_hours)
     return outcome
 
