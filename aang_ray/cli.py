@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from aang_ray import __version__, model_verbs, store_verbs
+from aang_ray import __version__, model_verbs, setup_verbs, store_verbs
 from aang_ray.api import DEFAULT_STORE, open_store
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store_verbs import StoreUri
@@ -49,6 +49,7 @@ preset_app = typer.Typer(help="The paper's grids, for `aang sweep --preset`.", n
 app.add_typer(data_app, name="data")
 app.add_typer(store_verbs.app)  # without a name: its verbs stand beside these
 app.add_typer(model_verbs.app)
+app.add_typer(setup_verbs.app)
 app.add_typer(store_verbs.store_app, name="store")
 app.add_typer(space_app, name="space")
 app.add_typer(preset_app, name="preset")
