@@ -215,8 +215,9 @@ def select(runs: pd.DataFrame) -> dict[Literal["dev", "oracle"], dict[str, Any]]
         # A score that is not a number loses to every other one.
         means = candidates.groupby("group")[view].mean().fillna(-math.inf)
         # pandas rounds sums: what is equal up to that is compared by the exact mean.
-        near = [_configuration(candidates, name) for name in means.index[means >= means.max() - 1e-12]]
-        chosen = max(near, key=lambda one: -math.inf if math.isnan(one[f"{view}_mean"]) else one[f"{view}_mean"])
+        near = candidates[candidates["group"].isin(means.index[means >= means.max() - 1e-12])]
+        exact = near.groupby("group")[view].agg(fmean).fillna(-math.inf)
+        chosen = _configuration(near, max(exact.index, key=exact.__getitem__))
         differing = {
             key: value
             for key, value in chosen["settings"].items()

@@ -174,7 +174,7 @@ def push_to_hub(folder: Path, repository: str, *, private: bool = False) -> str:
             commit_message="Model exported by aang_ray",
             ignore_patterns=[RUN, ".*"],
         )
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError, ValueError) as error:  # ValueError: what the Hub says about the card
         raise RunFailure(
             f"--push-to-hub {repository}: {first_line(error)}; the model is in {folder}; the same command tries again"
         ) from error

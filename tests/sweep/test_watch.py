@@ -148,7 +148,7 @@ def test_rows_are_read_when_a_cell_has_ended(
         return {}
 
     def between(look: int) -> None:
-        progress.update(STATIC.cell, state="ended" if look == 3 else "running", step=look)
+        progress.update(STATIC.cell, state="ended" if look >= 3 else "running", step=look)
         progress._ended = look == 5
         progress._write()
 

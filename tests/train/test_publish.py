@@ -88,6 +88,7 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.large: dict[str, bytes] = {}
         """By SHA-256: what goes to the storage of large files."""
+        self.cards: list[str] = []
         self.tokens: set[str | None] = set()
         self.refuses = False
 
@@ -132,6 +133,9 @@ class Handler(BaseHTTPRequestHandler):
         body = self.body
         if self.server.refuses:
             return self.answer({"error": "You have no rights to this namespace"}, 403)
+        if self.path == "/api/validate-yaml":
+            self.server.cards.append(json.loads(body)["content"])
+            return self.answer({"errors": [], "warnings": []})
         if self.path == "/api/repos/create":
             self.server.created.append(json.loads(body))
             return self.answer({"url": f"{self.server.url}/somebody/model", "name": "somebody/model"})
