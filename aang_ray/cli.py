@@ -159,7 +159,7 @@ def sweep(
         return
     if outcome.done:
         typer.echo("")
-        typer.echo(render(build_table(opened)))
+        typer.echo(render(build_table(opened, groups=outcome.groups)))
         typer.echo(f"\nresults: {opened.uri}")
     raise typer.Exit(outcome.exit_code)
 
@@ -171,7 +171,9 @@ def try_(
     seeds: Annotated[str | None, typer.Option("--seeds", help="0,1,2 or 0-4; more seeds, more certainty.")] = None,
     settings: Settings = None,
     store: StoreUri = DEFAULT_STORE,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the data and the runs.")] = False,
+    minutes: Annotated[float | None, typer.Option(help="Make the runs smaller until they end in time [30].")] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Run the whole recipe, however long it takes.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the data, the runs and the time.")] = False,
 ) -> None:
     """Compare fine-tuning with auxiliary objectives on your data, say which is better, and write the best model."""
     from rich.console import Console
@@ -182,11 +184,11 @@ def try_(
 
     chosen = () if seeds is None else parse_seeds(seeds)
     opened, changes = open_store(store), SweepOverrides((), metric, chosen, tuple(settings or ()))
-    outcome = try_task(task, changes, opened, Console(), dry_run=dry_run)
+    outcome = try_task(task, changes, opened, Console(), minutes=minutes, whole=whole, dry_run=dry_run)
     if outcome is not None:
         if outcome.done:
             typer.echo("")
-            typer.echo(render(build_table(opened)))
+            typer.echo(render(build_table(opened, groups=outcome.groups)))
         raise typer.Exit(outcome.exit_code)
 
 

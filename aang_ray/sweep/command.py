@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from aang_ray.store import CellRecord, HistoryRow, ResultRow, Scores, Store, Wei
 from aang_ray.store.upkeep import compact_if_many
 from aang_ray.sweep.cluster import check_fits, own_cluster, ray_cluster, set_environment
 from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, preview, preview_search, to_run
-from aang_ray.sweep.progress import PLAIN_INTERVAL, Evaluation, SweepProgress
+from aang_ray.sweep.progress import Evaluation, SweepProgress
 from aang_ray.sweep.spec import Asha, SweepOverrides, SweepSpec, check_space, expand, load_sweep
 from aang_ray.sweep.status import others_at_work
 from aang_ray.sweep.trial import outcome as end_of
@@ -43,6 +42,8 @@ class SweepOutcome:
     """Cells that the scheduler of this sweep cut short."""
     failed: Mapping[str, str]
     """Title of each failed cell -> its error."""
+    groups: frozenset[str] = frozenset()
+    """Its configurations, without seeds."""
 
     @property
     def remaining(self) -> int:
@@ -68,6 +69,7 @@ def sweep_file(
     is_preset: bool = False,
     keep_models: bool = False,
     track: Sequence[str] = (),
+    described: bool = False,
 ) -> SweepOutcome | None:
     """Run the sweep of a file, or the preset of that name, into a store, and print how it ended.
 
@@ -85,6 +87,7 @@ def sweep_file(
         is_preset: Whether `path` is the name of a preset.
         keep_models: Keep in the store the model of the best run of each row of the table.
         track: Experiment trackers, see `Tracking`.
+        described: Whether the lines about the data were printed already.
 
     Returns:
         How the sweep ended; None after a dry run.
@@ -117,7 +120,8 @@ def sweep_file(
         starting = {run: resolve(run) for run in runs}
         key = "\n".join([*(run.group for run in runs), str(spec.seeds), spec.search.model_dump_json()])
     for line in check_runs(starting.values(), here=own_cluster()):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if not described:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if dry_run:
         if spec.search is None:
             preview(cells, store, console, keep_failed=keep_failed)
@@ -227,7 +231,8 @@ def outcome_of(
     done = sum(now[cell.cell]["status"] in ("done", "elsewhere") for cell in cells)
     # A cell with a row `cut` of an earlier start, which had no turn in this one, remains.
     cut = sum(end["status"] == "cut" for end in ends.values()) if scheduled else 0
-    return SweepOutcome(len(cells) + to_come, done, cut, failed)
+    groups = frozenset(cell.config.group for cell in cells)
+    return SweepOutcome(len(cells) + to_come, done, cut, failed, groups)
 
 
 def report(outcome: SweepOutcome, console: Console, max_hours: float | None) -> None:
@@ -267,7 +272,7 @@ def train_once(
         UserError: The task or the encoder is not valid.
     """
     from aang_ray.train.check import check_runs
-    from aang_ray.train.checkpoint import checkpoint_folder, discard
+    from aang_ray.train.checkpoint import CheckpointFiles, checkpoint_folder, discard
     from aang_ray.train.export import check_export
     from aang_ray.train.plan import resolve
 
@@ -283,13 +288,18 @@ def train_once(
             check_export(export, config.data)
         for line in check_runs([config], here=config.resources.workers == 1 or own_cluster()):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+        for line in others_at_work(store, {config.cell}):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         store.check_writable()
         console.print(f"cell {config.cell}: {config.row_name}, seed {config.seed}, at most {config.total_steps} steps")
-        progress = SweepProgress(store.uri, "train", config.cell, Console(quiet=True, force_terminal=False))
         planned = PlannedCell(config, config.cell, "waiting")
-        tracking = make_tracking(track, console.print)
+        progress = SweepProgress(store.uri, "train", config.cell, console)
+        tracking = make_tracking(track, progress.line)
         progress.add([planned])
         progress.update(config.cell, state="running", host=socket.gethostname())
+        if step := CheckpointFiles(checkpoints, config.cell).newest_step():
+            progress.resumed(config.cell, step)
+            progress.update(config.cell, step=step)
         with progress:
 
             def evaluated(row: HistoryRow, weights: WeightRow | None) -> None:
@@ -300,19 +310,10 @@ def train_once(
                 progress.evaluated(config.cell, evaluation)
                 if tracking is not None:
                     tracking.evaluated(planned, evaluation)
-                line = f"step {row.step}/{config.total_steps} · {text} · {duration(row.seconds)}"
-                console.print(line, markup=False, highlight=False)
-
-            beats: list[Heartbeat] = []
-            printed = time.monotonic()
+                progress.line(f"step {row.step}/{config.total_steps} · {text} · {duration(row.seconds)}")
 
             def beat(sign: Heartbeat) -> None:
-                nonlocal printed
-                beats.append(sign)
-                progress.update(config.cell, step=sign.step, seconds=sign.seconds)
-                if console.is_terminal or time.monotonic() - printed >= PLAIN_INTERVAL:
-                    printed = time.monotonic()
-                    console.print(describe_beat(planned, beats[0], sign), markup=False, highlight=False)
+                progress.update(config.cell, step=sign.step, seconds=sign.seconds, loss=sign.loss)
 
             own = {"on_evaluation": evaluated, "on_beat": beat, "on_done": partial(write_row, store)}
             record = _run(config, checkpoints=checkpoints, export=export, **own)
@@ -391,16 +392,6 @@ def export_run(cell: str, store: Store, console: Console, export: Path) -> CellR
             soft_wrap=True,
         )
     return record
-
-
-def describe_beat(cell: PlannedCell, first: Heartbeat, last: Heartbeat) -> str:
-    """Step, loss, and since the first sign of life the speed and the time left at most."""
-    parts = [f"step {last.step}/{cell.steps}", *([] if last.loss is None else [f"loss {last.loss:.3f}"])]
-    seconds, steps = last.seconds - first.seconds, last.step - first.step
-    if seconds > 0 and steps:
-        parts.append(f"{cell.work / max(cell.steps, 1) * steps / seconds:,.0f} texts a second")
-        parts.append(f"at most about {duration((cell.steps - last.step) * seconds / steps)} left")
-    return " · ".join(parts)
 
 
 def _run(config: RunConfig, **arguments: Any) -> CellRecord:

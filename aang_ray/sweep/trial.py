@@ -87,9 +87,9 @@ def run_and_store(
     the trial in that report: Tune gives a function that it ends no time to write anything. A rung that an earlier
     attempt has passed is reported from its row.
 
-    Each evaluation reports the fields of `Evaluation`, a sign of life `step` and `seconds`; a run that continues
-    from a checkpoint first reports `resumed` and the `step`. The end reports `status`, with scores or the error:
-    `done`, `failed`, or `elsewhere` for a cell that another process has done in the meantime.
+    Each evaluation reports the fields of `Evaluation`, a sign of life `step`, `seconds` and `loss`; a run that
+    continues from a checkpoint first reports `resumed` and the `step`. The end reports `status`, with scores or the
+    error: `done`, `failed`, or `elsewhere` for a cell that another process has done in the meantime.
 
     Raises:
         Interrupted: It was `abandoned`; its checkpoint is written.
@@ -113,7 +113,7 @@ def run_and_store(
         report(asdict(Evaluation.of(config, row, weights)))
 
     def beat(sign: Heartbeat) -> None:
-        report({"step": sign.step, "seconds": sign.seconds})
+        report({"step": sign.step, "seconds": sign.seconds, "loss": sign.loss})
 
     own: dict[str, Any] = {"on_evaluation": evaluated, "on_beat": beat, "checkpoints": checkpoints}
     if keep:

@@ -219,9 +219,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has a process, a new one or one that it shares with earlier trials."""
         self.alive.add(trial.trial_id)
-        self.progress.update(
-            self._cell(trial).cell, state="running", step=0, score=None, scores=(), end_task_weights=(), weights={}
-        )
+        fresh = {"scores": (), "end_task_weights": (), "weights": {}}
+        self.progress.update(self._cell(trial).cell, state="running", step=0, score=None, loss=None, **fresh)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
@@ -236,9 +235,10 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
             if self.tracking is not None:
                 self.tracking.evaluated(cell, evaluation)
         else:
-            changes = {name: result[name] for name in ("step", "seconds") if result.get(name) is not None}
+            changes = {name: result[name] for name in ("step", "seconds", "loss") if result.get(name) is not None}
             self.progress.update(cell.cell, **place, **changes)
         if result.get("resumed"):
+            self.progress.resumed(cell.cell, result["step"])
             self.progress.line(f"{cell.title} · continues from step {result['step']}")
         if "status" in result:
             self._end(cell, result)
