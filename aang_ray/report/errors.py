@@ -151,7 +151,7 @@ def _differing(
         "text": [_shorten(texts[at]) for at in positions],
     }
     more = int(differing.sum()) - len(positions)
-    return [markdown_grid(pd.DataFrame(columns)), *([f"and {more:,} more"] if more else [])]
+    return [markdown_grid(pd.DataFrame(columns), left=len(columns)), *([f"and {more:,} more"] if more else [])]
 
 
 def class_scores(frame: pd.DataFrame) -> pd.DataFrame:

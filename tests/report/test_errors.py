@@ -143,7 +143,7 @@ def test_without_labels_there_is_no_test() -> None:
         "the true labels are not known, so there is no test of which is better\n"
     )
     other = describe_comparison(("one", same), ("two", frame_of(["a", "a"], None)), ["x", "y"])
-    assert "| example | one" in other
+    assert "| example | one    | two    | text |" in other
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
