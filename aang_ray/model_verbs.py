@@ -88,8 +88,8 @@ def compare(
     from aang_ray.train.predict import compare_models
 
     where = _device(device)
-    models = [load_classifier(folder, where) for folder in (first, second)]
-    read, answers = compare_models(*models, source, form, (text, text_b, label))
+    models = load_classifier(first, where), load_classifier(second, where)
+    read, answers = compare_models(*models, path=source, form=form, columns=(text, text_b, label))
     names = (str(first), str(second)) if first != second else ("first", "second")
     frames = [
         classified(read.labels, labels, probabilities, model.labels)

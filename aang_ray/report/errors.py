@@ -69,8 +69,8 @@ def describe_errors(
         raise UserError(f"{first} and {second} read other tokens: compare rows of the same data.max_tokens and encoder")
     differing, tested = _difference((first, ours), (second, theirs))
     title = f"{first} and {second} on {len(ours)} examples of {split}: they differ on {int(differing.sum())}; {tested}"
-    shown = texts or ours["facts", "example"].to_dict()
-    return "\n\n".join([title, *_differing((first, ours), (second, theirs), differing, shown, SHOWN)]) + "\n"
+    hashes = dict(zip(ours.index, ours["facts", "example"], strict=True))
+    return "\n\n".join([title, *_differing((first, ours), (second, theirs), differing, texts or hashes, SHOWN)]) + "\n"
 
 
 def classified(

@@ -148,7 +148,7 @@ def _tensorboard(where: str) -> Begin:
     class Run:
         def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
             folder = re.sub(r"[^\w\-.=]+", "_", name)
-            self._writer: Any = SummaryWriter(f"{where or 'runs'}/{folder}-{settings['cell']}")  # type: ignore[no-untyped-call]
+            self._writer: Any = SummaryWriter(f"{where or 'runs'}/{folder}-{settings['cell']}")
             lines = "\n".join(f"    {key}: {value}" for key, value in settings.items())
             self._writer.add_text("settings", lines)
 

@@ -219,7 +219,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has a process, a new one or one that it shares with earlier trials."""
         self.alive.add(trial.trial_id)
-        fresh = {"scores": (), "end_task_weights": (), "weights": {}}
+        fresh: dict[str, Any] = {"scores": (), "end_task_weights": (), "weights": {}}
         self.progress.update(self._cell(trial).cell, state="running", step=0, score=None, loss=None, **fresh)
 
     def on_trial_result(

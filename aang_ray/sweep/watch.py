@@ -99,7 +99,7 @@ def screen_of(status: SweepStatus, console: Console) -> RenderableType:
     bar.add_column(no_wrap=True)
     share = done / total if total else 0.0
     bar.add_row(ProgressBar(total=1.0, completed=share), Text(f"{100 * share:.0f} % of the work"))
-    head = [Text(status.counts, style="bold"), bar, Text(time_left(status))]
+    head: list[RenderableType] = [Text(status.counts, style="bold"), bar, Text(time_left(status))]
     ended = sorted(status.having("done", "failed", "cut"), key=lambda cell: cell.progress.updated_at)
     last = ended[-ENDED:]
     free = console.height - _FIXED_LINES - (len(last) + 2 if last else 0)

@@ -136,7 +136,7 @@ def check_push(repository: str) -> None:
     """
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, by its page
 
     try:
         validate_repo_id(repository)
