@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from aang_ray import completion
 from aang_ray.api import DEFAULT_STORE
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store_verbs import StoreUri
@@ -19,10 +20,18 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to c
 
 @app.command()
 def export(
-    cell: Annotated[str | None, typer.Argument(help="Name of a finished run, or its first characters.")] = None,
+    cell: Annotated[
+        str | None,
+        typer.Argument(help="Name of a finished run, or its first characters.", autocompletion=completion.cells),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder of the model.")] = None,
     best: Annotated[
-        str | None, typer.Option(metavar="TASK", help="The best run of a task, or column of the table, by dev.")
+        str | None,
+        typer.Option(
+            metavar="TASK",
+            help="The best run of a task, or column of the table, by dev.",
+            autocompletion=completion.tasks,
+        ),
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write it as ONNX, too, checked with onnxruntime.")] = False,
     push: Annotated[
