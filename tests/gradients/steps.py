@@ -88,7 +88,8 @@ def text_losses(encoder: Encoder, heads: nn.ModuleDict) -> Callable[[TextPiece],
             classes_EC = heads["pooled"](encoder.pool(hidden_RLH, piece.inputs))
         with segment_rows(piece.labelled):
             ids_M = piece.inputs.ids_RL.flatten()[piece.index_M]
-            weight_M = per_row(torch.tensor([s % 2 / 10 for s in range(piece.tokens.count)]), piece.labelled)
+            weights = [s % 2 / 10 for s in range(piece.tokens.count)]
+            weight_M = per_row(torch.tensor(weights, dtype=torch.float64), piece.labelled)
             loss_M = heads["token"](flat_TH.index_select(0, piece.index_M), ids_M, weight_M)
         wide = torch.promote_types(classes_EC.dtype, torch.float32)
         loss_E = F.cross_entropy(classes_EC.to(wide), piece.inputs.lengths_E % CLASSES, reduction="none")
