@@ -31,7 +31,7 @@ from torch.nn.grad import conv1d_weight, conv2d_weight
 from aang_ray.gradients.engine import UnsupportedModule
 from aang_ray.model.heads import OwnDecoder, TiedDecoder
 from aang_ray.model.segments import SegmentRows, per_row
-from aang_ray.model.vocabulary_loss import DecodedLoss, decoder_sums
+from aang_ray.model.vocabulary_loss import Saved, decoder_sums, saved_by
 
 
 class Contribution(ABC):
@@ -149,10 +149,7 @@ class Correlation(Contribution):
 class DecoderSums(Contribution):
     """Contribution of a decoder's losses to its matrix or its bias: sums of u (p - e) over the segment's rows."""
 
-    inputs_NI: Tensor
-    weight_VI: Tensor
-    bias_V: Tensor
-    label_N: Tensor
+    saved: Saved
     scale_N: Tensor
     """u, the gradient with respect to the losses."""
     total: Tensor | None
@@ -161,11 +158,12 @@ class DecoderSums(Contribution):
     of_weight: bool
 
     def _sum(self, part: slice, scale_N: Tensor) -> Tensor:
+        saved = self.saved
         of_weight, of_bias = decoder_sums(
-            self.inputs_NI[part],
-            self.weight_VI,
-            self.bias_V,
-            self.label_N[part],
+            saved.x_MW[part],
+            saved.weight_VW,
+            saved.bias_V,
+            saved.label_M[part],
             scale_N[part],
             of_weight=self.of_weight,
         )
@@ -237,15 +235,14 @@ class DecoderRule(LinearRule):
         return inputs if output.ndim < inputs.ndim else super().keep(inputs, output)
 
     def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows, node: Node | None) -> Contributions:
-        if not isinstance(node, DecodedLoss._backward_cls):
+        # Read now: the graph drops it as soon as its pass has gone through the node.
+        saved = saved_by(node)
+        if saved is None:
             return super().contributions(kept, grads, rows, node)
         assert self.bias is not None
-        # Read now: the graph drops them as soon as its pass has gone through the node.
-        inputs_NI, weight_VI, bias_V, label_N, _, weight_sum, bias_sum = node.saved_tensors
-        read = (inputs_NI, weight_VI, bias_V, label_N, grads)
         return [
-            (self.weight, DecoderSums(*read, weight_sum, rows, of_weight=True)),
-            (self.bias, DecoderSums(*read, bias_sum, rows, of_weight=False)),
+            (self.weight, DecoderSums(saved, grads, saved.weight_sum_VW, rows, of_weight=True)),
+            (self.bias, DecoderSums(saved, grads, saved.bias_sum_V, rows, of_weight=False)),
         ]
 
 

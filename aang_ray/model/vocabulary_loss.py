@@ -18,8 +18,8 @@ Shape suffixes: M rows (labelled positions), W width of the embeddings, V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,6 +103,21 @@ class WeightSum:
             self._sum_VW.add_(torch.mm(gradient_BV.t(), scaled_BW, out=self._product_VW))
 
 
+class Saved(NamedTuple):
+    """What the graph keeps for the backward pass of `DecodedLoss`."""
+
+    x_MW: Tensor
+    """The decoder's input, in the type of the matrix products."""
+    weight_VW: Tensor
+    bias_V: Tensor
+    label_M: Tensor
+    unit_MW: Tensor | None
+    """The gradient of each row's loss with respect to x, if it was needed."""
+    weight_sum_VW: Tensor | None
+    """The sum for W, if it was computed."""
+    bias_sum_V: Tensor | None
+
+
 class DecodedLoss(torch.autograd.Function):
     """The losses, [M], of x, W, b and the labels; differentiable any number of times in a row, but not twice."""
 
@@ -147,7 +162,7 @@ class DecodedLoss(torch.autograd.Function):
                     torch.mm(gradient_BV, weight, out=unit_MW[block])
                 if weight_sum is not None:
                     weight_sum.add(block, gradient_BV)
-        ctx.save_for_backward(x, weight_VW, bias_V, label_M, unit_MW, sum_VW, sum_V)
+        ctx.save_for_backward(*Saved(x, weight_VW, bias_V, label_M, unit_MW, sum_VW, sum_V))
         ctx.input_type = x_MW.dtype
         return loss_M
 
@@ -156,24 +171,34 @@ class DecodedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients, which for W and b are those sums if the forward pass has them."""
         (scale_M,) = grads
-        x, weight_VW, bias_V, label_M, unit_MW, sum_VW, sum_V = ctx.saved_tensors
+        saved = Saved(*ctx.saved_tensors)
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        x_grad = None
+        x_grad: Tensor | None = None
         if of_x:
-            x_grad = (unit_MW * scale_M[:, None].to(unit_MW.dtype)).to(ctx.input_type)
+            assert saved.unit_MW is not None
+            x_grad = (saved.unit_MW * scale_M[:, None].to(saved.unit_MW.dtype)).to(ctx.input_type)
+        sum_VW, sum_V = saved.weight_sum_VW, saved.bias_sum_V
         missing_weight, missing_bias = of_weight and sum_VW is None, of_bias and sum_V is None
         if missing_weight or missing_bias:
-            found = decoder_sums(x, weight_VW, bias_V, label_M, scale_M, of_weight=missing_weight)
+            found = decoder_sums(
+                saved.x_MW, saved.weight_VW, saved.bias_V, saved.label_M, scale_M, of_weight=missing_weight
+            )
             sum_VW = found[0] if missing_weight else sum_VW
             sum_V = found[1] if missing_bias else sum_V
         return (
             x_grad,
-            sum_VW.to(weight_VW.dtype) if of_weight else None,
-            sum_V.to(bias_V.dtype) if of_bias else None,
+            sum_VW.to(saved.weight_VW.dtype) if of_weight and sum_VW is not None else None,
+            sum_V.to(saved.bias_V.dtype) if of_bias and sum_V is not None else None,
             None,
             None,
             None,
         )
+
+
+def saved_by(node: Any) -> Saved | None:
+    """Return what a node of the graph keeps; None if it is not that of `DecodedLoss`."""
+    kind: type[Any] = DecodedLoss._backward_cls
+    return Saved(*node.saved_tensors) if isinstance(node, kind) else None
 
 
 @torch.no_grad()
@@ -217,5 +242,5 @@ def decoded_losses(
             as gradients, whatever it is given.
     """
     needed = (torch.is_grad_enabled() and x_MW.requires_grad, *sums)
-    losses: Tensor = DecodedLoss.apply(x_MW, weight_VW, bias_V, label_M, scale_M, needed)
-    return losses
+    apply: Callable[..., Tensor] = DecodedLoss.apply
+    return apply(x_MW, weight_VW, bias_V, label_M, scale_M, needed)

@@ -106,7 +106,7 @@ def draw(encoder: Encoder, denoise: nn.Module, wanted: Replacements) -> Tensor:
     hidden_RLH = encoder(wanted.inputs)
     encoder.train(training)
     chosen_GH = hidden_RLH.flatten(0, 1).index_select(0, wanted.index_G)
-    blocks = zip(chosen_GH.split(DRAWN_AT_ONCE), wanted.uniform_G.split(DRAWN_AT_ONCE), strict=True)
+    blocks = zip(*(torch.split(part, DRAWN_AT_ONCE) for part in (chosen_GH, wanted.uniform_G)), strict=True)
     return torch.cat([_draw_block(denoise(block_BH), uniform_B, wanted) for block_BH, uniform_B in blocks])
 
 
