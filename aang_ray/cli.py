@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from aang_ray import __version__, model_verbs, store_verbs
+from aang_ray import __version__, model_verbs, setup_verbs, store_verbs
 from aang_ray.api import DEFAULT_STORE, open_store
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store_verbs import StoreUri
@@ -49,6 +49,7 @@ preset_app = typer.Typer(help="The paper's grids, for `aang sweep --preset`.", n
 app.add_typer(data_app, name="data")
 app.add_typer(store_verbs.app)  # without a name: its verbs stand beside these
 app.add_typer(model_verbs.app)
+app.add_typer(setup_verbs.app)
 app.add_typer(store_verbs.store_app, name="store")
 app.add_typer(space_app, name="space")
 app.add_typer(preset_app, name="preset")
@@ -148,7 +149,7 @@ def sweep(
         return
     if outcome.done:
         typer.echo("")
-        typer.echo(render(build_table(opened)))
+        typer.echo(render(build_table(opened, groups=outcome.groups)))
         typer.echo(f"\nresults: {opened.uri}")
     raise typer.Exit(outcome.exit_code)
 
@@ -160,7 +161,9 @@ def try_(
     seeds: Annotated[str | None, typer.Option("--seeds", help="0,1,2 or 0-4; more seeds, more certainty.")] = None,
     settings: Settings = None,
     store: StoreUri = DEFAULT_STORE,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the data and the runs.")] = False,
+    minutes: Annotated[float | None, typer.Option(help="Make the runs smaller until they end in time [30].")] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="Run the whole recipe, however long it takes.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the data, the runs and the time.")] = False,
 ) -> None:
     """Compare fine-tuning with auxiliary objectives on your data, say which is better, and write the best model."""
     from rich.console import Console
@@ -171,11 +174,11 @@ def try_(
 
     chosen = () if seeds is None else parse_seeds(seeds)
     opened, changes = open_store(store), SweepOverrides((), metric, chosen, tuple(settings or ()))
-    outcome = try_task(task, changes, opened, Console(), dry_run=dry_run)
+    outcome = try_task(task, changes, opened, Console(), minutes=minutes, whole=whole, dry_run=dry_run)
     if outcome is not None:
         if outcome.done:
             typer.echo("")
-            typer.echo(render(build_table(opened)))
+            typer.echo(render(build_table(opened, groups=outcome.groups)))
         raise typer.Exit(outcome.exit_code)
 
 

@@ -4,9 +4,9 @@
 
 The sweep has runs of one process and of two workers (W = 2). One sweep is left alone. Others, on stores of their own,
 have processes killed at random moments: the driver, the raylet, the control service (gcs), the dashboard, a trial or a
-worker. Whenever the command ends before its cells are done, it is typed again. Each finished store is compared with the
-one that was left alone: every column of `results`, `history`, `weights` and `predictions` but times and logs, bit for
-bit. The last line is JSON; `left` counts processes that still lived 60 s after the command had ended.
+worker, each in turn. Whenever the command ends before its cells are done, it is typed again. Each finished store is
+compared with the one that was left alone: every column of `results`, `history`, `weights` and `predictions` but times
+and logs, bit for bit. The last line is JSON; `left` counts processes that still lived 90 s after the command had ended.
 """
 
 from __future__ import annotations
@@ -34,10 +34,9 @@ METHODS = ("aang", {"method": "static", "resources": {"workers": 2}})
 SEEDS, STEPS, CELLS = 2, 40, 4
 LONGEST = 10.0
 """Seconds from the appearance of a process to its end, at most."""
-PATIENCE = 60.0
-"""Seconds to wait for a process of the kind that is to be killed."""
-SILENT = 60.0
-"""Seconds that processes may take to end after their command has."""
+SILENT = 90.0
+"""Seconds that processes may take to end after their command has. Two of Ray's, its agents, try for 60 s to tell the
+control service that the raylet is dead, also if it is dead itself; no setting changes that time."""
 
 
 def rows(store: Path) -> dict[str, list[Any]]:
@@ -64,6 +63,8 @@ class Chaos:
         self.kill_until = time.monotonic() + 45 * minutes
         """The last quarter of the time is for finishing."""
         self.killed: Counter[str] = Counter()
+        self.next: list[str] = []
+        """Kinds to kill next, the last one first."""
         self.typed = 0
         self.left: list[str] = []
 
@@ -84,10 +85,15 @@ class Chaos:
         return True
 
     def kill_one(self, sweep: SweepProcess) -> None:
-        """Wait for a process of a random kind, then for a random time, and kill it, unless the command ends first."""
-        role, until = self.random.choice(ROLES), time.monotonic() + PATIENCE
+        """Wait for a process of the next kind, then for a random time, and kill it, unless the command ends first.
+
+        Each kind has its turn once in six kills, in random order. One that could not be killed keeps its turn.
+        """
+        if not self.next:
+            self.next = self.random.sample(ROLES, len(ROLES))
+        role = self.next[-1]
         while not sweep.by_role().get(role):
-            if sweep.ended or time.monotonic() > until:
+            if sweep.ended or time.monotonic() > self.kill_until:
                 return
             time.sleep(0.2)
         time.sleep(self.random.uniform(0, LONGEST))
@@ -95,6 +101,7 @@ class Chaos:
         with suppress(psutil.NoSuchProcess, IndexError):
             self.random.choice(members).kill()
             self.killed[role] += 1
+            self.next.pop()
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -191,14 +192,15 @@ def test_what_the_machine_refuses_is_one_line_and_exit_code_1(
 def test_signs_of_life_are_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """In a pipe one a minute; the speed and the time left are known from the second on."""
-    clock = [0.0]
-    monkeypatch.setattr("aang_ray.sweep.command.time.monotonic", lambda: clock[0])
+    """In a pipe one a minute, with speed and time left."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("aang_ray.sweep.progress.time", clock)
+    monkeypatch.setattr("aang_ray.sweep.progress.QUICKEST_SECONDS", 3600.0)
 
     def run_cell(config: RunConfig, *, on_beat: object, **_: object) -> CellRecord:
         assert callable(on_beat)
         for step in range(1, 40):
-            clock[0] += 10
+            clock.now += 10
             on_beat(Heartbeat(step, 10.0 * step, 0.5))
         return done_record(config)
 
@@ -206,7 +208,10 @@ def test_signs_of_life_are_lines(
     assert main(["train", "--set", "method=static", "--store", str(tmp_path)]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "texts a second" in line]
     assert len(lines) == 6
-    assert lines[0] == "step 6/60 · loss 0.500 · 8 texts a second · at most about 9 min 00 s left"
+    assert lines[0] == (
+        "0/1 cells, 10 % of the work, 8 texts a second, about 9 min 00 s left; "
+        "movie · static-td n=6 · seed 0: step 6/60, loss 0.500"
+    )
 
 
 def test_an_interruption_is_one_line_and_exit_code_130(

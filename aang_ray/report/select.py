@@ -35,6 +35,8 @@ _NAMES = {
     "fingerprints.data": ("data.task", "data.in_domain", "data.out_of_domain", "data.retrieve_from"),
     "fingerprints.encoder": ("encoder.name", "encoder.revision"),
 }
+_NULLS = {"data.train_size": "all", "data.external_size": "all", "encoder.layers": "all"}
+"""What null means; for all other settings `none`."""
 _DIGITS = 12  # digits of a fingerprint that a label shows
 _SAME = (
     "cell",
@@ -190,8 +192,12 @@ def _label_parts(key: str, group: Mapping[str, Any], groups: Sequence[Mapping[st
     by_names = {tuple(other["settings"].get(name) for name in names) for other in groups}
     # The content of a file may change and its name stay. Then only the digits tell the columns apart.
     if names and len(by_names) == len({other["facts"].get(key) for other in groups}):
-        return [f"{name.rpartition('.')[2]}={group['settings'].get(name, '')}" for name in names]
-    return [f"{key.rpartition('.')[2]}={group['facts'].get(key, '')[:_DIGITS]}"]
+        return [f"{name.rpartition('.')[2]}={_value(name, group['settings'].get(name, ''))}" for name in names]
+    return [f"{key.rpartition('.')[2]}={_value(key, group['facts'].get(key, ''))[:_DIGITS]}"]
+
+
+def _value(key: str, text: str) -> str:
+    return _NULLS.get(key, "none") if text == "null" else text
 
 
 def select(runs: pd.DataFrame) -> dict[Literal["dev", "oracle"], dict[str, Any]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -41,6 +42,7 @@ def build_table(
     against: str | None = None,
     tests: bool = False,
     paper: bool = False,
+    groups: Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Build the table of a store.
 
@@ -57,6 +59,7 @@ def build_table(
         tests: Also compute intervals, Wilcoxon's test, Holm's correction and the number of seeds needed.
         paper: Also tell the number of objectives, and compare rows of several objectives with the best row of one, as
             Table 2 of the AANG paper does.
+        groups: Only the columns in which one of these configurations stands, with all their rows; None: all columns.
 
     Returns:
         A frame with one line for each place in the table and way to choose. Scores are fractions.
@@ -82,13 +85,13 @@ def build_table(
     Raises:
         UserError: for an unknown metric, row or setting, or where the store has nothing to report.
     """
-    runs, entries = _places(store, metric, rows, cols)
+    runs, entries = _places(store, metric, rows, cols, groups)
     auxiliary = set(runs["method_row"][runs["auxiliary"]])
     if against is not None and against not in set(runs["method_row"]):
         raise UserError(f"there is no row {against!r}; choose one of {', '.join(sorted(set(runs['method_row'])))}")
     if paper:
         _count_objectives(store, entries)
-    unfinished = runs[runs["status"] != "done"]
+    unfinished = _without_mended(runs)
     cut = unfinished[unfinished["status"] == "cut"].groupby(["method_row", "task"]).size().to_dict()
     sizes = runs[runs["status"] == "done"].groupby("problem")[["test_examples", "clean_examples"]].max()
     lines: list[dict[str, Any]] = []
@@ -126,6 +129,21 @@ def build_table(
     frame.attrs |= {"task_columns": tuple(cols) == ("task",), "splits_n": "n" in (*rows, *cols)}
     frame.attrs["notes"] = [*_notes(frame[frame["chosen_by"] == "dev"]), *_unfinished_notes(unfinished)]
     return frame
+
+
+def _without_mended(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs that are not done, without those that failed and are done with the same settings.
+
+    Such a run has another name where its data, its encoder or its space were mended: the fingerprints are no settings.
+    """
+
+    def what(line: Any) -> str:
+        return json.dumps([line.task, line.label, line.seed, line.choices], sort_keys=True)
+
+    done = {what(line) for line in runs[runs["status"] == "done"].itertuples()}
+    unfinished = runs[runs["status"] != "done"]
+    mended = [line.status == "failed" and what(line) in done for line in unfinished.itertuples()]
+    return unfinished[~pd.Series(mended, unfinished.index, dtype=bool)]
 
 
 def trace(store: Store, place: str, **options: Any) -> str:
@@ -172,18 +190,25 @@ def _traced(entry: Mapping[str, Any]) -> str:
 
 
 def _places(
-    store: Store, metric: str | None, rows: Sequence[str], cols: Sequence[str]
+    store: Store,
+    metric: str | None,
+    rows: Sequence[str],
+    cols: Sequence[str],
+    groups: Collection[str] | None = None,
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Return all runs with their place in the table, and the places, each with its runs and chosen configurations."""
     named = [*rows, *cols]
     if len(set(named)) < len(named):
         raise UserError(f"{', '.join(named)}: each may stand once in the rows or the columns of a table")
     runs = read_runs(store, metric, [key for key in named if key not in ("method", "task")])
+    if groups is not None:
+        chosen = runs["group"].isin(groups)
+        runs = runs[chosen | runs["problem"].isin(runs["problem"][chosen].dropna())]
     runs = runs.rename(columns={"row": "method_row", "column": "task_label"})
     axes = {"row": rows, "column": cols, "block": [key for key in ("method", "task") if key not in named]}
-    groups = runs.drop_duplicates("group").to_dict("records")
+    configurations = runs.drop_duplicates("group").to_dict("records")
     for axis, keys in axes.items():
-        labels = {line["group"]: _axis(line, keys) for line in groups}
+        labels = {line["group"]: _axis(line, keys) for line in configurations}
         runs[axis] = runs["group"].map({group: label for group, (label, _) in labels.items()}).astype(object)
         runs[f"{axis}_order"] = runs["group"].map({group: order for group, (_, order) in labels.items()}).astype(object)
     done = runs[runs["status"] == "done"]

@@ -37,8 +37,13 @@ SETTINGS = {
 }
 """Ray's settings by environment variable; what the user has set stays."""
 
-OWN_CLUSTER = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-"""Further settings of a cluster of our own. Ray opens ports to the network, and nobody else has this token."""
+OWN_CLUSTER = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+}
+"""Further settings of a cluster of our own. Ray opens ports to the network, and nobody else has this token. When its
+control service is killed, its other processes end after the last setting's seconds; Ray's own choice is 60."""
 
 OBJECT_STORE_BYTES = 160 * 2**20
 """Trials share data through memory-mapped files; the object store only carries configurations."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from aang_ray.errors import UserError
 from aang_ray.store import CellRecord, HistoryRow, Scores, Store
 from aang_ray.sweep.cluster import check_fits, own_cluster, ray_cluster, set_environment
 from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, preview, preview_search, to_run
-from aang_ray.sweep.progress import PLAIN_INTERVAL, SweepProgress
+from aang_ray.sweep.progress import SweepProgress
 from aang_ray.sweep.spec import Asha, SweepOverrides, SweepSpec, check_space, expand, load_sweep
 from aang_ray.sweep.status import others_at_work
 from aang_ray.train.record import Heartbeat, take_rows, write_row
@@ -38,6 +37,8 @@ class SweepOutcome:
     """Cells that the scheduler of this sweep cut short."""
     failed: Mapping[str, str]
     """Title of each failed cell -> its error."""
+    groups: frozenset[str] = frozenset()
+    """Its configurations, without seeds."""
 
     @property
     def remaining(self) -> int:
@@ -61,6 +62,7 @@ def sweep_file(
     max_hours: float | None = None,
     asha: Asha | None = None,
     is_preset: bool = False,
+    described: bool = False,
 ) -> SweepOutcome | None:
     """Run the sweep of a file, or the preset of that name, into a store, and print how it ended.
 
@@ -76,6 +78,7 @@ def sweep_file(
         max_hours: End after so many hours, with the checkpoints of running cells written.
         asha: Cut runs of the less promising configurations short.
         is_preset: Whether `path` is the name of a preset.
+        described: Whether the lines about the data were printed already.
 
     Returns:
         How the sweep ended; None after a dry run.
@@ -106,7 +109,8 @@ def sweep_file(
         starting = {run: resolve(run) for run in runs}
         key = "\n".join([*(run.group for run in runs), str(spec.seeds), spec.search.model_dump_json()])
     for line in check_runs(starting.values(), here=own_cluster()):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if not described:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if dry_run:
         if spec.search is None:
             preview(cells, store, console, keep_failed=keep_failed)
@@ -183,7 +187,8 @@ def outcome_of(
     done = sum(now[cell.cell]["status"] in ("done", "elsewhere") for cell in cells)
     # A cell with a row `cut` of an earlier start, which had no turn in this one, remains.
     cut = sum(end["status"] == "cut" for end in ends.values()) if scheduled else 0
-    return SweepOutcome(len(cells) + to_come, done, cut, failed)
+    groups = frozenset(cell.config.group for cell in cells)
+    return SweepOutcome(len(cells) + to_come, done, cut, failed, groups)
 
 
 def report(outcome: SweepOutcome, console: Console, max_hours: float | None) -> None:
@@ -220,7 +225,7 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
         UserError: The task or the encoder is not valid.
     """
     from aang_ray.train.check import check_runs
-    from aang_ray.train.checkpoint import checkpoint_folder, discard
+    from aang_ray.train.checkpoint import CheckpointFiles, checkpoint_folder, discard
     from aang_ray.train.export import check_export
     from aang_ray.train.plan import resolve
 
@@ -236,12 +241,17 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
             check_export(export, config.data)
         for line in check_runs([config], here=config.resources.workers == 1 or own_cluster()):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+        for line in others_at_work(store, {config.cell}):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         store.check_writable()
         console.print(f"cell {config.cell}: {config.row_name}, seed {config.seed}, at most {config.total_steps} steps")
-        progress = SweepProgress(store.uri, "train", config.cell, Console(quiet=True, force_terminal=False))
         planned = PlannedCell(config, config.cell, "waiting")
+        progress = SweepProgress(store.uri, "train", config.cell, console)
         progress.add([planned])
         progress.update(config.cell, state="running", host=socket.gethostname())
+        if step := CheckpointFiles(checkpoints, config.cell).newest_step():
+            progress.resumed(config.cell, step)
+            progress.update(config.cell, step=step)
         with progress:
 
             def evaluated(row: HistoryRow) -> None:
@@ -251,19 +261,10 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
                     text = f"dev {_scores(row.dev)}"
                     score = getattr(row.dev, config.data.metric or "accuracy")
                 progress.update(config.cell, step=row.step, seconds=row.seconds, score=score)
-                line = f"step {row.step}/{config.total_steps} · {text} · {duration(row.seconds)}"
-                console.print(line, markup=False, highlight=False)
-
-            beats: list[Heartbeat] = []
-            printed = time.monotonic()
+                progress.line(f"step {row.step}/{config.total_steps} · {text} · {duration(row.seconds)}")
 
             def beat(sign: Heartbeat) -> None:
-                nonlocal printed
-                beats.append(sign)
-                progress.update(config.cell, step=sign.step, seconds=sign.seconds)
-                if console.is_terminal or time.monotonic() - printed >= PLAIN_INTERVAL:
-                    printed = time.monotonic()
-                    console.print(describe_beat(planned, beats[0], sign), markup=False, highlight=False)
+                progress.update(config.cell, step=sign.step, seconds=sign.seconds, loss=sign.loss)
 
             own = {"on_evaluation": evaluated, "on_beat": beat, "on_done": partial(write_row, store)}
             record = _run(config, checkpoints=checkpoints, export=export, **own)
@@ -328,16 +329,6 @@ def export_run(cell: str, store: Store, console: Console, export: Path) -> CellR
             soft_wrap=True,
         )
     return record
-
-
-def describe_beat(cell: PlannedCell, first: Heartbeat, last: Heartbeat) -> str:
-    """Step, loss, and since the first sign of life the speed and the time left at most."""
-    parts = [f"step {last.step}/{cell.steps}", *([] if last.loss is None else [f"loss {last.loss:.3f}"])]
-    seconds, steps = last.seconds - first.seconds, last.step - first.step
-    if seconds > 0 and steps:
-        parts.append(f"{cell.work / max(cell.steps, 1) * steps / seconds:,.0f} texts a second")
-        parts.append(f"at most about {duration((cell.steps - last.step) * seconds / steps)} left")
-    return " · ".join(parts)
 
 
 def _run(config: RunConfig, **arguments: Any) -> CellRecord:

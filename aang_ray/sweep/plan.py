@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +28,10 @@ WORKERS_SHARE = 0.99
 processes of 100 trials a CPU."""
 
 
+START_SECONDS = 20.0
+"""Ray and its first processes start in this time, on two cores."""
+
+
 @dataclass(frozen=True)
 class PlannedCell:
     """One resolved run of the sweep, and its state in the store when the sweep was planned."""
@@ -34,6 +39,8 @@ class PlannedCell:
     config: RunConfig
     cell: str
     state: State
+    variant: str = ""
+    """The settings that tell it from cells of the same row, task and seed: `method.aux_lr=0.1`; empty without such."""
 
     @property
     def steps(self) -> int:
@@ -57,8 +64,9 @@ class PlannedCell:
 
     @property
     def title(self) -> str:
-        """Task, row and seed: the name of the run in every message."""
-        return f"{self.config.task_name} · {self.config.row_name} · seed {self.config.seed}"
+        """Task, row, settings where needed, and seed: the name of the run in every message."""
+        row = f"{self.config.row_name} ({self.variant})" if self.variant else self.config.row_name
+        return f"{self.config.task_name} · {row} · seed {self.config.seed}"
 
 
 def plan(
@@ -66,6 +74,7 @@ def plan(
     seeds: Sequence[int],
     status: Mapping[str, Status],
     resolve: Callable[[RunConfig], RunConfig],
+    variant: str | None = None,
 ) -> list[PlannedCell]:
     """Lay runs out over the seeds; of runs with the same cell the first is kept.
 
@@ -76,16 +85,48 @@ def plan(
         seeds: The seeds of every run.
         status: State of the cells that have a row in the store.
         resolve: Fills in what a run leaves open. It is called once a run, because nothing of it depends on the seed.
+        variant: What tells these cells from others of the same row; None: the settings in which the runs differ.
     """
     resolved = [resolve(run) for run in runs]
+    variants = [variant] * len(resolved) if variant is not None else _variants(resolved)
     cells: dict[str, PlannedCell] = {}
     for seed in seeds:
-        for run in resolved:
+        for run, told in zip(resolved, variants, strict=True):
             config = run.model_copy(update={"seed": seed})
             cell = config.cell
             if cell not in cells:
-                cells[cell] = PlannedCell(config, cell, status.get(cell, "waiting"))
+                cells[cell] = PlannedCell(config, cell, status.get(cell, "waiting"), told)
     return list(cells.values())
+
+
+def _variants(runs: Sequence[RunConfig]) -> list[str]:
+    """For each run, the settings in which it differs from other cells of the same task and row."""
+    settings = [dict(_flat(_settings(run))) for run in runs]
+    rows: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    for run, own in zip(runs, settings, strict=True):
+        rows[run.task_name, run.row_name].append(own)
+    texts = []
+    for run, own in zip(runs, settings, strict=True):
+        others = rows[run.task_name, run.row_name]
+        keys = sorted({key for one in others for key in one.keys() | own.keys() if one.get(key) != own.get(key)})
+        texts.append(", ".join(f"{key}={own.get(key, 'default')}" for key in keys))
+    return texts
+
+
+def _settings(run: RunConfig) -> dict[str, Any]:
+    """Return what determines the result, by the names that a person gave."""
+    settings = run.identity()
+    del settings["fingerprints"]
+    settings["data"]["task"], settings["encoder"]["name"] = run.data.task, run.encoder.name
+    return settings
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
 def to_run(cells: Iterable[PlannedCell], *, keep_failed: bool) -> list[PlannedCell]:
@@ -156,8 +197,8 @@ def trials_at_once(needs: Sequence[Need], nodes: Sequence[Mapping[str, float]]) 
 def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, keep_failed: bool) -> None:
     """Print the cells with their state, the steps that are left and, where the store has a measure, the time.
 
-    The estimate is (texts left) x (seconds a text) / (trials that this machine holds at once): with early stopping an
-    upper bound.
+    The estimate is (texts left) x (seconds a text) / (trials that this machine holds at once) + Ray's start. With early
+    stopping it is an upper bound.
     """
     import torch
 
@@ -165,7 +206,8 @@ def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, kee
     table = Table("task", "row", "seed", "cell", "steps", "state")
     for cell in cells:
         config = cell.config
-        table.add_row(config.task_name, config.row_name, str(config.seed), cell.cell, f"{cell.steps:,}", cell.state)
+        row = f"{config.row_name} ({cell.variant})" if cell.variant else config.row_name
+        table.add_row(config.task_name, row, str(config.seed), cell.cell, f"{cell.steps:,}", cell.state)
     console.print(table)
     steps, texts = sum(cell.steps for cell in left), sum(cell.work for cell in left)
     console.print(f"{len(cells)} cells, {len(left)} to run: {steps:,} steps at most, {texts:,} texts through the body")
@@ -182,8 +224,9 @@ def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, kee
         seconds += cell.work * rate
     machine = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
     at_once = trials_at_once([Need.of(cell.config) for cell in left], [machine])
-    told = f"time: at most about {duration(seconds / at_once)} at {at_once} trials at once, by the rows in the store"
-    console.print(told)
+    total = duration(seconds / at_once + START_SECONDS)
+    told = f"time: at most about {total} at {at_once} trials at once, Ray's start included, by the rows in the store"
+    console.print(told, soft_wrap=True)
 
 
 def preview_search(runs: Sequence[RunConfig], spec: SearchSpec, seeds: Sequence[int], console: Console) -> None:

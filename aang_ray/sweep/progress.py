@@ -13,13 +13,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from aang_ray.store.files import Location, open_location, publish
 from aang_ray.sweep.plan import PlannedCell, duration, to_run
@@ -34,6 +34,9 @@ QUICKEST_SECONDS = 1.0
 
 PLAIN_INTERVAL = 60.0
 """Seconds between two lines about the whole sweep where there is no terminal for a bar."""
+
+MOST_ROWS = 8
+"""Runs of which the step and the loss are shown."""
 
 ESTIMATE_SECONDS, ESTIMATE_SHARE = 60.0, 0.05
 """No time left is estimated before so many seconds and such a share of the work: the first trials load and compile."""
@@ -55,9 +58,11 @@ class CellProgress(BaseModel):
     state: Literal["waiting", "running", "stopped", "ended"] = "waiting"
     """`stopped`: told to stop, its checkpoint is written; `ended`: the row in the store says how."""
     step: int = 0
-    """Step of the last evaluation."""
+    """Step of the last report."""
     seconds: float = 0.0
-    """Training time up to the last evaluation."""
+    """Training time up to the last report."""
+    loss: float | None = None
+    """Loss of the end task at the last sign of life."""
     score: float | None = None
     """Dev score of the last evaluation by the task's metric, in [0, 1]."""
     metric: str = ""
@@ -103,11 +108,13 @@ class SweepFile(BaseModel):
 class SweepProgress:
     """Shows the progress on a console and writes the file while its `with` block is active.
 
-    A terminal has a bar, any other output a line a minute. The time left is (texts left) x (seconds so far) / (texts so
-    far): trials run side by side, so the wall time of the sweep is extrapolated, not the sum over trials.
+    A terminal has a bar, and one below it for each of the first runs; any other output has a line a minute, also where
+    nothing was reported meanwhile. The time left is (texts left) x (seconds so far) / (texts so far): trials run side
+    by side, so the wall time of the sweep is extrapolated, not the sum over trials. What a checkpoint brought does not
+    count as texts so far.
 
-    A thread writes the file, so that a slow store delays nothing. A store that cannot be written for a while is a
-    warning, never the end of a run.
+    A thread prints and writes the file, so that a slow store delays nothing. A store that cannot be written for a while
+    is a warning, never the end of a run.
     """
 
     def __init__(self, store: str, name: str, key: str, console: Console) -> None:
@@ -119,15 +126,20 @@ class SweepProgress:
         self.to_come = 0
         """Cells that a search has still to choose."""
         self._cells: dict[str, CellProgress] = {}
+        self._resumed: dict[str, float] = {}
+        """By cell: texts that its checkpoint brought."""
         self._to_run: set[str] = set()
         self._changed, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._console = console
         self._started = self._printed = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
         left = TextColumn("{task.fields[left]}")
         self._bar = Progress(*columns, left, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("", left="")
+        self._rows: dict[str, TaskID] = {}
+        """By cell that runs: its own bar."""
+        self._printing = threading.Lock()
 
     def __enter__(self) -> Self:
         self._write()
@@ -157,6 +169,10 @@ class SweepProgress:
         self._changed.set()
         self._show()
 
+    def resumed(self, cell: str, step: int) -> None:
+        """A cell continues from a checkpoint of a step."""
+        self._resumed[cell] = self._cells[cell].work_until(step)
+
     def ended(self, cell: PlannedCell, text: str) -> None:
         """A trial has ended; `text` describes how."""
         self._cells[cell.cell] = self._cells[cell.cell].model_copy(update={"state": "ended"})
@@ -180,10 +196,13 @@ class SweepProgress:
         )
 
     def _run(self) -> None:
+        written = time.monotonic()
         while not self._stop.wait(QUICKEST_SECONDS):
-            self._changed.wait(BEAT_SECONDS)
-            self._changed.clear()
-            self._write()
+            if self._changed.is_set() or time.monotonic() - written >= BEAT_SECONDS:
+                written = time.monotonic()
+                self._changed.clear()
+                self._write()
+            self._show()
 
     def _write(self) -> None:
         try:
@@ -196,14 +215,43 @@ class SweepProgress:
         return f"{ended}/{len(self._to_run) + self.to_come}"
 
     def _show(self) -> None:
-        cells = [self._cells[cell] for cell in self._to_run]
-        total = sum(cell.work for cell in cells) + self._content().work_to_come
-        done = sum(cell.work_until(cell.steps if cell.state == "ended" else cell.step) for cell in cells)
-        elapsed = time.monotonic() - self._started
-        left = "time left: not known yet"
-        if elapsed >= ESTIMATE_SECONDS and done >= ESTIMATE_SHARE * total > 0:
-            left = f"about {duration(elapsed * (total - done) / done)} left"
-        self._bar.update(self._task, total=total, completed=done, description=f"{self._count()} cells", left=left)
-        if not self._console.is_terminal and time.monotonic() - self._printed >= PLAIN_INTERVAL:
-            self._printed = time.monotonic()
-            self.line(f"{self._count()} cells, {100 * done / max(total, 1):.0f} % of the work, {left}")
+        """Bring the bars up to date; print a line where there is no terminal, if it is time for one."""
+        with self._printing:
+            cells = [self._cells[cell] for cell in list(self._to_run)]
+            running = [cell for cell in cells if cell.state == "running"]
+            total = sum(cell.work for cell in cells) + self._content().work_to_come
+            done = sum(cell.work_until(cell.steps if cell.state == "ended" else cell.step) for cell in cells)
+            new, elapsed = done - sum(self._resumed.values()), time.monotonic() - self._started
+            left, unit = "time left: not known yet", "texts a second"
+            if self._console.is_terminal:
+                left, unit = f"{duration(elapsed)} so far", "texts/s"
+            rate = f"{new / elapsed:,.0f} {unit}, " if new > 0 < elapsed else ""
+            if elapsed >= ESTIMATE_SECONDS and new > 0 and done >= ESTIMATE_SHARE * total:
+                left = f"about {duration(elapsed * (total - done) / new)} left"
+            if self._console.is_terminal:
+                shown: dict[str, Any] = {"total": total, "completed": done, "left": f"{rate}{left}"}
+                self._bar.update(self._task, description=f"{self._count()} cells", **shown)
+                self._show_rows(running[:MOST_ROWS])
+            elif time.monotonic() - self._printed >= PLAIN_INTERVAL:
+                self._printed = time.monotonic()
+                parts = [f"{cell.title}: {_place(cell)}" for cell in running[:MOST_ROWS]]
+                more = [f"{len(running) - MOST_ROWS} more run"] if len(running) > MOST_ROWS else []
+                share = f"{self._count()} cells, {100 * done / max(total, 1):.0f} % of the work"
+                self.line("; ".join([f"{share}, {rate}{left}", *parts, *more]))
+
+    def _show_rows(self, running: Sequence[CellProgress]) -> None:
+        """Show a bar for each of these cells, and none for others."""
+        for name in self._rows.keys() - {cell.cell for cell in running}:
+            self._bar.remove_task(self._rows.pop(name))
+        for cell in running:
+            if cell.cell not in self._rows:
+                self._rows[cell.cell] = self._bar.add_task(cell.title, left="")
+            self._bar.update(self._rows[cell.cell], total=cell.steps, completed=cell.step, left=_place(cell))
+
+
+def _place(cell: CellProgress) -> str:
+    """`step 30/150, loss 1.234, dev 71.05 accuracy`."""
+    parts = [f"step {cell.step}/{cell.steps}", *([] if cell.loss is None else [f"loss {cell.loss:.3f}"])]
+    if cell.score is not None:
+        parts.append(f"dev {100 * cell.score:.2f} {cell.metric}")
+    return ", ".join(parts)

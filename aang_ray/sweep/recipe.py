@@ -2,55 +2,113 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import yaml
+from pyarrow import fs
+from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 
 from aang_ray.config import RunConfig
 from aang_ray.config.sections import DataConfig
+from aang_ray.data import load_end_task
 from aang_ray.data.modalities import modality_of
 from aang_ray.data.pretrained import PACKAGED
 from aang_ray.data.sources import find_source
 from aang_ray.data.tasks import TEXT
-from aang_ray.errors import UserError
+from aang_ray.errors import RunFailure, UserError
 from aang_ray.store import CellRecord, Store
+from aang_ray.store.files import open_location, publish
 from aang_ray.sweep.cluster import own_cluster
 from aang_ray.sweep.command import SweepOutcome, sweep_file, train_once
-from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, trials_at_once
+from aang_ray.sweep.plan import START_SECONDS, Need, PlannedCell, duration, plan, trials_at_once
 from aang_ray.sweep.spec import SweepOverrides, expand, load_sweep
 
+FOLDER = (".progress", "try")
+MINUTES = 30.0
+"""How long the answer may take, unless the command says otherwise."""
+
+
+class Size(BaseModel):
+    """How large the runs of the recipe are."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layers: int
+    steps: int
+    eval_every: int
+    max_tokens: int | None = None
+    """None: the encoder's limit."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of a run of this size."""
+        data = {} if self.max_tokens is None else {"data": {"max_tokens": self.max_tokens}}
+        schedule = {"steps": self.steps, "eval_every": self.eval_every}
+        return {"encoder": {"name": PACKAGED, "layers": self.layers}, "schedule": schedule, **data}
+
+
+SIZES = (
+    Size(layers=3, steps=150, eval_every=15),
+    Size(layers=3, steps=100, eval_every=20),
+    Size(layers=2, steps=100, eval_every=20),
+    Size(layers=2, steps=75, eval_every=15),
+    Size(layers=2, steps=50, eval_every=10),
+    Size(layers=2, steps=50, eval_every=10, max_tokens=128),
+)
+"""From the whole recipe to the smallest; the first one that fits the time is run. There are never fewer seeds."""
+
 RECIPE: Mapping[str, Any] = {
-    "base": {
-        "encoder": {"name": PACKAGED, "layers": 3},
-        "n": 6,
-        "batch": {"end_task": 32, "auxiliary": 48},
-        "schedule": {"steps": 150, "eval_every": 15},
-    },
+    "base": {"n": 6, "batch": {"end_task": 32, "auxiliary": 48}},
     "methods": ["finetune", "static", "aang"],
     "seeds": [0, 1, 2],
 }
-"""What is tried; `space` is added, by the text that is given."""
+"""What is tried; the size is added, and `space`, by the text that is given."""
+
+FORWARD = 1 / 3
+"""Time to score a text, as a share of the time to train on it: the backward pass takes twice as long as the forward."""
+LONG_STEP = 5.0
+"""Seconds of a first step from which on no further step is timed."""
 _SHOWN = 3
 
 
 def try_task(
-    task: str, overrides: SweepOverrides, store: Store, console: Console, *, dry_run: bool = False
+    task: str,
+    overrides: SweepOverrides,
+    store: Store,
+    console: Console,
+    *,
+    minutes: float | None = None,
+    whole: bool = False,
+    dry_run: bool = False,
 ) -> SweepOutcome | None:
     """Compare fine-tuning with auxiliary objectives on a task, print the answer, and write the best model.
+
+    The runs are made smaller until they end in time, as far as three steps of each method on this machine tell. A size
+    that was chosen once is kept in the store, so that the same command continues the same runs.
 
     Args:
         task: A folder, a file, or whatever else `data.task` may name.
         overrides: What the command line changes about the recipe.
         store: Where rows, checkpoints and the model are.
         console: Where all is printed.
+        minutes: How long the answer may take; None: `MINUTES`.
+        whole: Run the whole recipe, however long it takes.
         dry_run: Only say what would be done.
 
     Returns:
@@ -58,76 +116,239 @@ def try_task(
 
     Raises:
         UserError: The task or a setting is not valid.
+        RunFailure: Memory ran out while steps were timed.
     """
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise UserError(f"--minutes {minutes:g}: must be above 0 and finite")
+    if whole and minutes is not None:
+        raise UserError("try: give either --minutes or --whole")
     data = DataConfig(task=task)
     if (modality := modality_of(data)) != TEXT:
         raise UserError(f"try: {task} is a task of {modality}; use `aang sweep jobs/digits.yaml`")
     space = "td_ed" if "in_domain" in find_source(data).corpora else "td"
-    mapping = {**RECIPE, "base": {**RECIPE["base"], "space": space}, "tasks": [task]}
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "try.yaml"
-        file.write_text(yaml.safe_dump(mapping), encoding="utf-8")
-        spec = load_sweep(file, overrides)
-        from aang_ray.train.plan import resolve
+        trial = _Trial(task, space, overrides, store, Path(folder) / "try.yaml")
+        full = trial.cells(SIZES[0])
+        from aang_ray.train.check import check_runs
 
-        cells = plan(expand(spec, overrides, "try"), spec.seeds, store.done(), resolve)
-        if not dry_run:
-            for line in _intention(cells):
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
-        outcome = sweep_file(file, overrides, store, console, dry_run=dry_run)
+        groups = {cell.config.group: cell.config for cell in full}
+        _print(console, *check_runs(groups.values(), here=own_cluster()))
+        size = trial.choose(console, math.inf if whole else 60 * (minutes or MINUTES), keep=not dry_run)
+        cells = trial.cells(size)
+        outcome = sweep_file(trial.file, overrides, store, console, dry_run=dry_run, described=True)
     if outcome is None or outcome.exit_code:
         return outcome
     records = [store.record(cell.cell) for cell in cells]
     best = max(_rows(records).values(), key=_mean_dev)
-    for line in ("", *_answer(records, best), *_objectives(records)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    _print(console, "", *_answer(records, best), *_objectives(records))
+    if cut := describe_cut(cells[0].config, full[0].config):
+        _print(console, f"The runs were cut ({cut}): the whole recipe, --whole, may give another answer.")
     chosen = max(best, key=lambda record: _score(record, "dev"))
     model = (Path("models") if "://" in store.uri else Path(store.uri) / "models") / cells[0].config.task_name
     config = next(cell.config for cell in cells if cell.cell == chosen.result.cell)
-    train_once(config, store, Console(quiet=True), model)
-    console.print(
+    _print(
+        console,
+        f"{chosen.result.row}, seed {chosen.result.seed}, is trained once more to write its model, because the store "
+        f"keeps none (it took {duration(chosen.result.seconds)})",
+    )
+    train_once(config, store, console, model)
+    _print(
+        console,
         f"The model of {chosen.result.row}, seed {chosen.result.seed}, is in {model}. To use it: "
         f"`aang predict {model} --input FILE`, or in Python "
         f'aang_ray.load_classifier("{model}").predict(["a text", "another"])',
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
     return outcome
 
 
-def _intention(cells: Sequence[PlannedCell]) -> Iterator[str]:
-    """Say what will be done, then how long it takes, measured on two steps of each method after a first one."""
-    left = [cell for cell in cells if cell.state != "done"]
-    text = f"{len(cells)} runs ({', '.join(dict.fromkeys(cell.config.row_name for cell in cells))}), {len(left)} to do"
-    yield text
-    if not left or not own_cluster():
-        return
-    cores = len(os.sched_getaffinity(0))
-    at_once = trials_at_once([Need.of(cell.config) for cell in left], [{"CPU": float(cores)}])
-    rates: dict[str, float] = {}
-    for cell in left:
-        if cell.config.row_name not in rates:
-            yield f"timing three steps of {cell.config.row_name}"
-            rates[cell.config.row_name] = _seconds_a_step(cell.config, cores // at_once)
-    seconds = sum(cell.steps * rates[cell.config.row_name] for cell in left) / at_once
-    last = max(cell.steps * rates[cell.config.row_name] for cell in left)  # the run that writes the model
-    yield f"time: at most about {duration(seconds + last)} on {cores} cores"
+def _print(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _seconds_a_step(config: RunConfig, threads: int) -> float:
+def describe_cut(cut: RunConfig, whole: RunConfig) -> str:
+    """Say what a run of the recipe has less than the whole recipe: `100 of 150 steps, 2 of 3 layers`; or nothing."""
+    parts = []
+    if cut.total_steps < whole.total_steps:
+        parts.append(f"{cut.total_steps} of {whole.total_steps} steps")
+    if cut.encoder.layers != whole.encoder.layers:
+        parts.append(f"{cut.encoder.layers} of {whole.encoder.layers} layers")
+    if cut.data.max_tokens != whole.data.max_tokens:
+        parts.append(f"texts cut at {cut.data.max_tokens} tokens")
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a run of the recipe is on this machine, beside as many others as will run at once."""
+
+    start: float
+    """Seconds until its first step."""
+    step: float
+    """Seconds a step."""
+    score: float
+    """Seconds to score dev at each evaluation, and test once."""
+
+    def seconds(self, config: RunConfig) -> float:
+        """Return how long a run takes at most."""
+        return self.start + config.total_steps * self.step + self.score
+
+
+@dataclass
+class _Trial:
+    """The runs of the recipe on one task, in the sizes that were looked at."""
+
+    task: str
+    space: str
+    overrides: SweepOverrides
+    store: Store
+    file: Path
+    """The sweep file of the size that was looked at last."""
+    paces: dict[tuple[Any, ...], Pace] = field(default_factory=dict)
+    """By data, encoder and row: what was measured."""
+
+    def cells(self, size: Size) -> list[PlannedCell]:
+        """Write the sweep file of a size, and plan it."""
+        from aang_ray.train.plan import resolve
+
+        base = {**RECIPE["base"], **size.settings, "space": self.space}
+        self.file.write_text(yaml.safe_dump({**RECIPE, "base": base, "tasks": [self.task]}), encoding="utf-8")
+        spec = load_sweep(self.file, self.overrides)
+        return plan(expand(spec, self.overrides, "try"), spec.seeds, self.store.done(), resolve)
+
+    def choose(self, console: Console, limit: float, *, keep: bool) -> Size:
+        """Return the first size whose runs end in time, else the last one, and say what will be done.
+
+        Args:
+            console: Where the runs, what is cut of them, and the time are printed.
+            limit: Seconds.
+            keep: Whether the store keeps the choice for the next call.
+        """
+        location = open_location(self.store.uri)
+        whole = self.cells(SIZES[0])
+        key = "\n".join([str(limit), *dict.fromkeys(cell.config.group for cell in whole)])
+        path = location.path(*FOLDER, f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json")
+        kept: Size | None = SIZES[0] if limit == math.inf else None
+        if location.filesystem.get_file_info(path).type == fs.FileType.File:
+            with location.filesystem.open_input_file(path) as stream:
+                try:
+                    kept = Size.model_validate_json(stream.read())
+                except ValidationError:
+                    raise UserError(f"{path} is damaged; delete it, and the size is chosen anew") from None
+        size = kept or SIZES[0]
+        cells = self.cells(size)
+        left = [cell for cell in cells if cell.state != "done"]
+        rows = ", ".join(dict.fromkeys(cell.config.row_name for cell in cells))
+        seeds = ", ".join(dict.fromkeys(str(cell.config.seed) for cell in cells))
+        _print(console, f"{len(cells)} runs ({rows}; seeds {seeds}), {len(left)} to do")
+        if not left or not own_cluster():
+            return size
+        if kept is None:
+            seconds = whole_seconds = self._seconds(whole, console)
+            longest = _longest(whole[0].config)
+            for size in (one for one in SIZES if one.max_tokens is None or one.max_tokens < longest):
+                cells = self.cells(size)
+                seconds = self._seconds(cells, console)
+                if seconds <= limit:
+                    break
+            if keep:
+                publish(location, path, size.model_dump_json().encode())
+        else:
+            seconds = self._seconds(cells, console)
+        if cut := describe_cut(cells[0].config, whole[0].config):
+            why = "chosen by an earlier call" if kept else f"all of it takes about {duration(whole_seconds)}"
+            _print(console, f"cut to answer in time: {cut} ({why}); --whole runs all, --minutes M sets another limit")
+        cores = len(os.sched_getaffinity(0))
+        _print(console, f"time: at most about {duration(seconds)} on {cores} cores")
+        return size
+
+    def _seconds(self, cells: Sequence[PlannedCell], console: Console) -> float:
+        """Estimate how long the cells that are not done take, and the run after them that writes the model."""
+        left = [cell.config for cell in cells if cell.state != "done"]
+        at_once = trials_at_once([Need.of(config) for config in left], [{"CPU": float(_cores())}])
+        new = {_kind(config): config for config in left if _kind(config) not in self.paces}
+        if new:
+            layers = ", ".join(dict.fromkeys(f"{config.encoder.layers} layers" for config in new.values()))
+            _print(console, f"timing up to three steps of each method ({layers}), as many runs at once as later")
+            measured = measure(list(new.values()), at_once, max(_cores() // at_once, 1))
+            self.paces |= dict(zip(new, measured, strict=True))
+        seconds = [self.paces[_kind(config)].seconds(config) for config in left]
+        return START_SECONDS + max(sum(seconds) / at_once, *seconds) + max(seconds)
+
+
+def _longest(config: RunConfig) -> int:
+    """Return the number of tokens of the longest text that runs train on."""
+    task = load_end_task(config.data, config.encoder)
+    return max(int(part.lengths.max(initial=0)) for part in (task.train.tokens, *task.corpora.values()))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _kind(config: RunConfig) -> tuple[Any, ...]:
+    return (config.data, config.encoder, config.row_name)
+
+
+def measure(configs: Sequence[RunConfig], at_once: int, threads: int) -> list[Pace]:
+    """Measure the pace of runs, each beside copies of itself: cores that share caches and memory are slower together.
+
+    Args:
+        configs: The runs.
+        at_once: How many copies run at once.
+        threads: CPU threads of each.
+
+    Raises:
+        UserError: A run cannot start.
+        RunFailure: A process was killed.
+    """
+    with ProcessPoolExecutor(at_once, get_context("spawn"), _end_with_parent) as pool:
+        found = []
+        for config in configs:
+            try:
+                paces = list(pool.map(pace_of, [config] * at_once, [threads] * at_once))
+            except BrokenProcessPool:
+                raise RunFailure(
+                    f"a process that timed {config.row_name} ended unexpectedly: out of memory? lower batch.micro, or "
+                    "run fewer at once by a larger resources.cpus"
+                ) from None
+            found.append(Pace(*(mean(getattr(pace, part) for pace in paces) for part in ("start", "step", "score"))))
+    return found
+
+
+def _end_with_parent() -> None:
+    """Have this process end at once on Ctrl-C, without a traceback, and when its parent is gone, however it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def wait() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def pace_of(config: RunConfig, threads: int) -> Pace:
+    """Make a resolved run, and time two steps after a first one, or the first one alone if it takes long."""
     from aang_ray.train.device import choose_compute
     from aang_ray.train.rounds import make_stepper
     from aang_ray.train.setup import build
 
-    resources = config.resources.model_copy(update={"threads": max(threads, 1)})
-    config = config.model_copy(update={"resources": resources})
-    stepper = make_stepper(build(config, choose_compute(config)))
-    stepper.step(stepper.prepare(0))
     began = time.perf_counter()
-    for step in (1, 2):
-        stepper.step(stepper.prepare(step))
-    return (time.perf_counter() - began) / 2
+    config = config.changed(resources=config.resources.changed(threads=threads))
+    stepper = make_stepper(setup := build(config, choose_compute(config)))
+    first = time.perf_counter()
+    stepper.step(stepper.prepare(0))
+    warm = time.perf_counter()
+    seconds = warm - first
+    if seconds < LONG_STEP:
+        for step in (1, 2):
+            stepper.step(stepper.prepare(step))
+        seconds = (time.perf_counter() - warm) / 2
+    texts = -(-config.total_steps // config.schedule.eval_every) * len(setup.task.dev) + len(setup.task.test)
+    trained = (config.batch.end_task or 0) + ((config.batch.auxiliary or 0) if config.method.auxiliary else 0)
+    trained += config.batch.dev if config.method.uses_dev else 0
+    return Pace(first - began, seconds, FORWARD * seconds / trained * texts)
 
 
 def _rows(records: Sequence[CellRecord]) -> dict[str, list[CellRecord]]:

@@ -127,7 +127,10 @@ class Searches(Searcher):  # type: ignore[misc]  # Ray has no type information
     def _ask(self, study: _Study) -> None:
         """Ask for one configuration. Cells that have a score, or a trial already, get no trial."""
         numbers, settings = study.ask()
-        cells = plan([changed(study.run, settings)], self._seeds, self._status, resolve)
+        variant = ", ".join(
+            f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()
+        )
+        cells = plan([changed(study.run, settings)], self._seeds, self._status, resolve, variant)
         new = [cell for cell in cells if cell.cell not in self.cells]
         self.cells |= {cell.cell: cell for cell in new}
         self._progress.to_come = self.to_come

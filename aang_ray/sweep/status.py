@@ -114,7 +114,7 @@ def show_status(status: SweepStatus, console: Console, now: datetime | None = No
     if hosts:
         line(f"trials run on {', '.join(f'{host} ({trials})' for host, trials in sorted(hosts.items()))}")
     line(_time_left(status))
-    table = Table("cell", "state", "step", "dev", "host", "last report")
+    table = Table("cell", "state", "step", "loss", "dev", "texts/s", "left", "host", "last report")
     for cell in [*status.having("running"), *status.having("stopped")]:
         progress, ago = cell.progress, ""
         if progress.updated_at:
@@ -122,12 +122,17 @@ def show_status(status: SweepStatus, console: Console, now: datetime | None = No
             ago = f"{duration(max(silent, 0.0))} ago"
         score = "" if progress.score is None else f"{100 * progress.score:.2f} {progress.metric}"
         step = f"{progress.step}/{progress.steps}"
-        table.add_row(progress.title, cell.state, step, score, progress.host, ago)
+        loss = "" if progress.loss is None else f"{progress.loss:.3f}"
+        texts, seconds = cell.past
+        rate = texts / seconds if seconds > 0 else 0.0
+        left = duration((progress.work - texts) / rate) if rate and cell.state == "running" else ""
+        speed = f"{rate:,.0f}" if rate else ""
+        table.add_row(progress.title, cell.state, step, loss, score, speed, left, progress.host, ago)
     if table.rows:
         console.print(table)
     for cell in status.having("failed"):
         line(f"failed: {cell.progress.title}: {cell.row['error'] if cell.row is not None else None}")
-        line(f"  more: aang show {cell.progress.cell} --store {status.store}")
+        line(f"  its traceback and its log: aang show {cell.progress.cell} --store {status.store}")
 
 
 def others_at_work(store: Store, cells: Collection[str]) -> list[str]:

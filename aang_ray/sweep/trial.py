@@ -84,9 +84,9 @@ def run_and_store(
     the trial in that report: Tune gives a function that it ends no time to write anything. A rung that an earlier
     attempt has passed is reported from its row.
 
-    Each evaluation reports `step`, `seconds` and `score`, a sign of life `step` and `seconds`; a run that continues
-    from a checkpoint first reports `resumed` and the `step`. The end reports `status`, with scores or the error:
-    `done`, `failed`, or `elsewhere` for a cell that another process has done in the meantime.
+    Each evaluation reports `step`, `seconds` and `score`, a sign of life `step`, `seconds` and `loss`; a run that
+    continues from a checkpoint first reports `resumed` and the `step`. The end reports `status`, with scores or the
+    error: `done`, `failed`, or `elsewhere` for a cell that another process has done in the meantime.
 
     Raises:
         Interrupted: It was `abandoned`; its checkpoint is written.
@@ -111,7 +111,7 @@ def run_and_store(
         report({"step": row.step, "seconds": row.seconds, "score": score})
 
     def beat(sign: Heartbeat) -> None:
-        report({"step": sign.step, "seconds": sign.seconds})
+        report({"step": sign.step, "seconds": sign.seconds, "loss": sign.loss})
 
     scored = max((row.step for row in history), default=0)
     for share, until in [*rungs, (1.0, None)]:

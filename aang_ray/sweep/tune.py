@@ -213,7 +213,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has a process, a new one or one that it shares with earlier trials."""
         self.alive.add(trial.trial_id)
-        self.progress.update(self._cell(trial).cell, state="running", step=0, score=None)
+        self.progress.update(self._cell(trial).cell, state="running", step=0, score=None, loss=None)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
@@ -221,9 +221,10 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
         """A trial has started, was evaluated, came to a rung, or ended."""
         cell = self._cell(trial)
         self._last[trial.trial_id] = dict(result)
-        changes = {name: result[name] for name in ("step", "seconds", "score") if result.get(name) is not None}
+        changes = {name: result[name] for name in ("step", "seconds", "score", "loss") if result.get(name) is not None}
         self.progress.update(cell.cell, host=result.get("hostname", ""), pid=result.get("pid", 0), **changes)
         if result.get("resumed"):
+            self.progress.resumed(cell.cell, result["step"])
             self.progress.line(f"{cell.title} · continues from step {result['step']}")
         if "status" in result:
             self._end(cell, result)

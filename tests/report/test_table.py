@@ -201,6 +201,33 @@ def test_failed_runs_are_counted(store: Store, write: Write) -> None:
     assert "aang-td on movie: 2 runs failed." in notes(table)
 
 
+def test_failed_runs_that_were_mended_are_not_counted(store: Store, write: Write) -> None:
+    """With other data and the same settings they have other names; with another rate they are another configuration."""
+    write(store)
+    write(store, method="aang", failed=True, fingerprints__data="print-of-broken")
+    assert any("failed" in note for note in notes(build_table(store)))
+    write(store, method="aang")
+    assert not any("failed" in note for note in notes(build_table(store)))
+    write(store, method="aang", failed=True, optim__body_lr=10.0)
+    assert "aang-td on movie: 1 run failed." in notes(build_table(store))
+
+
+def test_only_the_columns_of_some_configurations(store: Store, write: Write) -> None:
+    write(store, data__train_size=100)
+    write(store)
+    write(store, task="tweets", failed=True)
+    write(store, method="aang", failed=True)
+    write(store, method="static", task="tweets")
+    (group,) = set(
+        store.results(["group", "row", "task", "status"]).to_pandas().query("row.str.startswith('aang')")["group"]
+    )
+    write(store, method="aang", seed=1)
+    table = build_table(store, groups={group})
+    assert columns(table) == ["movie (train_size=all)"]
+    assert rows(table) == ["finetune", "aang-td"]  # what other sweeps ran on the same data stands beside it
+    assert notes(table)[-1] == "aang-td on movie: 1 run failed."
+
+
 def test_runs_that_were_cut_short_are_in_no_average_and_marked(store: Store, write: Write) -> None:
     write(store, test=0.6)
     write(store, dev=0.9, optim__body_lr=1e-3, cut=40)

@@ -54,6 +54,22 @@ def test_runs_that_differ_in_nothing_that_matters_are_one_cell() -> None:
     assert len(cells_of(config(method="static", n=3), config(method="static", n=6))) == 2
 
 
+def test_cells_of_one_row_are_told_apart() -> None:
+    """By the settings that differ; what changes no result, and what the method does not use, is no difference."""
+    rates = [config(method={"name": "aang", "aux_lr": rate}, n=6) for rate in (1.0, 0.1)]
+    other = config(method={"name": "aang", "aux_lr": 0.1}, n=6, data={"task": "elsewhere/movie"})
+    plain = [config(method="finetune", n=3), config(method="finetune", n=6, resources={"threads": 2})]
+    assert [cell.title for cell in cells_of(*rates, *plain)] == [
+        "movie · aang-td n=6 (method.aux_lr=1.0) · seed 0",
+        "movie · aang-td n=6 (method.aux_lr=0.1) · seed 0",
+        "movie · finetune · seed 0",
+    ]
+    assert [cell.title for cell in cells_of(rates[1], other)] == [
+        "movie · aang-td n=6 (data.task=movie) · seed 0",
+        "movie · aang-td n=6 (data.task=elsewhere/movie) · seed 0",
+    ]
+
+
 def test_each_run_is_resolved_once_whatever_the_seeds() -> None:
     calls: list[RunConfig] = []
 

@@ -53,6 +53,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "QUICKEST_SECONDS", 3600.0)  # only the test's own calls print
     return clock
 
 
@@ -80,7 +81,7 @@ def test_the_time_left_follows_the_work_done(clock: Clock, tmp_path: Path) -> No
         progress.update(cells[1].cell, step=30)
         clock.now = 61.0
         progress.update(cells[1].cell, step=31)  # too soon for another line
-    assert stream.getvalue().splitlines()[1:] == ["1/2 cells, 64 % of the work, about 33 s left"]
+    assert stream.getvalue().splitlines()[1:] == ["1/2 cells, 64 % of the work, 72 texts a second, about 33 s left"]
 
 
 def test_no_time_is_estimated_before_a_twentieth_of_the_work(clock: Clock, tmp_path: Path) -> None:
@@ -88,12 +89,14 @@ def test_no_time_is_estimated_before_a_twentieth_of_the_work(clock: Clock, tmp_p
     cells = [cell("finetune"), cell("static")]
     with progress_of(*cells, store=tmp_path, console=Console(file=stream, width=100)) as progress:
         clock.now = 100.0
-        progress.update(cells[1].cell, step=3)  # 240 of 6720 texts
+        progress.update(cells[1].cell, step=3, state="running", loss=0.51)  # 240 of 6720 texts
         clock.now = 200.0
         progress.update(cells[1].cell, step=6)
     assert stream.getvalue().splitlines() == [
-        "0/2 cells, 4 % of the work, time left: not known yet",
-        "0/2 cells, 7 % of the work, about 43 min 20 s left",
+        "0/2 cells, 4 % of the work, 2 texts a second, time left: not known yet; "
+        "movie · static-td n=6 · seed 0: step 3/60, loss 0.510",
+        "0/2 cells, 7 % of the work, 2 texts a second, about 43 min 20 s left; "
+        "movie · static-td n=6 · seed 0: step 6/60, loss 0.510",
     ]
 
 
@@ -118,7 +121,7 @@ def test_cells_to_come_count_as_much_as_the_mean_of_the_others(clock: Clock, tmp
         progress.ended(cells[0], "done")
     assert stream.getvalue().splitlines() == [
         "[1/4] movie · finetune · seed 0 · done",
-        "1/4 cells, 14 % of the work, about 6 min 00 s left",
+        "1/4 cells, 14 % of the work, 32 texts a second, about 6 min 00 s left",
     ]
     assert content(tmp_path)["to_come"] == 2
 
@@ -141,6 +144,41 @@ def test_a_minute_without_any_cell_is_no_error(clock: Clock, tmp_path: Path) -> 
     with progress:
         pass
     assert "0/0 cells, 0 % of the work" in stream.getvalue()
+
+
+def test_what_a_checkpoint_brought_took_no_time(clock: Clock, tmp_path: Path) -> None:
+    # 4800 texts, 2400 of them before the start; 1200 more take 60 s, so the other 1200 take another 60 s.
+    stream = io.StringIO()
+    with progress_of(STATIC, store=tmp_path, console=Console(file=stream, width=100)) as progress:
+        progress.resumed(STATIC.cell, 30)
+        progress.update(STATIC.cell, state="running", step=30)
+        clock.now = 60.0
+        progress.update(STATIC.cell, step=45, score=0.75)
+    assert stream.getvalue().splitlines() == [
+        "0/1 cells, 75 % of the work, 20 texts a second, about 1 min 00 s left; "
+        "movie · static-td n=6 · seed 0: step 45/60, dev 75.00 accuracy"
+    ]
+
+
+def test_a_line_also_where_nothing_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "QUICKEST_SECONDS", 0.01)
+    monkeypatch.setattr(module, "PLAIN_INTERVAL", 0.05)
+    stream = io.StringIO()
+    with progress_of(STATIC, store=tmp_path, console=Console(file=stream, width=100)):
+        until(lambda: stream.getvalue().count("0/1 cells, 0 % of the work, time left: not known yet") > 2)
+
+
+def test_a_terminal_has_a_bar_for_each_run(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=160)
+    cells = [cell("finetune"), cell("static")]
+    with progress_of(*cells, store=tmp_path, console=console) as progress:
+        progress.update(cells[1].cell, state="running", step=30, loss=0.25)
+        progress._bar.refresh()
+        assert [row.fields["left"] for row in progress._bar.tasks[1:]] == ["step 30/60, loss 0.250"]
+        progress.ended(cells[1], "done")
+        assert len(progress._bar.tasks) == 1
+    assert "movie · static-td n=6 · seed 0" in stream.getvalue()
 
 
 STATIC = cell("static")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from aang_ray.errors import UserError
 from aang_ray.store import CellRecord, Scores, Store, WeightRow
 from aang_ray.sweep import recipe
 from aang_ray.sweep.spec import SweepOverrides
+from aang_ray.train.plan import resolve
 from tests.sweep.conftest import done_record, fake_resolve
 
 
@@ -31,7 +33,10 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         world["files"].append(path.read_text())
         spec = recipe.load_sweep(path, overrides)
         cells = recipe.plan(recipe.expand(spec, overrides, "try"), spec.seeds, {}, fake_resolve)
+        done = store.done()
         for cell in cells:
+            if cell.cell in done:
+                continue
             method, seed = cell.config.method.name, cell.config.seed
             score = world["dev"][method] + 0.01 * seed
             made = done_record(cell.config, dev=scores(score), test=scores(score - 0.1 - 0.02 * seed))
@@ -44,25 +49,38 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(recipe, "sweep_file", sweep_file)
     monkeypatch.setattr(recipe, "train_once", train_once)
-    monkeypatch.setattr(recipe, "_seconds_a_step", lambda config, threads: 0.1)
+
+    def measure(configs: Sequence[RunConfig], at_once: int, threads: int) -> list[recipe.Pace]:
+        world["measured"] += [(config.method.name, config.encoder.layers) for config in configs]
+        return [recipe.Pace(2.0, world["step"] * (config.encoder.layers or 1), 3.0) for config in configs]
+
+    world |= {"step": 0.01, "measured": [], "longest": 256}
+    monkeypatch.setattr(recipe, "measure", measure)
+    monkeypatch.setattr(recipe, "_cores", lambda: 2)
+    monkeypatch.setattr(recipe, "_longest", lambda config: world["longest"])
     monkeypatch.setattr("aang_ray.train.plan.resolve", fake_resolve)
+    monkeypatch.setattr("aang_ray.train.check.check_runs", lambda runs, here: ["own: texts", "warning: odd"])
     (tmp_path / "own.csv").write_text("text,label\na,x\n")
     world["task"] = str(tmp_path / "own.csv")
     return world
 
 
-def run(world: dict[str, Any], store: Path, *seeds: int) -> str:
+def run(world: dict[str, Any], store: Path, *seeds: int, settings: tuple[str, ...] = (), **more: Any) -> str:
     stream = io.StringIO()
-    recipe.try_task(world["task"], SweepOverrides(seeds=seeds), Store(store), Console(file=stream, width=300))
+    changes = SweepOverrides(seeds=seeds, settings=settings)
+    recipe.try_task(world["task"], changes, Store(store), Console(file=stream, width=300), **more)
     return stream.getvalue()
 
 
 def test_the_answer_the_objectives_and_the_model(tried: dict[str, Any], tmp_path: Path) -> None:
     said = run(tried, tmp_path / "store")
     assert said.startswith(
-        "9 runs (finetune, static-td n=6, aang-td n=6), 9 to do\ntiming three steps of finetune\n"
-        "timing three steps of static-td n=6\ntiming three steps of aang-td n=6\ntime: at most about "
+        "own: texts\nwarning: odd\n9 runs (finetune, static-td n=6, aang-td n=6; seeds 0, 1, 2), 9 to do\n"
+        "timing up to three steps of each method (3 layers), as many runs at once as later\n"
+        # 20 s for Ray, 9 runs of 2 + 150 * 0.03 + 3 s on two cores, and the last one for the model
+        "time: at most about 1 min 12 s on 2 cores\n"
     )
+    assert "cut" not in said
     assert "by dev, aang-td n=6 is worth it: its accuracy on test is 69.00 %, that of plain fine-tuning 49.00 %" in said
     assert "(+20.00, better in 3 of 3 seeds)" in said
     assert "favoured a (0.600), b (0.300), c (0.100); least weight had c (0.100), b (0.300), a (0.600)." in said
@@ -100,3 +118,79 @@ def test_a_task_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: data.task: there is no file or folder")
     assert not (tmp_path / "store").exists()
+
+
+def test_runs_are_made_smaller_until_they_end_in_time(tried: dict[str, Any], tmp_path: Path) -> None:
+    tried["step"] = 1.2  # 2 layers, 50 steps: 20 + 5.5 * (5 + 50 * 2.4) = 708 s; with 75 steps 1,038 s
+    said = run(tried, tmp_path / "store", minutes=15)
+    assert "cut to answer in time: 50 of 150 steps, 2 of 3 layers (all of it takes about 50 min 18 s)" in said
+    assert "time: at most about 11 min 48 s on 2 cores" in said
+    assert "The runs were cut (50 of 150 steps, 2 of 3 layers): the whole recipe, --whole, may give" in said
+    assert tried["measured"] == [(name, layers) for layers in (3, 2) for name in ("finetune", "static", "aang")]
+    assert "steps: 50" in tried["files"][0]
+
+
+def test_a_size_is_kept_for_the_same_command(tried: dict[str, Any], tmp_path: Path) -> None:
+    tried["step"] = 1.2
+    run(tried, tmp_path / "store", 0, minutes=5)
+    tried["step"] = 0.01
+    said = run(tried, tmp_path / "store", 0, 1, minutes=5)  # more seeds
+    assert "cut to answer in time: 100 of 150 steps, 2 of 3 layers (chosen by an earlier call)" in said
+    assert "cut" not in run(tried, tmp_path / "store", 0, minutes=6)
+    assert "cut" not in run(tried, tmp_path / "store", 0, whole=True)
+
+
+def test_a_damaged_choice_is_named(tried: dict[str, Any], tmp_path: Path) -> None:
+    run(tried, tmp_path / "store", 0)
+    (file,) = (tmp_path / "store" / ".progress" / "try").iterdir()
+    file.write_text('{"layers": 3')
+    with pytest.raises(UserError, match=f"{file} is damaged; delete it"):
+        run(tried, tmp_path / "store", 0)
+
+
+def test_the_whole_recipe_and_the_smallest(tried: dict[str, Any], tmp_path: Path) -> None:
+    tried["step"] = 1000.0
+    said = run(tried, tmp_path / "store", 0, whole=True)
+    assert "cut" not in said
+    said = run(tried, tmp_path / "other", 0)  # nothing fits
+    assert "50 of 150 steps, 2 of 3 layers, texts cut at 128 tokens (all of it takes about " in said
+    tried["longest"] = 128
+    assert "50 of 150 steps, 2 of 3 layers (all" in run(tried, tmp_path / "third", 0)
+
+
+def test_what_the_user_sets_is_not_cut(tried: dict[str, Any], tmp_path: Path) -> None:
+    tried["step"] = 1.2
+    said = run(tried, tmp_path / "store", 0, settings=("encoder.layers=3", "schedule.steps=150"), minutes=5)
+    assert "cut to answer in time: texts cut at 128 tokens (" in said
+
+
+@pytest.mark.parametrize("given", [{"minutes": 0.0}, {"minutes": float("nan")}, {"minutes": 5.0, "whole": True}])
+def test_limits_that_are_none(tried: dict[str, Any], tmp_path: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="minutes"):
+        run(tried, tmp_path / "store", **given)
+
+
+def test_a_dry_run_keeps_nothing(tried: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "sweep_file", lambda *given, **more: None)
+    assert "time: at most about" in run(tried, tmp_path / "store", dry_run=True)
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_pace_of_a_real_run(tmp_path: Path) -> None:
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.csv").write_text("text,label\n" + "good film,pos\nbad film,neg\n" * 10)
+    config = RunConfig.model_validate(
+        {
+            "method": "static",
+            "n": 2,
+            "data": {"task": str(tmp_path)},
+            "encoder": {"name": "random:1x32"},
+            "batch": {"end_task": 4, "auxiliary": 4},
+            "schedule": {"steps": 20, "eval_every": 10},
+        }
+    )
+    pace = recipe.pace_of(resolve(config), 1)
+    assert min(pace.start, pace.step) > 0
+    # Two evaluations of 20 dev texts and 20 test texts, each a third of one of the 8 texts of a step.
+    assert pace.score == pytest.approx(pace.step * 60 / 8 / 3)
+    assert pace.seconds(resolve(config)) == pytest.approx(pace.start + 20 * pace.step + pace.score)

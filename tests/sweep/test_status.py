@@ -78,7 +78,7 @@ def states(store: Store) -> dict[str, str]:
 
 def shown(status: SweepStatus) -> str:
     stream = io.StringIO()
-    show_status(status, Console(file=stream, width=120), NOW)
+    show_status(status, Console(file=stream, width=160), NOW)
     return stream.getvalue()
 
 
@@ -190,18 +190,22 @@ def test_no_time_is_made_up(store: Store, driver: Driver) -> None:
 def test_what_a_person_reads(store: Store, driver: Driver) -> None:
     store.write(done_record(FINETUNE))
     store.write(failed_record(SECOND, "loss [nan] at step 3"))
-    driver.runs(AANG, ago=5)
+    driver.runs(AANG, ago=5, loss=0.693)
     driver.runs(STATIC, host="node-b", score=None, step=0)
     text = shown(read_status(store, now=NOW))
     assert "nightly: 4 cells: 1 done, 2 running, 1 failed" in text
     assert "trials run on node-a (1), node-b (1)" in text
     assert "failed: movie · finetune · seed 1: loss [nan] at step 3" in text
+    assert f"its traceback and its log: aang show {SECOND.cell} --store {store.uri}" in text
     (line,) = [line for line in text.splitlines() if "aang-td" in line]
     assert [part.strip() for part in line.strip("│ ").split("│")] == [
         "movie · aang-td n=6 · seed 0",
         "running",
         "30/60",
+        "0.693",
         "75.00 accuracy",
+        "140",  # 3360 texts in 24 s
+        "24 s",
         "node-a",
         "5 s ago",
     ]
