@@ -34,6 +34,7 @@ from aang_ray.store import CellRecord, HistoryRow, NotWritten, WeightRow
 from aang_ray.train.checkpoint import CheckpointFiles
 from aang_ray.train.control import Interrupted, RunControl
 from aang_ray.train.device import choose_compute
+from aang_ray.train.process import set_up_process
 from aang_ray.train.record import Heartbeat, OnEvaluation
 from aang_ray.train.run import run_cell
 from aang_ray.train.workers.group import TIMEOUT, WorkerLost, Workers
@@ -335,6 +336,7 @@ def _train_loop(arguments: Mapping[str, Any]) -> CellRecord | str:
     job: Job = arguments["job"]
     context = train.get_context()
     rank = context.get_world_rank()
+    logger.info(set_up_process(job.config.resources))
 
     def report(row: HistoryRow, weights: WeightRow | None) -> None:
         # Every worker must report, but only the first one's report is used.
