@@ -132,11 +132,11 @@ def test_runs_are_made_smaller_until_they_end_in_time(tried: dict[str, Any], tmp
 
 def test_a_size_is_kept_for_the_same_command(tried: dict[str, Any], tmp_path: Path) -> None:
     tried["step"] = 1.2
-    run(tried, tmp_path / "store", 0, minutes=5)
+    run(tried, tmp_path / "store", 0, minutes=6)
     tried["step"] = 0.01
-    said = run(tried, tmp_path / "store", 0, 1, minutes=5)  # more seeds
-    assert "cut to answer in time: 100 of 150 steps, 2 of 3 layers (chosen by an earlier call)" in said
-    assert "cut" not in run(tried, tmp_path / "store", 0, minutes=6)
+    said = run(tried, tmp_path / "store", 0, 1, minutes=6)  # more seeds
+    assert "cut to answer in time: 50 of 150 steps, 2 of 3 layers (chosen by an earlier call)" in said
+    assert "cut" not in run(tried, tmp_path / "store", 0, minutes=7)
     assert "cut" not in run(tried, tmp_path / "store", 0, whole=True)
 
 
