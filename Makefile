@@ -4,6 +4,7 @@
 #   make check: format, lint, types, import contract, and the fast tests
 #   make test: the same with all tests
 #   make test-gpu: the tests that need a GPU
+#   make docs: the documentation as a site, in docs/_build/html
 PYTHON ?= python3
 SWEEP ?= jobs/demo.yaml
 STORE ?= results
@@ -19,7 +20,7 @@ ARGUMENTS = $(if $(TASK),--task "$(TASK)") $(if $(METRIC),--metric "$(METRIC)") 
 # Where figures and the page go: into the store, if that is a folder.
 PICTURES = $(if $(findstring ://,$(STORE)),.,$(STORE))
 
-.PHONY: try sweep check lint test test-gpu
+.PHONY: try sweep check lint test test-gpu docs
 
 try: .venv/.demo
 	@.venv/bin/aang try "$(TASK)" --store "$(STORE)" $(if $(METRIC),--metric "$(METRIC)") $(if $(SEEDS),--seeds "$(SEEDS)") \
@@ -49,6 +50,9 @@ test-gpu: .venv/.dev
 	@$(PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no GPU on this machine")'
 	$(PY) -m pytest -m gpu
 
+docs: .venv/.dev
+	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+
 # A stamp each: newer than what it was installed from means there is nothing to do.
 .venv/.demo: pyproject.toml constraints.txt | $(PY)
 	@echo "installing aang-ray with the demo's encoder, solvers, figures and the page into .venv (some minutes the first time)"
@@ -57,7 +61,7 @@ test-gpu: .venv/.dev
 
 .venv/.dev: pyproject.toml constraints.txt | $(PY)
 	@echo "installing aang-ray and all its extras into .venv (some minutes the first time)"
-	@$(PIP) install -c constraints.txt -e '.[demo,solvers,figures,page,query,retrieval,dev]'
+	@$(PIP) install -c constraints.txt -e '.[demo,solvers,figures,page,query,retrieval,adapters,docs,dev]'
 	@touch $@ .venv/.demo
 
 $(PY):

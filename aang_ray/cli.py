@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from aang_ray import __version__, model_verbs, setup_verbs, store_verbs
+from aang_ray import __version__, completion, model_verbs, setup_verbs, store_verbs
 from aang_ray.api import DEFAULT_STORE, open_store
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store_verbs import StoreUri
@@ -40,7 +40,6 @@ class _OfMethods(TyperCommand):
 app = typer.Typer(
     help="Does an automatically generated auxiliary objective beat plain fine-tuning on your data, and by how much?",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(help="End tasks.", no_args_is_help=True)
@@ -56,7 +55,12 @@ app.add_typer(preset_app, name="preset")
 
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A setting, for example optim.body_lr=1e-4; may be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting, for example optim.body_lr=1e-4; may be repeated.",
+        autocompletion=completion.settings,
+    ),
 ]
 Word = str | None
 
@@ -90,7 +94,12 @@ def train(
 @app.command(cls=_OfMethods)
 def sweep(
     file: Annotated[Path | None, typer.Argument(help="Sweep file, for example jobs/demo.yaml.")] = None,
-    preset: Annotated[Word, typer.Option(metavar="NAME", help="A grid of the paper; see `aang preset list`.")] = None,
+    preset: Annotated[
+        Word,
+        typer.Option(
+            metavar="NAME", help="A grid of the paper; see `aang preset list`.", autocompletion=completion.presets
+        ),
+    ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Task in place of the file's; may be repeated.")] = None,
     metric: Annotated[Word, typer.Option(help="accuracy or macro_f1.")] = None,
     seeds: Annotated[Word, typer.Option(help="Seeds in place of those of the file: 0,1,2 or 0-4.")] = None,
@@ -267,7 +276,11 @@ def preset_list() -> None:
 
 
 @preset_app.command("show")
-def preset_show(name: Annotated[str, typer.Argument(help="For example paper/citation_intent/aang-td.")]) -> None:
+def preset_show(
+    name: Annotated[
+        str, typer.Argument(help="For example paper/citation_intent/aang-td.", autocompletion=completion.presets)
+    ],
+) -> None:
     """Print a preset as a sweep file, to start your own from."""
     import yaml
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from aang_ray import completion
 from aang_ray.api import DEFAULT_STORE
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.store_verbs import StoreUri
@@ -17,10 +18,18 @@ app = typer.Typer()
 
 @app.command()
 def export(
-    cell: Annotated[str | None, typer.Argument(help="Name of a finished run, or its first characters.")] = None,
+    cell: Annotated[
+        str | None,
+        typer.Argument(help="Name of a finished run, or its first characters.", autocompletion=completion.cells),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder of the model.")] = None,
     best: Annotated[
-        str | None, typer.Option(metavar="TASK", help="The best run of a task, or column of the table, by dev.")
+        str | None,
+        typer.Option(
+            metavar="TASK",
+            help="The best run of a task, or column of the table, by dev.",
+            autocompletion=completion.tasks,
+        ),
     ] = None,
     store: StoreUri = DEFAULT_STORE,
 ) -> None:

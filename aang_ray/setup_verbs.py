@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from aang_ray import completion
 from aang_ray.api import DEFAULT_STORE
 from aang_ray.errors import RunFailure
 from aang_ray.store_verbs import StoreUri
@@ -34,3 +36,35 @@ def doctor(
     if failed:
         raise RunFailure(f"{len(failed)} checks failed: {', '.join(failed)}" if failed[1:] else f"{failed[0]} failed")
     typer.echo("this machine is ready")
+
+
+@app.command("init")
+def init_(
+    task: Annotated[str, typer.Argument(help="A folder, a labelled file, or anything else that `--task` takes.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="The sweep file; none: the data's name with .yaml."),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(metavar="NAME", help="As encoder.name; none: the packaged encoder.")
+    ] = None,
+    hours: Annotated[float, typer.Option(help="How long the sweep may take on this machine.")] = 1.0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of the data, for example data.text=review; may be repeated.",
+            autocompletion=completion.settings,
+        ),
+    ] = None,
+) -> None:
+    """Look at your data and write a commented sweep file, with sizes that fit the data and this machine."""
+    from rich.console import Console
+
+    from aang_ray.data.pretrained import PACKAGED
+    from aang_ray.sweep.init import write_sweep
+
+    path = write_sweep(task, output, encoder or PACKAGED, settings or (), hours, Console())
+    typer.echo(f"written: {path}")
+    typer.echo(f"next: aang sweep {path} --dry-run, then without --dry-run")

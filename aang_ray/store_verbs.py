@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from aang_ray import completion
 from aang_ray.api import DEFAULT_STORE, STORE_VARIABLE
 from aang_ray.errors import RunFailure, UserError
 
@@ -21,9 +22,17 @@ StoreUri = Annotated[
 StoreArgument = Annotated[
     str, typer.Argument(envvar=STORE_VARIABLE, metavar="STORE", help="Folder or URI of the Parquet store.")
 ]
-Rows = Annotated[list[str] | None, typer.Option("--row", help="Only this row of the table; may be repeated.")]
+Rows = Annotated[
+    list[str] | None,
+    typer.Option("--row", help="Only this row of the table; may be repeated.", autocompletion=completion.rows),
+]
 Tasks = Annotated[
-    list[str] | None, typer.Option("--task", help="Only this task, or column of the table; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--task",
+        help="Only this task, or column of the table; may be repeated.",
+        autocompletion=completion.tasks,
+    ),
 ]
 Format = Literal["terminal", "markdown", "latex", "html", "csv", "json"]
 
@@ -53,7 +62,11 @@ def table(
     ] = "task",
     against: Annotated[
         str | None,
-        typer.Option(metavar="ROW", help="Compare with this row; none: the best without auxiliary objectives."),
+        typer.Option(
+            metavar="ROW",
+            help="Compare with this row; none: the best without auxiliary objectives.",
+            autocompletion=completion.rows,
+        ),
     ] = None,
     tests: Annotated[
         bool, typer.Option("--tests", help="Add intervals, Holm's correction, Wilcoxon's test and the seeds needed.")
@@ -117,11 +130,22 @@ def weights(
 
 @app.command()
 def errors(
-    first: Annotated[str, typer.Argument(help="A row of the table, for example finetune.", metavar="ROW")],
+    first: Annotated[
+        str,
+        typer.Argument(help="A row of the table, for example finetune.", metavar="ROW", autocompletion=completion.rows),
+    ],
     second: Annotated[
-        str | None, typer.Argument(help="Another row; none: classes, confusion and calibration.", metavar="ROW")
+        str | None,
+        typer.Argument(
+            help="Another row; none: classes, confusion and calibration.",
+            metavar="ROW",
+            autocompletion=completion.rows,
+        ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Task, or column of the table, if there are several.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Task, or column of the table, if there are several.", autocompletion=completion.tasks),
+    ] = None,
     split: Annotated[Literal["dev", "test"], typer.Option(help="Split.")] = "test",
     store: StoreUri = DEFAULT_STORE,
 ) -> None:
@@ -158,7 +182,10 @@ def _texts(config: Any, split: Literal["dev", "test"]) -> dict[int, str] | None:
 @app.command()
 def show(
     cell: Annotated[
-        str | None, typer.Argument(help="Name of the run, or its first characters; none: list all runs.")
+        str | None,
+        typer.Argument(
+            help="Name of the run, or its first characters; none: list all runs.", autocompletion=completion.cells
+        ),
     ] = None,
     store: StoreUri = DEFAULT_STORE,
     full: Annotated[bool, typer.Option("--full", help="Show all settings, not only those that were changed.")] = False,

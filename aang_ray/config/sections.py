@@ -175,6 +175,24 @@ class DataConfig(Section):
         return (value,) if isinstance(value, str) else value
 
 
+class AdapterConfig(Section):
+    """Low-rank adapters on linear layers of the body, which are trained in place of its own parameters."""
+
+    kind: Literal["lora"] = "lora"
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    """The adapters' output is multiplied by alpha / rank."""
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names, or last parts of dotted names, of the linear layers that get adapters, or `all-linear`; null: those that
+    compute the queries and values of attention."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, value: object) -> object:
+        """`targets: query` is short for `targets: [query]`."""
+        return (value,) if isinstance(value, str) else value
+
+
 class EncoderConfig(Section):
     """The shared body."""
 
@@ -191,6 +209,8 @@ class EncoderConfig(Section):
     """Dropout of the body; null keeps the checkpoint's own."""
     head_dropout: Fraction = 0.3
     """Dropout of the end-task head."""
+    adapter: Annotated[AdapterConfig | None, Neutral(None)] = None
+    """Adapters that are trained in place of the body's own parameters, which stay as they are; null: none."""
 
 
 class ObjectivesConfig(Section):

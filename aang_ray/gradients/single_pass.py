@@ -167,7 +167,10 @@ class Recorder:
 
     def _remember_given(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.is_grad_enabled():  # not needed in a pass without gradients
-            self._given.update({t.data_ptr(): t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)})
+            given = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+            # After the first tap, what is computed from the batch requires a gradient. Other numbers, such as a frozen
+            # table of relative positions, may only have as many rows by coincidence.
+            self._given.update({t.data_ptr(): t for t in given if not (t.is_floating_point() and self._calls)})
 
     def _before(self, site: Site, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if isinstance(site.module, nn.modules.batchnorm._BatchNorm) and site.module.training:

@@ -24,6 +24,7 @@ from aang_ray.errors import UserError
 from aang_ray.model.attention import TokenInputs
 from aang_ray.model.encoder import Encoder, Pooling
 from aang_ray.model.heads import MaskedLMHead, masked_lm_head
+from aang_ray.model.lora import add_lora, lora_size
 
 if TYPE_CHECKING:
     from aang_ray.config import EncoderConfig
@@ -49,7 +50,7 @@ def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
 
     Raises:
         UserError: if the checkpoint cannot be read, lacks weights of the body, has fewer than the requested layers, or
-            is of a family whose attention cannot be restricted.
+            is of a family whose attention cannot be restricted; for adapters that the encoder cannot have.
     """
     with quiet_transformers(), _readable(located):
         model, missing = _read(_settings(config, located), located)
@@ -65,11 +66,27 @@ def load_encoder(config: EncoderConfig, located: Located) -> LoadedEncoder:
     if content not in _passed:
         check_no_leak(encoder)
         _passed.add(content)
-    return LoadedEncoder(encoder.train(), None if body is model else masked_lm_head(model, missing))
+    mlm_head = None if body is model else masked_lm_head(model, missing)
+    if config.adapter is not None:
+        add_lora(body, config.adapter)  # after the test: the first adapter of all changes nothing
+    return LoadedEncoder(encoder.train(), mlm_head)
 
 
-def encoder_size(config: EncoderConfig, located: Located) -> tuple[int, int, int]:
-    """Return the number of parameters, of layers, and of layers of the checkpoint, from its configuration alone.
+@dataclass(frozen=True)
+class EncoderSize:
+    """Sizes of an encoder."""
+
+    parameters: int
+    """Number of its own parameters, without adapters."""
+    trained: int
+    """Number of parameters that are trained: those of the adapters, or its own."""
+    layers: int
+    checkpoint_layers: int
+    """Number of layers of the checkpoint, of which the first `layers` are kept."""
+
+
+def encoder_size(config: EncoderConfig, located: Located) -> EncoderSize:
+    """Return the sizes of an encoder, from the checkpoint's configuration alone.
 
     Raises:
         UserError: as `load_encoder`, but for what only the weights tell.
@@ -77,11 +94,13 @@ def encoder_size(config: EncoderConfig, located: Located) -> tuple[int, int, int
     with quiet_transformers(), _readable(located):
         whole = _settings(config.model_copy(update={"layers": None}), located)
         settings = _settings(config, located)
-        choices: Any = MODEL_MAPPING[type(settings)]
+        model_class = _class_of(MODEL_MAPPING, settings)
         with torch.device("meta"):
-            model = (choices[0] if isinstance(choices, tuple) else choices)(settings)
+            model = model_class(settings, **_without_pooler(model_class))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = parameters if config.adapter is None else lora_size(model, config.adapter)
     layers = (getattr(kept, "num_hidden_layers", 0) for kept in (settings, whole))
-    return (sum(parameter.numel() for parameter in model.parameters()), *layers)
+    return EncoderSize(parameters, trained, *layers)
 
 
 @contextmanager
@@ -125,9 +144,6 @@ def _read(settings: Any, located: Located) -> tuple[Any, frozenset[str]]:
         return _class_of(MODEL_MAPPING, settings)(settings, add_pooling_layer=False), frozenset()
     family = MODEL_FOR_MASKED_LM_MAPPING if type(settings) in MODEL_FOR_MASKED_LM_MAPPING else MODEL_MAPPING
     model_class = _class_of(family, settings)
-    # Masked-LM models have no pooler. In a bare model it would be unused, but weight decay would change it.
-    takes = inspect.signature(model_class.__init__).parameters
-    without_pooler = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
     model, info = model_class.from_pretrained(
         located.source,
         revision=located.revision,
@@ -136,9 +152,18 @@ def _read(settings: Any, located: Located) -> tuple[Any, frozenset[str]]:
         use_safetensors=True,
         attn_implementation="sdpa" if model_class._supports_sdpa else "eager",
         output_loading_info=True,
-        **without_pooler,
+        **_without_pooler(model_class),
     )
     return model, frozenset(info["missing_keys"])
+
+
+def _without_pooler(model_class: Any) -> dict[str, bool]:
+    """Return the arguments that leave out a bare model's pooler: it would be unused, but weight decay would change it.
+
+    Masked-LM models have none.
+    """
+    takes = inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
 
 
 def _class_of(family: Any, settings: Any) -> Any:

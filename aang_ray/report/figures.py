@@ -84,7 +84,7 @@ def plot(
             FIGURES[name](Logged(store, rows, tasks, metric), figure, **({"cost": cost} if name == "cost" else {}))
         try:
             date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-            figure.savefig(path, dpi=150, metadata=date)
+            figure.savefig(path, dpi=150, metadata=date, bbox_inches="tight")  # legends may stand outside
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 

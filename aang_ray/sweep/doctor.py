@@ -220,8 +220,8 @@ def check_encoder() -> Finding:
         located = locate(EncoderConfig(name=PACKAGED))
     except UserError as error:
         return Finding("note", "no packaged encoder; `aang try` and jobs/demo.yaml need one", str(error))
-    size, layers, _ = encoder_size(EncoderConfig(name=PACKAGED), located)
-    return Finding("ok", f"{PACKAGED}: {layers} layers, {size / 1e6:.0f} million parameters")
+    size = encoder_size(EncoderConfig(name=PACKAGED), located)
+    return Finding("ok", f"{PACKAGED}: {size.layers} layers, {size.parameters / 1e6:.0f} million parameters")
 
 
 def check_ray() -> Finding:

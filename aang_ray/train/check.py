@@ -14,14 +14,16 @@ from aang_ray.data.digits import ImageTask
 from aang_ray.data.random_encoder import locate_encoder
 from aang_ray.data.tasks import EndTask
 from aang_ray.errors import UserError
-from aang_ray.model.loading import checkpoint_pooling, encoder_size
+from aang_ray.model.loading import EncoderSize, checkpoint_pooling, encoder_size
 from aang_ray.train.device import device_of
 from aang_ray.train.plan import check_n
 from aang_ray.train.setup import check_dev
 from aang_ray.train.text import space_file
 
+FROZEN_BYTES = 4
+"""Bytes that a parameter takes that is not trained: its value, in fp32."""
 PARAMETER_BYTES = 20
-"""Bytes a parameter takes: value, gradient, two moments of Adam, and the best model so far, in fp32."""
+"""Bytes that a trained one takes: value, gradient, two moments of Adam, and the best model so far, in fp32."""
 TOKEN_BYTES = 64
 """Bytes that a batch holds of each token, at least: ids, positions, ranks and labels, of two batches at once."""
 _LINES = 12
@@ -74,13 +76,17 @@ def check_runs(runs: Iterable[RunConfig], *, here: bool) -> list[str]:
     return [*list(lines)[:_LINES], *more, *warnings]
 
 
-def _encoder(data: DataConfig, config: EncoderConfig) -> tuple[int, str]:
-    """Return the number of parameters of an encoder, and its layers in words."""
+def _encoder(data: DataConfig, config: EncoderConfig) -> tuple[EncoderSize, str]:
+    """Return the sizes of an encoder, and its layers and adapters in words."""
     located = locate_encoder(data, config)
     if config.pooling == "auto":
         checkpoint_pooling(located)
-    size, layers, all_layers = encoder_size(config, located)
-    return size, f"all {layers} layers" if layers == all_layers else f"{layers} of {all_layers} layers"
+    size = encoder_size(config, located)
+    of_all = size.layers == size.checkpoint_layers
+    words = f"all {size.layers} layers" if of_all else f"{size.layers} of {size.checkpoint_layers} layers"
+    if config.adapter is not None:
+        words += f", LoRA of rank {config.adapter.rank}: {size.trained:,} of {size.parameters:,} parameters are trained"
+    return size, words
 
 
 def _given_corpora(task: EndTask) -> list[str]:
@@ -89,19 +95,20 @@ def _given_corpora(task: EndTask) -> list[str]:
     return [kind for kind, count in counts if count["passages"] > count.get("given_by_train", 0)]
 
 
-def _check_memory(run: RunConfig, task: EndTask, parameters: int) -> None:
+def _check_memory(run: RunConfig, task: EndTask, encoder: EncoderSize) -> None:
     """Refuse sizes that cannot fit: what a run needs at least, against all the memory that this machine has."""
     batch = run.batch
     texts = (batch.end_task or 0) + (run.method.auxiliary and (batch.auxiliary or 0))
     texts += batch.dev + (batch.dev_head or 0) if run.method.uses_dev else 0
     longest = max(int(part.lengths.max(initial=1)) for part in (task.train.tokens, *task.corpora.values()))
-    need = PARAMETER_BYTES * parameters + TOKEN_BYTES * texts * longest
+    frozen = encoder.parameters if encoder.trained != encoder.parameters else 0
+    need = FROZEN_BYTES * frozen + PARAMETER_BYTES * encoder.trained + TOKEN_BYTES * texts * longest
     there = psutil.virtual_memory().total
     if need > there:
         raise UserError(
-            f"a run of {texts:,} texts a step and {parameters:,} parameters needs at least {need / 2**30:,.0f} GiB of "
-            f"memory, this machine has {there / 2**30:,.0f}; lower batch.end_task, batch.auxiliary, batch.dev or "
-            "encoder.layers"
+            f"a run of {texts:,} texts a step and {encoder.parameters:,} parameters needs at least "
+            f"{need / 2**30:,.0f} GiB of memory, this machine has {there / 2**30:,.0f}; lower batch.end_task, "
+            "batch.auxiliary, batch.dev or encoder.layers"
         )
 
 

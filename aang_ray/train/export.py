@@ -40,6 +40,7 @@ from aang_ray.model.attention import position_offset
 from aang_ray.model.encoder import Encoder
 from aang_ray.model.heads import ClassificationHead
 from aang_ray.model.loading import quiet_transformers
+from aang_ray.model.lora import has_lora, merged_state, write_adapter
 from aang_ray.model.portable import PooledClassifier, PooledClassifierConfig
 from aang_ray.objectives.source import END_TASK_HEAD
 from aang_ray.store.files import NotWritten, new_folder, write_file
@@ -52,6 +53,7 @@ from aang_ray.train.setup import Setup
 
 FORMAT = 2
 RUN, README, CODE = "run.json", "README.md", "modeling_pooled_classifier.py"
+ADAPTER = "adapter"
 _OLD_RUN = "model_card.json"
 """What `RUN` was called in format 1."""
 _OWN_CLASS = frozenset({"bert", "camembert", "mpnet", "roberta", "xlm-roberta"})
@@ -117,6 +119,7 @@ def _write(folder: Path, setup: Setup, record: CellRecord) -> None:
         max_tokens=task.manifest["max_tokens"],
         pairs=config.data.text_b is not None,
         own_code=own_code,
+        adapter=ADAPTER if has_lora(encoder.body) else None,
     )
     run = {
         "format": FORMAT,
@@ -131,6 +134,8 @@ def _write(folder: Path, setup: Setup, record: CellRecord) -> None:
     with quiet_transformers(), new_folder(folder.absolute(), replace=True) as draft:
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
+        if facts.adapter is not None:
+            write_adapter(encoder.body, draft / facts.adapter, facts.base_model, located.revision)
         if own_code:
             (draft / CODE).write_text(inspect.getsource(portable), encoding="utf-8")
         (draft / README).write_text(model_card(record, facts), encoding="utf-8")
@@ -140,6 +145,7 @@ def _write(folder: Path, setup: Setup, record: CellRecord) -> None:
 def to_transformers(encoder: Encoder, head: ClassificationHead, labels: Sequence[str], pad: int) -> Any:
     """Return a model of Transformers that computes what encoder and head compute, in eval mode on the CPU.
 
+    Adapters are merged into the layers that they adapt.
     It is the family's own class where that pools and classifies in the same way, else a `PooledClassifier`.
 
     Args:
@@ -168,7 +174,7 @@ def to_transformers(encoder: Encoder, head: ClassificationHead, labels: Sequence
         plain = (body.config.to_dict(), encoder.pooling, dropout.p, first_position)
         model = PooledClassifier(PooledClassifierConfig(*plain, **settings))
     target, dense, output = _parts(model)
-    found = target.load_state_dict(body.state_dict(), strict=False)
+    found = target.load_state_dict(merged_state(body), strict=False)
     # The hidden layer of BERT's head is the pooler of its body, which our bodies do not have.
     wrong = [name for name in (*found.missing_keys, *found.unexpected_keys) if not name.startswith("pooler.")]
     if wrong:

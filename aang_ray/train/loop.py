@@ -23,7 +23,7 @@ from aang_ray.store.schema import HistoryRow, Scores, prediction_table
 from aang_ray.train.checkpoint import Checkpointer
 from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
-from aang_ray.train.optim import warmup_steps
+from aang_ray.train.optim import load_trained_state, trained_state, warmup_steps
 from aang_ray.train.record import BEAT_SECONDS, Heartbeat, Progress, SplitScores
 from aang_ray.train.rounds import make_stepper
 from aang_ray.train.setup import Setup, majority_class, setup_of_stage, stages_of
@@ -224,7 +224,7 @@ class Trainer:
             progress.since_best += 1
         if score > progress.best_score:
             progress.best_score, progress.best_step, progress.since_best = score, progress.steps, 0
-            now = self._scored_model().state_dict()
+            now = trained_state(self._scored_model())
             self._best_model = {name: value.detach().to("cpu", copy=True) for name, value in now.items()}
             self._best_dev = predictions
         return scores
@@ -249,7 +249,7 @@ class Trainer:
     def _score_best_model(self) -> tuple[SplitScores, Predictions]:
         """Load the best model and score it on test; return also its predictions there."""
         setup = self.setup
-        self._scored_model().load_state_dict(self._best_model)
+        load_trained_state(self._scored_model(), self._best_model)
         test = self._predict(self._whole.domain.reader("test", setup.workers.rank, setup.workers.size))
         clean = test.take(setup.task.test_clean)
         dev = self.progress.best_dev

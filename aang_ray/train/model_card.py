@@ -40,6 +40,8 @@ class ModelFacts:
     pairs: bool
     own_code: bool
     """Whether Transformers needs the modelling file of the folder."""
+    adapter: str | None = None
+    """Folder of the encoder's adapters in the layout of peft; None for an encoder without."""
 
 
 def model_card(record: CellRecord, facts: ModelFacts) -> str:
@@ -151,10 +153,16 @@ def _use(facts: ModelFacts) -> str:
         if facts.own_code
         else ""
     )
+    adapter = (
+        f"\n\nThe encoder was trained with low-rank adapters. They are merged into the model's weights, and "
+        f"`{facts.adapter}` holds them alone, for `peft.PeftModel.from_pretrained` on the encoder's base model."
+        if facts.adapter is not None
+        else ""
+    )
     return (
         "```python\nfrom transformers import pipeline\n\n"
         f'classify = pipeline("text-classification", "path/to/this/folder"{trust})\n'
-        f"classify({example}, truncation=True, top_k=None)\n```{own}"
+        f"classify({example}, truncation=True, top_k=None)\n```{own}{adapter}"
     )
 
 

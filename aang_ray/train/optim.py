@@ -1,4 +1,4 @@
-"""The optimiser of body and heads, its schedule, and clipping. See docs/semantics.md, sections 2 and 4."""
+"""The optimiser of body and heads, its schedule, clipping, and the state that it changes (semantics, sections 2, 4)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aang_ray.objectives.source import FIRST_OBJECTIVE
 def make_optimizer(body: nn.Module, heads: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Return AdamW or SGD with separate rates for body and heads. Weight decay applies to biases and norms, too."""
     groups: list[dict[str, Any]] = [
-        {"params": list(body.parameters()), "lr": config.body_lr, "weight_decay": config.body_weight_decay},
+        {"params": _trained(body), "lr": config.body_lr, "weight_decay": config.body_weight_decay},
         {"params": list(heads.parameters()), "lr": config.head_lr, "weight_decay": config.head_weight_decay},
     ]
     if config.algorithm == "sgd":
@@ -55,6 +55,28 @@ def clip(body: nn.Module, heads: Mapping[str, nn.Module], config: OptimConfig) -
         return
     for head in heads.values():
         nn.utils.clip_grad_norm_(head.parameters(), config.clip)
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return what training changes of a module: its `state_dict` without frozen parameters."""
+    frozen = _frozen(module)
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def load_trained_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Restore what `trained_state` returned of a module that was made in the same way.
+
+    Raises:
+        ValueError: The state holds other names.
+    """
+    found = module.load_state_dict(state, strict=False)
+    wrong = [*found.unexpected_keys, *(set(found.missing_keys) - _frozen(module))]
+    if wrong:
+        raise ValueError(f"{len(wrong)} names are of another model, {min(wrong)} first")
+
+
+def _frozen(module: nn.Module) -> set[str]:
+    return {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
 
 def clip_objectives(body: nn.Module, separate_SP: Tensor, coefficients_S: Tensor) -> None:

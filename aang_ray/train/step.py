@@ -24,7 +24,16 @@ from aang_ray.objectives.calibration import Calibrated
 from aang_ray.objectives.source import DEV, DEV_HEAD, END_TASK, END_TASK_HEAD
 from aang_ray.train.device import MicroBatch, activation_bytes, is_out_of_memory
 from aang_ray.train.domain import DomainBatch, DomainPiece
-from aang_ray.train.optim import clip, clip_objectives, get_gradient, make_optimizer, rate_factor, set_gradient
+from aang_ray.train.optim import (
+    clip,
+    clip_objectives,
+    get_gradient,
+    load_trained_state,
+    make_optimizer,
+    rate_factor,
+    set_gradient,
+    trained_state,
+)
 from aang_ray.train.primary import NO_PIECES, PrimaryPieces, PrimaryView
 from aang_ray.train.setup import Setup
 from aang_ray.train.workers.exchange import Exchange, Share, failing_for_all, no_gradients
@@ -186,7 +195,7 @@ class Stepper:
         """
         setup = self.setup
         return {
-            "body": dict(setup.encoder.state_dict()),
+            "body": trained_state(setup.encoder),
             "heads": dict(setup.heads.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -199,7 +208,7 @@ class Stepper:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned, except a `batch.micro` of the user, which affects rounding only."""
         setup = self.setup
-        setup.encoder.load_state_dict(state["body"])
+        load_trained_state(setup.encoder, state["body"])
         setup.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

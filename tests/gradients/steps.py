@@ -111,6 +111,12 @@ class Reference:
     updates: dict[str, Tensor]
 
 
+def trained(body: nn.Module, heads: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters of body and heads, by name."""
+    named = dict(body.named_parameters()) | {f"heads.{name}": p for name, p in heads.named_parameters()}
+    return {name: p for name, p in named.items() if p.requires_grad}
+
+
 def reference(
     body: nn.Module,
     heads: nn.Module,
@@ -120,9 +126,9 @@ def reference(
     tied_in_scores: bool = False,
 ) -> Reference:
     """One forward pass, then one `autograd.grad` for each segment, without the package's engines."""
-    named = dict(body.named_parameters()) | {f"heads.{name}": p for name, p in heads.named_parameters()}
-    of_body = list(body.parameters())
-    tied = [m for m in heads.modules() if isinstance(m, TiedDecoder)]
+    named = trained(body, heads)
+    of_body = [p for p in body.parameters() if p.requires_grad]
+    tied = [m for m in heads.modules() if isinstance(m, TiedDecoder) and m.table.weight.requires_grad]
     for module in tied:
         module.alias = module.table.weight.detach().requires_grad_()
     losses_S = losses(piece)
@@ -163,8 +169,8 @@ def run(
 ) -> tuple[StepGradients, dict[str, Tensor]]:
     """Return the engine's result and the `.grad` of every parameter, and clear `.grad`."""
     result = engine(pieces, losses, request)
-    named = dict(body.named_parameters()) | {f"heads.{name}": p for name, p in heads.named_parameters()}
-    updates = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in named.items()}
+    assert all(p.grad is None for p in body.parameters() if not p.requires_grad)
+    updates = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in trained(body, heads).items()}
     body.zero_grad(set_to_none=True)
     heads.zero_grad(set_to_none=True)
     return result, updates

@@ -94,6 +94,12 @@ SETTINGS: Cases = (
     ("encoder.name=lenet", "encoder.name: lenet reads images"),
     ("encoder.revision=main", "encoder.revision: only encoders on the Hub have revisions"),
     ("encoder.pooling=max", "encoder.pooling: 'max' is not allowed"),
+    ("encoder.adapter=lora", "encoder.adapter: must be settings such as"),
+    ("encoder.adapter.kind=dora", "encoder.adapter.kind: "),
+    ("encoder.adapter.rank=0", "encoder.adapter.rank: must be greater than 0"),
+    ("encoder.adapter.alpha=0", "encoder.adapter.alpha: must be greater than 0"),
+    ("encoder.adapter.targets=[]", "encoder.adapter.targets"),
+    ("encoder.adapter.targets=[query, nothing]", "encoder.adapter.targets: 'nothing' names no linear layers"),
     ("encoder.dropout=2", "encoder.dropout: must be less than or equal to 1"),
     # the data
     ("data.task=./nothing", "data.task: there is no file or folder ./nothing"),

@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from aang_ray.data.random_encoder import locate_encoder
 from aang_ray.errors import UserError
+from aang_ray.model.loading import encoder_size
 from aang_ray.train.check import check_runs
+from aang_ray.train.device import choose_compute
+from aang_ray.train.setup import build
 from tests.train.running import tiny_config
 
 
@@ -26,6 +30,17 @@ def test_runs_are_described_once(tiny: dict[str, Any]) -> None:
     assert "encoder, 2 of 3 layers; 1" in line
     assert "train texts are cut at 8 tokens" in line
     assert more == []
+
+
+def test_adapters_are_described_and_count_in_memory(tiny: dict[str, Any]) -> None:
+    config = tiny_config(tiny, "encoder.adapter.rank=2", "space=td_ed")
+    (line,) = check_runs([config], here=True)
+    size = encoder_size(config.encoder, locate_encoder(config.data, config.encoder))
+    assert f"all 3 layers, LoRA of rank 2: {size.trained:,} of {size.parameters:,} parameters are trained; no" in line
+    trained = [p.numel() for p in build(config, choose_compute(config)).encoder.parameters() if p.requires_grad]
+    assert sum(trained) == size.trained < size.parameters / 10
+    with pytest.raises(UserError, match=r"encoder.adapter.targets: 'nothing' names no linear layers"):
+        check_runs([tiny_config(tiny, "encoder.adapter.targets=nothing")], here=False)
 
 
 def test_text_that_no_objective_uses(tiny: dict[str, Any], tmp_path: Path) -> None:

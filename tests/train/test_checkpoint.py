@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -34,6 +35,7 @@ METHODS = {
     "finetune": ["method=finetune"],
     "static": ["method=static"],
     "aang": ["method.head_refit_every=3", "method.meta_every=2", "objectives.heads=per_objective"],
+    "aang, lora": ["method.meta_every=2", "encoder.adapter={rank: 2, targets: all-linear}"],
 }
 PUBLISHED = ["objectives.allocation=published", "optim.clipping=published", "method.dev_sample=published"]
 
@@ -110,6 +112,29 @@ def test_resumed_after_any_step_it_ends_with_the_same_numbers(
         assert numbers(resumed) == numbers(plain)
         assert [row.step for row in seen] == [after for after in (3, 6, 7) if after > step], "it went on, not anew"
         assert_identical(last_state(folder, config), expected)
+
+
+def test_a_checkpoint_holds_adapters_alone(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = short(tiny, "method=finetune", "encoder.adapter.rank=2")
+    run_cell(config, checkpoints=tmp_path)
+    found = CheckpointFiles(tmp_path, config.cell).load()
+    assert found is not None
+    body, optimizer = found.state["stepper"]["body"], found.state["stepper"]["optimizer"]
+    kept = {name: value for name, value in found.kept.items() if name.startswith("encoder.")}
+    assert {f"encoder.{name}" for name in body} == set(kept)
+    # Query and value of each layer, A and B each, and what the optimiser knows of them and of the head.
+    assert len(body) == tiny_layers(tiny) * 2 * 2
+    assert all(".lora_A." in name or ".lora_B." in name for name in body)
+    assert len(optimizer["state"]) == len(body) + 4
+    found.state["stepper"]["body"].popitem()
+    CheckpointFiles(tmp_path, config.cell).save(STEPS, found.state, 3, found.kept)
+    with pytest.raises(UserError, match=r"does not fit this version \(1 names are of another model, "):
+        run_cell(config, checkpoints=tmp_path)
+
+
+def tiny_layers(tiny: dict[str, Any]) -> int:
+    layers: int = json.loads((Path(tiny["encoder"]["name"]) / "config.json").read_text())["num_hidden_layers"]
+    return layers
 
 
 def test_published_allocation_and_two_stops(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -162,6 +162,32 @@ def test_every_family_without_this_package(tiny: dict[str, Any], tmp_path: Path)
                 AutoModelForSequenceClassification.from_pretrained(model.folder, trust_remote_code=False)
 
 
+def test_adapters_are_merged_and_stand_beside(tiny: dict[str, Any], tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    models = []
+    places = [("bert", "first"), ("distilbert", "mean"), ("deberta-v2", "first"), ("modernbert", "mean")]
+    for family, pooling in places:
+        encoder = write_family(tmp_path / family, family)
+        settings = [f"encoder.name={encoder}", f"encoder.pooling={pooling}", "optim.body_lr=0.01", "precision=fp32"]
+        adapter = "encoder.adapter={rank: 3, alpha: 12, targets: all-linear}"
+        config = tiny_config(tiny, "method=static", "schedule.steps=6", "data.max_tokens=12", adapter, *settings)
+        models.append(exported(config, tmp_path / f"{family}-{pooling}"))
+    answers = elsewhere(*models, own_code=[place != ("bert", "first") for place in places])
+    for model, (_, probabilities), (family, _) in zip(models, answers, places, strict=True):
+        np.testing.assert_allclose(probabilities, model.probabilities, atol=1e-5, err_msg=family)
+        labels, ours = load_classifier(model.folder).predict(model.texts)
+        assert labels == model.labels
+        np.testing.assert_allclose(ours, model.probabilities, atol=1e-5)
+        base, ids = AutoModel.from_pretrained(tmp_path / family), torch.tensor([[6, 9, 7]])
+        merged = load_classifier(model.folder)._encoder.body
+        expected = merged(input_ids=ids).last_hidden_state
+        assert not torch.allclose(base.eval()(input_ids=ids).last_hidden_state, expected, atol=1e-3)
+        adapted = PeftModel.from_pretrained(base, model.folder / "adapter").eval()
+        torch.testing.assert_close(adapted(input_ids=ids).last_hidden_state, expected, rtol=0, atol=1e-5)
+        assert "holds them alone, for `peft.PeftModel.from_pretrained`" in (model.folder / "README.md").read_text()
+
+
 @pytest.fixture(autouse=True)
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may ask the user whether it may run code of a folder."""

@@ -51,9 +51,10 @@ def test_in_fp32_too_within_a_stated_tolerance(tiny: dict[str, Any]) -> None:
     assert weightings[0].flat_F.abs().max() > 0.1
 
 
-def test_both_rates_zero_is_static_multitask(tiny: dict[str, Any]) -> None:
-    frozen = run_steps(tiny_config(tiny, "method={name: aang, aux_lr: 0, sopt_lr: 0}"), 4)
-    static = run_steps(tiny_config(tiny, "method=static"), 4)
+@pytest.mark.parametrize("settings", [[], ["encoder.adapter.rank=2"]])
+def test_both_rates_zero_is_static_multitask(tiny: dict[str, Any], settings: list[str]) -> None:
+    frozen = run_steps(tiny_config(tiny, "method={name: aang, aux_lr: 0, sopt_lr: 0}", *settings), 4)
+    static = run_steps(tiny_config(tiny, "method=static", *settings), 4)
     assert torch.equal(parameters(frozen), parameters(static))
     assert not frozen.prepare(0).batch.segments[0].examples  # no dev batch
     assert frozen.prepare(0).dev_head is None  # no dev head

@@ -48,10 +48,20 @@ CASES: dict[str, list[str]] = {
     "static": [*PLAIN, "method=static"],
     "static, accumulation": [*PLAIN, "method=static", "batch.micro=5"],
     "finetune": [*PLAIN, "method=finetune"],
+    "lora": [*AANG, "encoder.adapter={rank: 2, targets: all-linear}"],
+    "lora, evidence, accumulation": [
+        *AANG,
+        "encoder.adapter={rank: 2}",
+        "method.update=evidence",
+        "method.dev_memory=0.5",
+        "batch.micro=5",
+    ],
+    "lora, published clipping": [*AANG, "encoder.adapter={rank: 2}", "optim.clipping=published"],
+    "lora, static": [*PLAIN, "encoder.adapter={rank: 2}", "method=static"],
 }
 WITH_TWO = tuple(name for name in CASES if not name.startswith("n=1"))
 WITH_THREE = ("cosine", "evidence", "accumulation", "published clipping", "static")
-WITH_FOUR = ("cosine", "evidence", "n=1", "n=1, accumulation", "sharded", "finetune")
+WITH_FOUR = ("cosine", "evidence", "n=1", "n=1, accumulation", "sharded", "finetune", "lora")
 TOLERANCE = {
     torch.float64: 1e-9,  # asked for is 1e-6; a wrong norm of the joint gradient moves a run by 1e-6 only
     # AdamW divides a gradient by its own size: an entry that is rounding alone moves by up to the learning rate
@@ -88,7 +98,7 @@ def run(workers: Workers, small: dict[str, Any], names: tuple[str, ...]) -> Foun
             losses_S = made.step(prepared).losses_S
             tokens += prepared.real_tokens
         state = {key: value for key, value in setup.method.state_dict().items() if isinstance(value, Tensor)}
-        body = sum(p.nbytes for p in setup.encoder.parameters())
+        body = sum(p.nbytes for p in setup.encoder.parameters() if p.requires_grad)
         assert isinstance(setup.encoder, Encoder)
         table = setup.encoder.word_embeddings.weight.nbytes
         found[name] = {
@@ -133,18 +143,24 @@ def test_workers_change_nothing(
 def assert_bytes(found: Mapping[str, Any], name: str, size: int) -> None:
     """The body is sent once, and the bytes of everything else are as documented."""
     traffic, body, segments = found["traffic"], found["body"], found["segments"]
-    matrix, method = name.startswith("published"), name in ("static", "static, accumulation", "finetune")
-    untied = name == "published"  # its update is a sum of the separate gradients
+    matrix = name.startswith("published") or name == "lora, published clipping"
+    method = name in ("static", "static, accumulation", "finetune", "lora, static")
+    untied = name in ("published", "lora, published clipping")  # its update is a sum of the separate gradients
     assert traffic["body"] == (0 if untied else body)
-    kept = name in ("evidence", "evidence, accumulation")  # the dev gradient; the other case has none at its last step
+    kept = name in (
+        "evidence",
+        "evidence, accumulation",
+        "lora, evidence, accumulation",
+    )  # the dev gradient; the other case has none at its last step
     assert traffic["separate"] == (segments * body if matrix else body if kept else 0)
     # Two segments on four workers are shared, and so is an end task of two fifths of the tokens.
     shared = not (matrix or method) and size == 4
     assert (traffic["parts"] > 0) == shared, (name, size)
     assert traffic["parts"] % body == 0
     assert 0 < traffic["scalars"] <= 8 * (3 * segments + 1)
-    assert 0 < traffic["heads"] < body or untied
-    joint = not (matrix or method or name in ("dot, loop", "tied"))
+    assert traffic["heads"] > 0
+    assert traffic["heads"] < body or untied or "lora" in name
+    joint = not (matrix or method or name in ("dot, loop", "tied") or "lora" in name)  # its table is frozen
     assert (0 < traffic["rows"] <= found["table"]) == joint
     assert (traffic["parameters"] > 0) == (name == "sharded")
 
