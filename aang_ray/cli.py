@@ -84,9 +84,13 @@ def train(
 
     from aang_ray.config import load_config
     from aang_ray.sweep.command import train_once
+    from aang_ray.train.process import set_up_process
 
     run = load_config(config, settings or [])
-    result = train_once(run, open_store(store), Console(), export).result
+    console = Console()
+    if run.resources.workers == 1:  # each of several workers is a process of its own
+        console.print(set_up_process(run.resources), highlight=False, soft_wrap=True)
+    result = train_once(run, open_store(store), console, export).result
     if result.status == "failed":
         raise RunFailure(result.error or "the run failed")
 

@@ -322,6 +322,9 @@ class ResourcesConfig(Section):
     """`sharded`: each worker stores a part of the optimiser's state and sends the parameters it updates (ZeRO-1)."""
     checkpoint_minutes: NonNegativeFloat = 5.0
     """Minutes between two checkpoints of a run; 0: after every step."""
+    keep_memory: Annotated[bool, Neutral(True)] = True
+    """Whether trials, workers and `aang train` keep freed memory for the next step (glibc on Linux only). `false`:
+    they return it to the system, which costs time."""
 
 
 class Fingerprints(Section):

@@ -8,6 +8,7 @@ Shape suffixes: E texts, M labelled positions, H hidden size, W width of the emb
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from aang_ray.model.segments import current_pass_update, current_segment_rows, per_row
+from aang_ray.model.vocabulary_loss import compute_type, decoded_losses
 
 
 class ClassificationHead(nn.Sequential):
@@ -24,8 +28,36 @@ class ClassificationHead(nn.Sequential):
         super().__init__(nn.Linear(hidden, hidden), nn.Tanh(), nn.Dropout(dropout), nn.Linear(hidden, classes))
 
 
-class TiedDecoder(nn.Module):
-    """Vocabulary logits x Wᵀ + b, [M, W] to [M, V], where W is the encoder's embedding table and its parameter only."""
+class Decoder(nn.Module, ABC):
+    """Vocabulary logits x Wᵀ + b, [M, W] to [M, V], or the losses of labels, [M], without the logits."""
+
+    bias: nn.Parameter
+
+    @property
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """W, [V, W]."""
+
+    def forward(self, x_MW: Tensor, label_M: Tensor | None = None, weight_M: Tensor | None = None) -> Tensor:
+        """Return the logits, or with labels the cross-entropy of each row in fp32 or wider.
+
+        `weight_M` is the factor of each row in its segment's loss. With it, and inside `segments.pass_update`, the
+        forward pass also computes this pass's sums for W and b.
+        """
+        weight_VW = self.matrix
+        if label_M is None:
+            return F.linear(x_MW, weight_VW, self.bias)
+        update, rows = current_pass_update(), current_segment_rows()
+        if update is None or rows is None or weight_M is None or not torch.is_grad_enabled():
+            return decoded_losses(x_MW, weight_VW, self.bias, label_M)
+        wide = torch.promote_types(compute_type(x_MW, weight_VW), torch.float32)
+        scale_M = weight_M.to(wide) * per_row(update.coefficients_S.to(wide), rows)
+        sums = update.sums(weight_VW), update.sums(self.bias)
+        return decoded_losses(x_MW, weight_VW, self.bias, label_M, scale_M, sums)
+
+
+class TiedDecoder(Decoder):
+    """A decoder whose matrix is the encoder's embedding table and the table's parameter only."""
 
     alias: Tensor | None
     """A plain tensor (not a Parameter) that replaces the table if it is set. It separates the table's gradient as
@@ -44,9 +76,22 @@ class TiedDecoder(nn.Module):
         assert isinstance(table, nn.Embedding)
         return table
 
-    def forward(self, x_MW: Tensor) -> Tensor:
-        weight_VW = self.table.weight if self.alias is None else self.alias
-        return F.linear(x_MW, weight_VW, self.bias)
+    @property
+    def matrix(self) -> Tensor:
+        return self.table.weight if self.alias is None else self.alias
+
+
+class OwnDecoder(Decoder):
+    """A decoder with a copy of the encoder's embedding table, which is trained with the head."""
+
+    def __init__(self, table: nn.Embedding, bias_V: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(table.weight.detach().clone())
+        self.bias = nn.Parameter(_bias(table, bias_V))
+
+    @property
+    def matrix(self) -> Tensor:
+        return self.weight
 
 
 @dataclass(frozen=True)
@@ -60,7 +105,7 @@ class MaskedLMHead:
 
 
 class TokenHead(nn.Module):
-    """Vocabulary logits of labelled positions: dense, GELU, LayerNorm, decoder; [M, H] to [M, V].
+    """Vocabulary logits, [M, V], or losses, [M], of labelled positions, [M, H]: dense, GELU, LayerNorm, decoder.
 
     Args:
         table: the encoder's embedding table.
@@ -98,22 +143,13 @@ class TokenHead(nn.Module):
         else:
             self.dense, self.activation, self.norm = copy.deepcopy((start.dense, start.activation, start.norm))
             bias_V = start.bias_V
-        self.decoder = _own_decoder(table, bias_V) if untied else TiedDecoder(table, bias_V)
+        self.decoder: Decoder = OwnDecoder(table, bias_V) if untied else TiedDecoder(table, bias_V)
 
-    def forward(self, hidden_MH: Tensor) -> Tensor:
-        logits_MV: Tensor = self.decoder(self.norm(self.activation(self.dense(hidden_MH))))
-        return logits_MV
-
-
-def _own_decoder(table: nn.Embedding, bias_V: Tensor | None) -> nn.Linear:
-    weight = table.weight
-    # Created on the meta device, because the default initialisation would use up random numbers for nothing.
-    decoder = nn.Linear(table.embedding_dim, table.num_embeddings, device="meta", dtype=weight.dtype)
-    decoder = decoder.to_empty(device=weight.device)
-    with torch.no_grad():
-        decoder.weight.copy_(weight)
-        decoder.bias.copy_(_bias(table, bias_V))
-    return decoder
+    def forward(self, hidden_MH: Tensor, label_M: Tensor | None = None, weight_M: Tensor | None = None) -> Tensor:
+        """Return the logits, or with labels the losses, as `Decoder.forward`."""
+        x_MW = self.norm(self.activation(self.dense(hidden_MH)))
+        decoded: Tensor = self.decoder(x_MW) if label_M is None else self.decoder(x_MW, label_M, weight_M)
+        return decoded
 
 
 def _bias(table: nn.Embedding, bias_V: Tensor | None) -> Tensor:

@@ -46,7 +46,10 @@ def tune_trial(config: Mapping[str, Any], store: str, channel: Channel) -> None:
     if channel.closed():
         tune.report({"status": "not started"})
         return
+    from aang_ray.train.process import set_up_process
+
     logger.info("cell %s starts", run.cell)  # so that the log of a process that dies early names its cell
+    logger.info(set_up_process(run.resources))
     actor = ray.get_runtime_context().get_actor_id()
 
     def report(values: dict[str, Any]) -> None:

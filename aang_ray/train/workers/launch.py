@@ -34,6 +34,7 @@ from aang_ray.store import CellRecord, HistoryRow, NotWritten
 from aang_ray.train.checkpoint import CheckpointFiles
 from aang_ray.train.control import Interrupted, RunControl
 from aang_ray.train.device import choose_compute
+from aang_ray.train.process import set_up_process
 from aang_ray.train.record import Heartbeat
 from aang_ray.train.run import run_cell
 from aang_ray.train.workers.group import TIMEOUT, WorkerLost, Workers
@@ -331,6 +332,7 @@ def _train_loop(arguments: Mapping[str, Any]) -> CellRecord | str:
     job: Job = arguments["job"]
     context = train.get_context()
     rank = context.get_world_rank()
+    logger.info(set_up_process(job.config.resources))
 
     def report(row: HistoryRow) -> None:  # every worker must report, but only the first one's report is used
         train.report({"evaluation": row} if rank == 0 else {})
