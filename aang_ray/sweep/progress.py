@@ -304,7 +304,7 @@ class SweepProgress:
                 self._show_rows(running[:MOST_ROWS])
             elif time.monotonic() - self._printed >= PLAIN_INTERVAL:
                 self._printed = time.monotonic()
-                parts = [f"{cell.title}: {_place(cell)}" for cell in running[:MOST_ROWS]]
+                parts = [f"{cell.title}: {describe_step(cell)}" for cell in running[:MOST_ROWS]]
                 more = [f"{len(running) - MOST_ROWS} more run"] if len(running) > MOST_ROWS else []
                 share = f"{self._count()} cells, {100 * done / max(total, 1):.0f} % of the work"
                 self.line("; ".join([f"{share}, {rate}{left}", *parts, *more]))
@@ -316,11 +316,11 @@ class SweepProgress:
         for cell in running:
             if cell.cell not in self._rows:
                 self._rows[cell.cell] = self._bar.add_task(cell.title, left="")
-            self._bar.update(self._rows[cell.cell], total=cell.steps, completed=cell.step, left=_place(cell))
+            self._bar.update(self._rows[cell.cell], total=cell.steps, completed=cell.step, left=describe_step(cell))
 
 
-def _place(cell: CellProgress) -> str:
-    """`step 30/150, loss 1.234, dev 71.05 accuracy`."""
+def describe_step(cell: CellProgress) -> str:
+    """Return how far a cell is: `step 30/150, loss 1.234, dev 71.05 accuracy`."""
     parts = [f"step {cell.step}/{cell.steps}", *([] if cell.loss is None else [f"loss {cell.loss:.3f}"])]
     if cell.score is not None:
         parts.append(f"dev {100 * cell.score:.2f} {cell.metric}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,13 +15,12 @@ import psutil
 from pyarrow import fs
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from aang_ray.errors import UserError
 from aang_ray.store import Store
 from aang_ray.store.files import Location, open_location
 from aang_ray.sweep.plan import duration
-from aang_ray.sweep.progress import FOLDER, CellProgress, SweepFile
+from aang_ray.sweep.progress import FOLDER, CellProgress, SweepFile, describe_step
 
 SILENT_SECONDS = 90.0
 """A driver that has not written for longer is taken for dead: four of its longest pauses, and delays of clocks."""
@@ -139,25 +138,27 @@ def show_status(status: SweepStatus, console: Console, now: datetime | None = No
     if hosts:
         line(f"trials run on {', '.join(f'{host} ({trials})' for host, trials in sorted(hosts.items()))}")
     line(time_left(status))
-    table = Table("cell", "state", "step", "loss", "dev", "texts/s", "left", "host", "last report")
     for cell in [*status.having("running"), *status.having("stopped")]:
-        progress, ago = cell.progress, ""
-        if progress.updated_at:
-            silent = ((now or datetime.now(UTC)) - datetime.fromisoformat(progress.updated_at)).total_seconds()
-            ago = f"{duration(max(silent, 0.0))} ago"
-        score = "" if progress.score is None else f"{100 * progress.score:.2f} {progress.metric}"
-        step = f"{progress.step}/{progress.steps}"
-        loss = "" if progress.loss is None else f"{progress.loss:.3f}"
-        texts, seconds = cell.past
-        rate = texts / seconds if seconds > 0 else 0.0
-        left = duration((progress.work - texts) / rate) if rate and cell.state == "running" else ""
-        speed = f"{rate:,.0f}" if rate else ""
-        table.add_row(progress.title, cell.state, step, loss, score, speed, left, progress.host, ago)
-    if table.rows:
-        console.print(table)
+        line(f"{cell.progress.title}: {', '.join(_parts(cell, now or datetime.now(UTC)))}")
     for cell in status.having("failed"):
         line(f"failed: {cell.progress.title}: {cell.row['error'] if cell.row is not None else None}")
         line(f"  its traceback and its log: aang show {cell.progress.cell} --store {status.store}")
+
+
+def _parts(cell: CellStatus, now: datetime) -> Iterator[str]:
+    """Yield what there is to say of a cell that runs or ran: state, step and loss, speed, time left, machine."""
+    progress, (texts, seconds) = cell.progress, cell.past
+    yield cell.state
+    yield describe_step(progress)
+    if texts > 0 and seconds > 0:
+        yield f"{texts / seconds:,.0f} texts a second"
+        if cell.state == "running":
+            yield f"at most about {duration((progress.work - texts) * seconds / texts)} left"
+    if progress.host:
+        yield f"on {progress.host}"
+    if progress.updated_at:
+        silent = (now - datetime.fromisoformat(progress.updated_at)).total_seconds()
+        yield f"last report {duration(max(silent, 0.0))} ago"
 
 
 def others_at_work(store: Store, cells: Collection[str]) -> list[str]:
