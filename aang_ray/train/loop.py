@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from aang_ray.data.tasks import Metric
 from aang_ray.errors import RunFailure
 from aang_ray.objectives.source import END_TASK, END_TASK_HEAD
-from aang_ray.store.schema import HistoryRow, Scores, prediction_table
+from aang_ray.store.schema import HistoryRow, Scores, WeightRow, prediction_table
 from aang_ray.train.checkpoint import Checkpointer
 from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
 from aang_ray.train.optim import load_trained_state, trained_state, warmup_steps
-from aang_ray.train.record import BEAT_SECONDS, Heartbeat, OnEvaluation, Progress, SplitScores
+from aang_ray.train.record import BEAT_SECONDS, Heartbeat, Progress, SplitScores
 from aang_ray.train.rounds import make_stepper
 from aang_ray.train.setup import Setup, majority_class, setup_of_stage, stages_of
 from aang_ray.train.step import Prepared
@@ -51,8 +51,7 @@ class Trainer:
 
     Args:
         setup: The parts of the run; training changes them in place.
-        on_evaluation: Called after each evaluation with its rows of history and weights (None: the method has no
-            weights), in every worker.
+        on_evaluation: Called after each evaluation, in every worker; `weights` are then those of the evaluation.
         on_beat: Called after a step, every `BEAT_SECONDS`, in every worker.
         checkpointer: Reads and writes the checkpoint; None for a run without checkpoints.
     """
@@ -60,12 +59,14 @@ class Trainer:
     def __init__(
         self,
         setup: Setup,
-        on_evaluation: OnEvaluation | None = None,
+        on_evaluation: Callable[[HistoryRow], None] | None = None,
         checkpointer: Checkpointer | None = None,
         on_beat: Callable[[Heartbeat], None] | None = None,
     ) -> None:
         self.config = setup.config
         self.progress = Progress()
+        self.weights: WeightRow | None = None
+        """Those of the last evaluation; None: the method has none."""
         self._whole = setup
         self._stages = stages_of(setup.config)
         self._enter_stage()
@@ -204,14 +205,14 @@ class Trainer:
             stage=self.stage.name,
         )
         progress.history.append(row)
-        weights = setup.method.describe(prepared.sampled)
+        weights = self.weights = setup.method.describe(prepared.sampled)
         if weights is not None:
             if setup.config.gradients.local_distances:
                 distances = local_distances(self.stepper, progress.stage_steps)
-                weights = replace(weights, health={**weights.health, **distances})
+                weights = self.weights = replace(weights, health={**weights.health, **distances})
             progress.weights.append(weights)
         if self._on_evaluation is not None:
-            self._on_evaluation(row, weights)
+            self._on_evaluation(row)
 
     def _score_dev(self) -> Scores:
         """Score dev, and copy the model if its score is higher than all before."""

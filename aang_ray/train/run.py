@@ -10,7 +10,7 @@ from pathlib import Path
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import RunFailure
 from aang_ray.store.files import NotWritten
-from aang_ray.store.schema import CellRecord
+from aang_ray.store.schema import CellRecord, HistoryRow
 from aang_ray.train.checkpoint import Checkpointer, CheckpointFiles
 from aang_ray.train.control import RunControl, StepLimitReached
 from aang_ray.train.device import choose_compute, is_out_of_memory
@@ -68,7 +68,12 @@ def run_cell(
     if checkpoints is not None:
         minutes = config.resources.checkpoint_minutes
         checkpointer = Checkpointer(CheckpointFiles(checkpoints, config.cell), compute, minutes, workers, control)
-    trainer = Trainer(build(config, compute, workers), on_evaluation, checkpointer, on_beat)
+
+    def evaluated(row: HistoryRow) -> None:
+        if on_evaluation is not None:
+            on_evaluation(row, trainer.weights)
+
+    trainer = Trainer(build(config, compute, workers), evaluated, checkpointer, on_beat)
     record_of = partial(cell_record, config, device=compute.device_name, precision=compute.precision)
     try:
         finished = trainer.run()
