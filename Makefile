@@ -61,7 +61,7 @@ docs: .venv/.dev
 
 .venv/.dev: pyproject.toml constraints.txt | $(PY)
 	@echo "installing aang-ray and all its extras into .venv (some minutes the first time)"
-	@$(PIP) install -c constraints.txt -e '.[demo,solvers,figures,page,query,retrieval,adapters,docs,dev]'
+	@$(PIP) install -c constraints.txt -e '.[demo,solvers,figures,page,query,retrieval,adapters,tensorboard,mlflow,wandb,trackio,onnx,docs,dev]'
 	@touch $@ .venv/.demo
 
 $(PY):

@@ -26,6 +26,7 @@ def train(
     settings: Sequence[str] = (),
     store: Store | str | Path | None = None,
     export: str | Path | None = None,
+    track: Sequence[str] = (),
     quiet: bool = False,
 ) -> CellRecord:
     """Train one configuration, and write its row into the store.
@@ -42,6 +43,7 @@ def train(
         settings: Further settings as text, such as `"optim.body_lr=1e-4"`.
         store: The store, or its folder or URI. None: the variable `AANG_STORE` of the environment, or `results`.
         export: Folder for the trained classifier, which `load_classifier` reads.
+        track: Experiment trackers, as for `sweep`.
         quiet: Print nothing.
 
     Returns:
@@ -60,7 +62,7 @@ def train(
     else:
         mapping = config.model_dump(mode="json") if isinstance(config, RunConfig) else config
         run = parse_config(override(mapping, settings), "configuration")
-    return train_once(run, open_store(store), _console(quiet), None if export is None else Path(export))
+    return train_once(run, open_store(store), _console(quiet), None if export is None else Path(export), track)
 
 
 def sweep(
@@ -74,6 +76,8 @@ def sweep(
     max_hours: float | None = None,
     keep_failed: bool = False,
     scheduler: Literal["asha"] | None = None,
+    keep_models: Literal["best"] | None = None,
+    track: Sequence[str] = (),
     quiet: bool = False,
 ) -> SweepOutcome:
     """Run a grid of configurations with Ray. Runs that the store has are not run again.
@@ -94,6 +98,9 @@ def sweep(
         max_hours: End after so many hours. The same call later continues.
         keep_failed: Do not run failed runs again.
         scheduler: `asha` cuts runs of the less promising configurations short.
+        keep_models: `best` keeps in the store the model of the best run of each row of the table.
+        track: Experiment trackers that get every evaluation: `tensorboard`, `mlflow`, `wandb` or `trackio`, each with
+            or without `=WHERE` (a folder, a tracking URI, a project).
         quiet: Print nothing.
 
     Returns:
@@ -122,6 +129,8 @@ def sweep(
             keep_failed=keep_failed,
             max_hours=max_hours,
             asha=Asha() if scheduler == "asha" else None,
+            keep_models=keep_models is not None,
+            track=track,
         )
     assert outcome is not None  # it is None after a dry run only
     return outcome

@@ -63,6 +63,13 @@ Settings = Annotated[
     ),
 ]
 Word = str | None
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[=WHERE]",
+        help="Log every evaluation with tensorboard (WHERE: a folder), mlflow (a URI), wandb or trackio (a project).",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -78,15 +85,20 @@ def train(
     settings: Settings = None,
     store: StoreUri = DEFAULT_STORE,
     export: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write the trained classifier there.")] = None,
+    track: Track = None,
 ) -> None:
     """Run one configuration, print its scores and write them into the store. Run again after a stop, it continues."""
     from rich.console import Console
 
     from aang_ray.config import load_config
     from aang_ray.sweep.command import train_once
+    from aang_ray.train.process import set_up_process
 
     run = load_config(config, settings or [])
-    result = train_once(run, open_store(store), Console(), export).result
+    console = Console()
+    if run.resources.workers == 1:  # each of several workers is a process of its own
+        console.print(set_up_process(run.resources), highlight=False, soft_wrap=True)
+    result = train_once(run, open_store(store), console, export, track or ()).result
     if result.status == "failed":
         raise RunFailure(result.error or "the run failed")
 
@@ -112,9 +124,13 @@ def sweep(
     grace: Annotated[
         float | None, typer.Option(help="asha: share of its steps that a run takes before the first cut [0.1].")
     ] = None,
+    keep_models: Annotated[
+        Literal["best"] | None, typer.Option(help="best: keep in the store the model of the best run of each row.")
+    ] = None,
     reduction: Annotated[
         int | None, typer.Option(help="asha: at each cut, one configuration out of so many continues [3].")
     ] = None,
+    track: Track = None,
 ) -> None:
     """Run a grid of configurations in parallel and print the table. Run again, it continues where it ended.
 
@@ -149,6 +165,8 @@ def sweep(
         max_hours=max_hours,
         asha=asha,
         is_preset=preset is not None,
+        keep_models=keep_models is not None,
+        track=track or (),
     )
     if outcome is None:
         return
@@ -205,6 +223,25 @@ def status(
     for line in cluster_lines():
         typer.echo(line)
     show_status(read_status(Store(store), file), Console())
+
+
+@app.command()
+def watch(
+    file: Annotated[Path | None, typer.Argument(help="Name of a sweep file; none: the last sweep.")] = None,
+    store: StoreUri = DEFAULT_STORE,
+) -> None:
+    """Show a sweep as it goes, from another shell: runs, scores, weights, time left. Ctrl-C ends the watching only.
+
+    It ends with the sweep. The exit code is 1 if a run failed or remains.
+    """
+    from rich.console import Console
+
+    from aang_ray.store import Store
+    from aang_ray.sweep.watch import watch as show
+
+    status = show(Store(store), file, Console())
+    if not status.alive:
+        raise typer.Exit(1 if status.having("failed", "stopped", "waiting") or status.file.to_come else 0)
 
 
 @app.command()

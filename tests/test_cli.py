@@ -140,7 +140,7 @@ def test_train_prints_scores_keeps_them_and_does_not_run_twice(
     def run_cell(config: RunConfig, *, on_evaluation: object, **_: object) -> CellRecord:
         runs.append(config)
         assert callable(on_evaluation)
-        on_evaluation(history_row(30))
+        on_evaluation(history_row(30), None)
         return done_record(config)
 
     install(monkeypatch, run_cell=run_cell)

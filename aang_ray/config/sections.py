@@ -225,6 +225,9 @@ class EncoderConfig(Section):
     """Dropout of the body; null keeps the checkpoint's own."""
     head_dropout: Fraction = 0.3
     """Dropout of the end-task head."""
+    head: Annotated[Literal["tanh", "native"], Neutral("tanh")] = "tanh"
+    """The end-task head. `tanh`: Linear, Tanh, Dropout, Linear, in every family. `native`: that of the family's own
+    classifier, which is another one in DistilBERT, ELECTRA, DeBERTa and ModernBERT; with pooling by the first token."""
     adapter: Annotated[AdapterConfig | None, Neutral(None)] = None
     """Adapters that are trained in place of the body's own parameters, which stay as they are; null: none."""
 
@@ -338,6 +341,9 @@ class ResourcesConfig(Section):
     """`sharded`: each worker stores a part of the optimiser's state and sends the parameters it updates (ZeRO-1)."""
     checkpoint_minutes: NonNegativeFloat = 5.0
     """Minutes between two checkpoints of a run; 0: after every step."""
+    keep_memory: Annotated[bool, Neutral(True)] = True
+    """Whether trials, workers and `aang train` keep freed memory for the next step (glibc on Linux only). `false`:
+    they return it to the system, which costs time."""
 
 
 class Fingerprints(Section):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.errors import UserError
-from aang_ray.model.segments import SegmentRows
+from aang_ray.model.segments import PassUpdate, SegmentRows, pass_update
 
 
 class Piece(Protocol):
@@ -121,7 +121,8 @@ def weighted_pass(pieces: Sequence[P], losses: Callable[[P], Tensor], request: R
     """Run a plain backward pass of sum_s c_s L_s for each piece, and return only the losses (`finetune`, `static`)."""
     total_S: Tensor | None = None
     for piece in pieces:
-        losses_S = losses(piece)
+        with pass_update(PassUpdate(request.coefficients_S)):
+            losses_S = losses(piece)
         if losses_S.requires_grad:
             torch.autograd.backward(losses_S @ request.coefficients_S.to(losses_S.dtype))
         total_S = losses_S.detach() if total_S is None else total_S + losses_S.detach()

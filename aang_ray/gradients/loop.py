@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from aang_ray.gradients.engine import JointRows, P, Request, StepGradients, check_memory, split_vector, weighted_pass
 from aang_ray.gradients.products import inner, products
 from aang_ray.model.heads import TiedDecoder
+from aang_ray.model.segments import PassUpdate, pass_update
 
 
 class LoopEngine:
@@ -75,7 +76,8 @@ class LoopEngine:
         """Add one piece's part of g_s to `g_P`, add c_s (`weight`) times that part to `.grad`, and return its loss."""
         heads = [p for p in self._heads.parameters() if p.requires_grad]
         with self._separate_decoders(body) as decoders:
-            loss = losses(piece)[segment]
+            with pass_update(PassUpdate(torch.ones(piece.tokens.count, device=g_P.device))):  # the gradient of `loss`
+                loss = losses(piece)[segment]
             if not loss.requires_grad:
                 return loss
             decoder = list(decoders.values())

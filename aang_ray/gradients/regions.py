@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from aang_ray.gradients.rules import per_row
-from aang_ray.model.segments import SegmentRows
+from aang_ray.model.segments import SegmentRows, per_row
 
 
 @dataclass

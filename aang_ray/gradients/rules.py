@@ -5,7 +5,8 @@ in the backward pass. A segment's gradient is a sum over its own rows of X and G
 
 | module | gradient of segment s |
 |---|---|
-| Linear, y = x Wᵀ + b; decoder tied to a table | weight G_sᵀ X_s; bias sum of G_s |
+| Linear, y = x Wᵀ + b | weight G_sᵀ X_s; bias sum of G_s |
+| decoder, losses of labels | the same, with G = u (p - e) made again in blocks; the update is in the graph's node |
 | Conv1D of GPT-2, y = x W + b | weight X_sᵀ G_s; bias sum of G_s |
 | Embedding, y = W[id] | row v: sum of G over the segment's rows with id v |
 | LayerNorm, RMSNorm, y = w * n(x) + b | weight sum of G * n(X); bias sum of G |
@@ -23,18 +24,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn import functional as F
 from torch.nn.grad import conv1d_weight, conv2d_weight
 
 from aang_ray.gradients.engine import UnsupportedModule
-from aang_ray.model.heads import TiedDecoder
-from aang_ray.model.segments import SegmentRows
-
-
-def per_row(values_S: Tensor, rows: SegmentRows) -> Tensor:
-    """Return for each row the value of its segment, [N], without waiting for the device."""
-    lengths = torch.tensor([b - a for a, b in zip(rows.bounds, rows.bounds[1:], strict=False)])
-    return values_S.repeat_interleave(lengths.to(values_S.device, non_blocking=True), output_size=rows.rows)
+from aang_ray.model.heads import OwnDecoder, TiedDecoder
+from aang_ray.model.segments import SegmentRows, per_row
+from aang_ray.model.vocabulary_loss import Saved, decoder_sums, saved_by
 
 
 class Contribution(ABC):
@@ -148,6 +145,42 @@ class Correlation(Contribution):
             out += coefficients_S[segment] * gradient
 
 
+@dataclass
+class DecoderSums(Contribution):
+    """Contribution of a decoder's losses to its matrix or its bias: sums of u (p - e) over the segment's rows."""
+
+    saved: Saved
+    scale_N: Tensor
+    """u, the gradient with respect to the losses."""
+    total: Tensor | None
+    """The update, after a forward pass that knew the coefficients (`PassUpdate`)."""
+    rows: SegmentRows
+    of_weight: bool
+
+    def _sum(self, part: slice, scale_N: Tensor) -> Tensor:
+        saved = self.saved
+        of_weight, of_bias = decoder_sums(
+            saved.x_MW[part],
+            saved.weight_VW,
+            saved.bias_V,
+            saved.label_M[part],
+            scale_N[part],
+            of_weight=self.of_weight,
+        )
+        return of_bias if of_weight is None else of_weight
+
+    def add_to(self, segment: int, out: Tensor) -> None:
+        part = self.rows.of(segment)
+        if part.stop > part.start:
+            out += self._sum(part, self.scale_N)
+
+    def add_total(self, coefficients_S: Tensor, out: Tensor) -> None:
+        if self.total is not None:
+            out += self.total
+            return
+        out += self._sum(slice(None), self.scale_N * per_row(coefficients_S, self.rows).to(self.scale_N.dtype))
+
+
 class Rule(ABC):
     """Computes the contributions of one module from its inputs and gradients."""
 
@@ -163,8 +196,11 @@ class Rule(ABC):
         return inputs
 
     @abstractmethod
-    def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows) -> Contributions:
-        """Return the contribution of a call to each parameter, from what `keep` returned and G."""
+    def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows, node: Node | None) -> Contributions:
+        """Return the contribution of a call to each parameter, from what `keep` returned and G.
+
+        `node` is the node of the module's output in the graph.
+        """
 
 
 def _parameters(*tensors: Tensor | None) -> list[nn.Parameter]:
@@ -182,13 +218,32 @@ class LinearRule(Rule):
         # Autocast multiplies in the output's type. In that type the input takes no more memory than autocast's copy.
         return inputs.to(output.dtype)
 
-    def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows) -> Contributions:
+    def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows, node: Node | None) -> Contributions:
         inputs_NI, grads_NO = kept.flatten(0, -2), grads.flatten(0, -2)
         factors = (inputs_NI, grads_NO) if self.transposed else (grads_NO, inputs_NI)
         found: Contributions = [(self.weight, OuterProducts(*factors, rows))]
         if self.bias is not None:
             found.append((self.bias, RowSums(grads_NO, rows)))
         return found
+
+
+class DecoderRule(LinearRule):
+    """Rule for a vocabulary decoder, which returns logits, or losses without them."""
+
+    def keep(self, inputs: Tensor, output: Tensor) -> Tensor:
+        # For losses the node holds what is needed.
+        return inputs if output.ndim < inputs.ndim else super().keep(inputs, output)
+
+    def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows, node: Node | None) -> Contributions:
+        # Read now: the graph drops it as soon as its pass has gone through the node.
+        saved = saved_by(node)
+        if saved is None:
+            return super().contributions(kept, grads, rows, node)
+        assert self.bias is not None
+        return [
+            (self.weight, DecoderSums(saved, grads, saved.weight_sum_VW, rows, of_weight=True)),
+            (self.bias, DecoderSums(saved, grads, saved.bias_sum_V, rows, of_weight=False)),
+        ]
 
 
 class EmbeddingRule(Rule):
@@ -201,7 +256,7 @@ class EmbeddingRule(Rule):
     def leading(self, inputs: Tensor) -> int:
         return inputs.ndim
 
-    def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows) -> Contributions:
+    def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows, node: Node | None) -> Contributions:
         return [(self.weight, Lookups(grads.flatten(0, -2), kept.flatten(), rows, self.padding))]
 
 
@@ -221,7 +276,7 @@ class NormRule(Rule):
             return F.rms_norm(inputs_NP, inputs_NP.shape[-1:], eps=self.eps)
         return F.layer_norm(inputs_NP, inputs_NP.shape[-1:], eps=1e-5 if self.eps is None else self.eps)
 
-    def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows) -> Contributions:
+    def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows, node: Node | None) -> Contributions:
         shape = (rows.rows, self.weight.numel())
         inputs_NP, grads_NP = kept.reshape(shape), grads.reshape(shape)
         found: Contributions = [(self.weight, RowSums(grads_NP, rows, inputs_NP, self.normalised))]
@@ -243,7 +298,7 @@ class ConvolutionRule(Rule):
     def keep(self, inputs: Tensor, output: Tensor) -> Tensor:
         return inputs.to(output.dtype)
 
-    def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows) -> Contributions:
+    def contributions(self, kept: Tensor, grads: Tensor, rows: SegmentRows, node: Node | None) -> Contributions:
         found: Contributions = [(self.parameters[0], Correlation(self.module, grads, kept, rows))]
         for bias in self.parameters[1:]:
             found.append((bias, RowSums(grads.flatten(2).sum(2), rows)))
@@ -265,7 +320,9 @@ def rule_for(module: nn.Module, name: str) -> Rule | None:
         raise UnsupportedModule(name, kind.__name__, "has sparse, scale_grad_by_freq or max_norm set")
     if isinstance(module, TiedDecoder):
         table, *_ = _parameters(module.table.weight)
-        return LinearRule(table, module.bias)
+        return DecoderRule(table, module.bias)
+    if kind is OwnDecoder and isinstance(module, OwnDecoder):
+        return DecoderRule(module.weight, module.bias)
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
     if weight is None:
         return None

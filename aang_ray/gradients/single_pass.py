@@ -36,7 +36,7 @@ from aang_ray.gradients.products import SegmentProducts
 from aang_ray.gradients.regions import Call, Regions, Tap, is_tap, nodes_until_taps
 from aang_ray.gradients.rules import Contribution, Lookups, OuterProducts, RowSums, Rule, rule_for
 from aang_ray.gradients.tables import settle_lookups
-from aang_ray.model.segments import SegmentRows, current_segment_rows
+from aang_ray.model.segments import PassUpdate, SegmentRows, current_segment_rows, pass_update
 
 
 class SegmentEngine:
@@ -76,12 +76,14 @@ class SegmentEngine:
             # v, a segment that continues in the next piece, the joint gradient, and the gradients to keep.
             check_memory(body, 3 + len(request.keep))
         ledger = Ledger(body, request, [piece.tokens for piece in pieces])
+        update = PassUpdate(request.coefficients_S, trained - frozenset(body) if self._tied_in_scores else trained)
         recorder = Recorder(self._sites, ledger, frozenset(body), trained, self._tied_in_scores)
         total_S = torch.zeros_like(ledger.coefficients_S)
         with recorder.hooked(self._body, self._heads):
             for piece in pieces:
                 recorder.begin(piece.tokens)
-                losses_S = losses(piece)
+                with pass_update(update):
+                    losses_S = losses(piece)
                 if losses_S.requires_grad:
                     recorder.backward(losses_S)
                 ledger.end_piece()
@@ -269,7 +271,8 @@ class Recorder:
     def _add_call(self, site: Site, call: Call, grads: Tensor, kept: Tensor) -> None:
         """Handle the backward pass at a tap: `grads` is G at the module's output, `kept` its input."""
         assert site.rule is not None
-        for parameter, contribution in site.rule.contributions(kept, grads, call.rows):
+        node = None if call.below is None else call.below.node
+        for parameter, contribution in site.rule.contributions(kept, grads, call.rows, node):
             if parameter not in self._trained:
                 continue
             if self._scored(site, parameter):

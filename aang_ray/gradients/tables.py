@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from aang_ray.gradients.ledger import Ledger
 from aang_ray.gradients.products import inner
-from aang_ray.gradients.rules import Lookups, per_row
+from aang_ray.gradients.rules import Lookups
+from aang_ray.model.segments import per_row
 
 
 class TableGradient:

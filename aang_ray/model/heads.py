@@ -8,6 +8,7 @@ Shape suffixes: E texts, M labelled positions, H hidden size, W width of the emb
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from aang_ray.errors import UserError
+from aang_ray.model.segments import current_pass_update, current_segment_rows, per_row
+from aang_ray.model.vocabulary_loss import compute_type, decoded_losses
 
 
 class ClassificationHead(nn.Sequential):
@@ -24,8 +30,117 @@ class ClassificationHead(nn.Sequential):
         super().__init__(nn.Linear(hidden, hidden), nn.Tanh(), nn.Dropout(dropout), nn.Linear(hidden, classes))
 
 
-class TiedDecoder(nn.Module):
-    """Vocabulary logits x Wᵀ + b, [M, W] to [M, V], where W is the encoder's embedding table and its parameter only."""
+@dataclass(frozen=True)
+class NativeForm:
+    """How the classifier of a family computes: Dropout, Linear, activation, LayerNorm, Dropout, Linear."""
+
+    activation: str
+    """Its name in Transformers."""
+    drops_first: bool = False
+    """Whether there is a Dropout before the first Linear."""
+    normed: bool = False
+    """Whether there is a LayerNorm; the configuration says whether it and the first Linear have biases."""
+
+
+NATIVE: Mapping[str, NativeForm] = {
+    "distilbert": NativeForm("relu"),
+    "electra": NativeForm("gelu", drops_first=True),
+    "deberta-v2": NativeForm("gelu", drops_first=True),
+    "modernbert": NativeForm("gelu", normed=True),
+}
+"""Families whose own classifier is no `ClassificationHead`."""
+TANH_FAMILIES = frozenset({"bert", "camembert", "mpnet", "roberta", "xlm-roberta"})
+"""Families whose own classifier is Linear, Tanh, Dropout, Linear on the first token: a `ClassificationHead`."""
+
+
+class NativeHead(nn.Module):
+    """The head of a family's own classifier on pooled texts: [E, H] to [E, C].
+
+    Args:
+        settings: The configuration of the encoder, whose family is one of `NATIVE`.
+        classes: C.
+        dropout: The dropout, before each Linear or the last one alone.
+    """
+
+    def __init__(self, settings: Any, classes: int, dropout: float) -> None:
+        super().__init__()
+        form, hidden = NATIVE[settings.model_type], settings.hidden_size
+        activation = getattr(settings, "pooler_hidden_act", None) or getattr(settings, "classifier_activation", None)
+        self.first_dropout: nn.Module = nn.Dropout(dropout) if form.drops_first else nn.Identity()
+        self.dense = nn.Linear(hidden, hidden, bias=not form.normed or settings.classifier_bias)
+        self.activation: nn.Module = ACT2FN[activation or form.activation]
+        self.norm: nn.Module = nn.Identity()
+        if form.normed:
+            self.norm = nn.LayerNorm(hidden, eps=settings.norm_eps, bias=settings.norm_bias)
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = nn.Linear(hidden, classes)
+
+    def forward(self, pooled_EH: Tensor) -> Tensor:
+        hidden_EH = self.norm(self.activation(self.dense(self.first_dropout(pooled_EH))))
+        logits_EC: Tensor = self.out_proj(self.dropout(hidden_EH))
+        return logits_EC
+
+
+EndTaskHead = ClassificationHead | NativeHead
+
+
+def end_task_head(kind: str, settings: Any, pooling: str, classes: int, dropout: float) -> EndTaskHead:
+    """Return a new head for the end task.
+
+    Args:
+        kind: `tanh` or `native`, see `EncoderConfig.head`.
+        settings: The configuration of the encoder.
+        pooling: `first` or `mean`.
+        classes: C.
+        dropout: The dropout.
+
+    Raises:
+        UserError: The family's own head is wanted, and is not known, or is not for this pooling.
+    """
+    if kind == "native":
+        family = settings.model_type
+        if pooling != "first":
+            raise UserError(f"encoder.head: native goes with encoder.pooling: first, not with {pooling}")
+        if family not in NATIVE and family not in TANH_FAMILIES:
+            known = ", ".join(sorted({*NATIVE, *TANH_FAMILIES}))
+            raise UserError(
+                f"encoder.head: native is not known for encoders of type {family}, only for {known}; use tanh"
+            )
+        if family in NATIVE:
+            return NativeHead(settings, classes, dropout)
+    return ClassificationHead(settings.hidden_size, classes, dropout)
+
+
+class Decoder(nn.Module, ABC):
+    """Vocabulary logits x Wᵀ + b, [M, W] to [M, V], or the losses of labels, [M], without the logits."""
+
+    bias: nn.Parameter
+
+    @property
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """W, [V, W]."""
+
+    def forward(self, x_MW: Tensor, label_M: Tensor | None = None, weight_M: Tensor | None = None) -> Tensor:
+        """Return the logits, or with labels the cross-entropy of each row in fp32 or wider.
+
+        `weight_M` is the factor of each row in its segment's loss. With it, and inside `segments.pass_update`, the
+        forward pass also computes this pass's sums for W and b.
+        """
+        weight_VW = self.matrix
+        if label_M is None:
+            return F.linear(x_MW, weight_VW, self.bias)
+        update, rows = current_pass_update(), current_segment_rows()
+        if update is None or rows is None or weight_M is None or not torch.is_grad_enabled():
+            return decoded_losses(x_MW, weight_VW, self.bias, label_M)
+        wide = torch.promote_types(compute_type(x_MW, weight_VW), torch.float32)
+        scale_M = weight_M.to(wide) * per_row(update.coefficients_S.to(wide), rows)
+        sums = update.sums(weight_VW), update.sums(self.bias)
+        return decoded_losses(x_MW, weight_VW, self.bias, label_M, scale_M, sums)
+
+
+class TiedDecoder(Decoder):
+    """A decoder whose matrix is the encoder's embedding table and the table's parameter only."""
 
     alias: Tensor | None
     """A plain tensor (not a Parameter) that replaces the table if it is set. It separates the table's gradient as
@@ -44,9 +159,22 @@ class TiedDecoder(nn.Module):
         assert isinstance(table, nn.Embedding)
         return table
 
-    def forward(self, x_MW: Tensor) -> Tensor:
-        weight_VW = self.table.weight if self.alias is None else self.alias
-        return F.linear(x_MW, weight_VW, self.bias)
+    @property
+    def matrix(self) -> Tensor:
+        return self.table.weight if self.alias is None else self.alias
+
+
+class OwnDecoder(Decoder):
+    """A decoder with a copy of the encoder's embedding table, which is trained with the head."""
+
+    def __init__(self, table: nn.Embedding, bias_V: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(table.weight.detach().clone())
+        self.bias = nn.Parameter(_bias(table, bias_V))
+
+    @property
+    def matrix(self) -> Tensor:
+        return self.weight
 
 
 @dataclass(frozen=True)
@@ -60,7 +188,7 @@ class MaskedLMHead:
 
 
 class TokenHead(nn.Module):
-    """Vocabulary logits of labelled positions: dense, GELU, LayerNorm, decoder; [M, H] to [M, V].
+    """Vocabulary logits, [M, V], or losses, [M], of labelled positions, [M, H]: dense, GELU, LayerNorm, decoder.
 
     Args:
         table: the encoder's embedding table.
@@ -98,22 +226,13 @@ class TokenHead(nn.Module):
         else:
             self.dense, self.activation, self.norm = copy.deepcopy((start.dense, start.activation, start.norm))
             bias_V = start.bias_V
-        self.decoder = _own_decoder(table, bias_V) if untied else TiedDecoder(table, bias_V)
+        self.decoder: Decoder = OwnDecoder(table, bias_V) if untied else TiedDecoder(table, bias_V)
 
-    def forward(self, hidden_MH: Tensor) -> Tensor:
-        logits_MV: Tensor = self.decoder(self.norm(self.activation(self.dense(hidden_MH))))
-        return logits_MV
-
-
-def _own_decoder(table: nn.Embedding, bias_V: Tensor | None) -> nn.Linear:
-    weight = table.weight
-    # Created on the meta device, because the default initialisation would use up random numbers for nothing.
-    decoder = nn.Linear(table.embedding_dim, table.num_embeddings, device="meta", dtype=weight.dtype)
-    decoder = decoder.to_empty(device=weight.device)
-    with torch.no_grad():
-        decoder.weight.copy_(weight)
-        decoder.bias.copy_(_bias(table, bias_V))
-    return decoder
+    def forward(self, hidden_MH: Tensor, label_M: Tensor | None = None, weight_M: Tensor | None = None) -> Tensor:
+        """Return the logits, or with labels the losses, as `Decoder.forward`."""
+        x_MW = self.norm(self.activation(self.dense(hidden_MH)))
+        decoded: Tensor = self.decoder(x_MW) if label_M is None else self.decoder(x_MW, label_M, weight_M)
+        return decoded
 
 
 def _bias(table: nn.Embedding, bias_V: Tensor | None) -> Tensor:

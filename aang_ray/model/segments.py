@@ -7,14 +7,14 @@ text for a head on pooled vectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Movable:
@@ -80,3 +80,47 @@ def segment_rows(rows: SegmentRows) -> Iterator[None]:
 def current_segment_rows() -> SegmentRows | None:
     """Return the rows that the innermost `segment_rows` block has set; None outside of any block."""
     return _current.get()
+
+
+def per_row(values_S: Tensor, rows: SegmentRows) -> Tensor:
+    """Return for each row the value of its segment, [N], without waiting for the device."""
+    lengths = torch.tensor([b - a for a, b in zip(rows.bounds, rows.bounds[1:], strict=False)])
+    return values_S.repeat_interleave(lengths.to(values_S.device, non_blocking=True), output_size=rows.rows)
+
+
+@dataclass(frozen=True)
+class PassUpdate:
+    """What the backward pass that follows is for: it adds sum_s c_s g_s to `.grad`.
+
+    A module that knows this in the forward pass can compute its own part of that sum there (`heads.Decoder`).
+    """
+
+    coefficients_S: Tensor
+    """c_s."""
+    hooked: Container[nn.Parameter] | None = None
+    """The parameters of which hooks need nothing but that sum. They take it from the graph's node, while autograd
+    leaves these parameters out. None: autograd computes the sum."""
+
+    def sums(self, tensor: Tensor) -> bool:
+        """Return whether a module should compute the sum of one of its tensors."""
+        if self.hooked is None:
+            return tensor.requires_grad
+        return not tensor.requires_grad and tensor in self.hooked
+
+
+_update: ContextVar[PassUpdate | None] = ContextVar("pass_update", default=None)
+
+
+@contextmanager
+def pass_update(update: PassUpdate) -> Iterator[None]:
+    """Announce to modules that are called inside the block what the backward pass will add up."""
+    token = _update.set(update)
+    try:
+        yield
+    finally:
+        _update.reset(token)
+
+
+def current_pass_update() -> PassUpdate | None:
+    """Return what the innermost `pass_update` block announces; None outside of any block."""
+    return _update.get()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aang_ray.model.encoder import Encoder
+from aang_ray.model.heads import TokenHead
 from aang_ray.model.segments import segment_rows
 from aang_ray.objectives.batch import BatchPiece, Replacements, Targets
 from aang_ray.objectives.calibration import Calibrated, calibrated
@@ -26,7 +27,8 @@ from aang_ray.objectives.outputs import DENOISE_HEAD
 def segment_losses(encoder: Encoder, heads: Mapping[str, nn.Module], piece: BatchPiece) -> Tensor:
     """Return a piece's share of every segment's loss, [S], differentiable, in fp32 or wider.
 
-    Vocabulary logits are computed at labelled tokens only.
+    Vocabulary heads read labelled tokens only, and their logits exist for one block of rows at a time
+    (`model/vocabulary_loss.py`).
     """
     piece = with_replacements(encoder, heads, piece)
     hidden_RLH = encoder(piece.inputs)
@@ -42,18 +44,25 @@ def head_losses(heads: Mapping[str, nn.Module], source: Tensor, read: Sequence[T
     losses_S = torch.zeros(segments, device=source.device, dtype=_wide(source.dtype))
     for targets in read:
         with segment_rows(targets.rows):
-            outputs_KC = heads[targets.head](source.index_select(0, targets.index_K))
-        outputs_KC = outputs_KC.to(_wide(outputs_KC.dtype))
-        if isinstance(heads[targets.head], Calibrated):
-            outputs_KC = calibrated(outputs_KC, targets.label_K, targets.weight_K)
-        if targets.label_K.is_floating_point():
-            loss_K = F.mse_loss(outputs_KC, targets.label_K.to(outputs_KC.dtype), reduction="none").mean(1)
-        else:
-            loss_K = F.cross_entropy(outputs_KC, targets.label_K, reduction="none")
+            loss_K = _row_losses(heads[targets.head], source.index_select(0, targets.index_K), targets)
         shares_S = torch.zeros(segments, device=loss_K.device, dtype=loss_K.dtype)
         weighted_K = loss_K * targets.weight_K.to(loss_K.dtype)
         losses_S = losses_S + shares_S.index_add(0, targets.segment_K, weighted_K)
     return losses_S
+
+
+def _row_losses(head: nn.Module, chosen: Tensor, targets: Targets) -> Tensor:
+    """Return the loss of each target, [K], in fp32 or wider."""
+    if isinstance(head, TokenHead):
+        loss_K: Tensor = head(chosen, targets.label_K, targets.weight_K)
+        return loss_K
+    outputs_KC = head(chosen)
+    outputs_KC = outputs_KC.to(_wide(outputs_KC.dtype))
+    if isinstance(head, Calibrated):
+        outputs_KC = calibrated(outputs_KC, targets.label_K, targets.weight_K)
+    if targets.label_K.is_floating_point():
+        return F.mse_loss(outputs_KC, targets.label_K.to(outputs_KC.dtype), reduction="none").mean(1)
+    return F.cross_entropy(outputs_KC, targets.label_K, reduction="none")
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -64,6 +73,9 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 _BELOW_ONE = 1.0 - 2.0**-40
 """Factor that keeps a sample inside its distribution whatever is rounded."""
+
+DRAWN_AT_ONCE = 256
+"""Tokens that are drawn at once: their logits are in double precision."""
 
 
 def with_replacements(encoder: Encoder, heads: Mapping[str, nn.Module], piece: BatchPiece) -> BatchPiece:
@@ -93,8 +105,14 @@ def draw(encoder: Encoder, denoise: nn.Module, wanted: Replacements) -> Tensor:
     encoder.eval()
     hidden_RLH = encoder(wanted.inputs)
     encoder.train(training)
-    logits_GV = denoise(hidden_RLH.flatten(0, 1).index_select(0, wanted.index_G))[:, : wanted.size]
-    logits_GV = logits_GV.double().index_fill(1, wanted.special, -torch.inf)
-    cumulated_GV = logits_GV.softmax(1).cumsum(1)
-    at_G1 = wanted.uniform_G[:, None] * _BELOW_ONE * cumulated_GV[:, -1:]
-    return torch.searchsorted(cumulated_GV, at_G1, right=True).squeeze(1)
+    chosen_GH = hidden_RLH.flatten(0, 1).index_select(0, wanted.index_G)
+    blocks = zip(*(torch.split(part, DRAWN_AT_ONCE) for part in (chosen_GH, wanted.uniform_G)), strict=True)
+    return torch.cat([_draw_block(denoise(block_BH), uniform_B, wanted) for block_BH, uniform_B in blocks])
+
+
+def _draw_block(logits_BV: Tensor, uniform_B: Tensor, wanted: Replacements) -> Tensor:
+    """Return the sample of each row of logits, [B]."""
+    logits_BV = logits_BV[:, : wanted.size].double().index_fill(1, wanted.special, -torch.inf)
+    cumulated_BV = logits_BV.softmax(1).cumsum(1)
+    at_B1 = uniform_B[:, None] * _BELOW_ONE * cumulated_BV[:, -1:]
+    return torch.searchsorted(cumulated_BV, at_B1, right=True).squeeze(1)

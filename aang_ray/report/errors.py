@@ -1,20 +1,21 @@
-"""Where two rows of a table differ, example by example, and what single classes make of it.
+"""Where two rows of a table, or two models, differ example by example, and what single classes make of it.
 
 A row has several seeds: its prediction for an example is the class of the highest mean probability over the seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from aang_ray.errors import UserError
 from aang_ray.report.formats import markdown_grid
 from aang_ray.report.logged import Logged
-from aang_ray.report.significance import p_text
+from aang_ray.report.significance import mcnemar, p_text
 
 SHOWN, BINS = 20, 10
 """Examples that are listed at most, and bins of the calibration error."""
@@ -66,33 +67,91 @@ def describe_errors(
     theirs = predictions_of(logged, second, split)
     if list(ours["facts", "example"]) != list(theirs["facts", "example"]):
         raise UserError(f"{first} and {second} read other tokens: compare rows of the same data.max_tokens and encoder")
-    label = ours["facts", "label"]
-    right = {name: frame["facts", "predicted"] == label for name, frame in ((first, ours), (second, theirs))}
-    only_first, only_second = right[first] & ~right[second], right[second] & ~right[first]
-    differing = ours["facts", "predicted"] != theirs["facts", "predicted"]
-    # First what both rows are sure of and disagree on.
-    sure = pd.Series(np.minimum(_probabilities(ours).max(axis=1), _probabilities(theirs).max(axis=1)), ours.index)
-    shown = sure[differing].sort_values(ascending=False, kind="stable").index[:SHOWN]
-    from scipy import stats
+    differing, tested = _difference((first, ours), (second, theirs))
+    title = f"{first} and {second} on {len(ours)} examples of {split}: they differ on {int(differing.sum())}; {tested}"
+    hashes = dict(zip(ours.index, ours["facts", "example"], strict=True))
+    return "\n\n".join([title, *_differing((first, ours), (second, theirs), differing, texts or hashes, SHOWN)]) + "\n"
 
-    pairs = int(only_first.sum() + only_second.sum())
-    p = stats.binomtest(int(only_first.sum()), pairs).pvalue if pairs else 1.0
-    right_alone = f"only {first} is right on {int(only_first.sum())}, only {second} on {int(only_second.sum())}"
-    title = (
-        f"{first} and {second} on {len(label)} examples of {split}: they differ on {int(differing.sum())}; "
-        f"{right_alone} (exact McNemar p {p_text(p)})"
+
+def classified(
+    labels: Sequence[str] | None, predicted: Sequence[str], probabilities_EC: npt.NDArray[np.float32], classes: Any
+) -> pd.DataFrame:
+    """Return the predictions of one model in the form of `predictions_of`.
+
+    Args:
+        labels: The true labels; None: they are not known.
+        predicted: The label that the model gives each text.
+        probabilities_EC: Its probabilities.
+        classes: Their names, [C].
+    """
+    facts: dict[str, Any] = {"predicted": list(predicted)} | ({} if labels is None else {"label": list(labels)})
+    both: pd.DataFrame = pd.concat(
+        {"facts": pd.DataFrame(facts), "p": pd.DataFrame(probabilities_EC, columns=list(classes))}, axis=1
     )
-    grid = pd.DataFrame(
-        {
-            "example": [str(position) for position in shown],
-            "label": label[shown].tolist(),
-            first: [_guess(ours, position) for position in shown],
-            second: [_guess(theirs, position) for position in shown],
-            "text": [_shorten(texts[at]) if texts else ours.loc[at, ("facts", "example")] for at in shown],
-        }
-    )
-    more = int(differing.sum()) - len(shown)
-    return "\n\n".join([title, markdown_grid(grid), *([f"and {more} more"] if more else [])]) + "\n"
+    return both
+
+
+def describe_comparison(
+    first: tuple[str, pd.DataFrame], second: tuple[str, pd.DataFrame], texts: Sequence[str], shown: int | None = SHOWN
+) -> str:
+    """Return a text: how far two models agree, McNemar's test, and the texts on which they differ.
+
+    Args:
+        first: Name and predictions of a model, as `classified` returns them.
+        second: Those of the other, on the same texts.
+        texts: The texts.
+        shown: How many texts are listed at most; None: all.
+    """
+    count = len(texts)
+    differing, tested = _difference(first, second)
+    agreed = count - int(differing.sum())
+    lines = [f"{first[0]} and {second[0]} agree on {agreed:,} of {count:,} texts ({100 * agreed / count:.2f} %)"]
+    if tested is None:
+        lines.append("the true labels are not known, so there is no test of which is better")
+    else:
+        scores = [
+            f"{name} {100 * (frame['facts', 'predicted'] == frame['facts', 'label']).mean():.2f}"
+            for name, frame in (first, second)
+        ]
+        lines.append(f"accuracy in %: {', '.join(scores)}; {tested}")
+    parts = _differing(first, second, differing, dict(enumerate(texts)), shown) if agreed < count else []
+    return "\n\n".join(["\n".join(lines), *parts]) + "\n"
+
+
+def _difference(first: tuple[str, pd.DataFrame], second: tuple[str, pd.DataFrame]) -> tuple[pd.Series, str | None]:
+    """Return on which examples two predict different classes, and McNemar's test in words; None without true labels."""
+    (one, ours), (other, theirs) = first, second
+    differing = ours["facts", "predicted"] != theirs["facts", "predicted"]
+    if ("facts", "label") not in ours.columns:
+        return differing, None
+    right, also_right = (frame["facts", "predicted"] == ours["facts", "label"] for frame in (ours, theirs))
+    only_first, only_second = int((right & ~also_right).sum()), int((also_right & ~right).sum())
+    alone = f"only {one} is right on {only_first}, only {other} on {only_second}"
+    return differing, f"{alone} (exact McNemar p {p_text(mcnemar(only_first, only_second))})"
+
+
+def _differing(
+    first: tuple[str, pd.DataFrame],
+    second: tuple[str, pd.DataFrame],
+    differing: pd.Series,
+    texts: Mapping[int, str],
+    shown: int | None,
+) -> list[str]:
+    """Return a table of the examples on which two differ, and how many more there are."""
+    (one, ours), (other, theirs) = first, second
+    # First what both are sure of and disagree on.
+    sure = pd.Series(np.minimum(_probabilities(ours).max(axis=1), _probabilities(theirs).max(axis=1)), ours.index)
+    positions = sure[differing].sort_values(ascending=False, kind="stable").index[:shown]
+    label = {"label": ours["facts", "label"][positions].tolist()} if ("facts", "label") in ours.columns else {}
+    guesses = {name: [_guess(frame, at) for at in positions] for name, frame in ((one, ours), (other, theirs))}
+    columns = {
+        "example": [str(at) for at in positions],
+        **label,
+        **guesses,
+        "text": [_shorten(texts[at]) for at in positions],
+    }
+    more = int(differing.sum()) - len(positions)
+    return [markdown_grid(pd.DataFrame(columns), left=len(columns)), *([f"and {more:,} more"] if more else [])]
 
 
 def class_scores(frame: pd.DataFrame) -> pd.DataFrame:

@@ -284,14 +284,20 @@ def _markdown(table: pd.DataFrame) -> str:
     return "\n\n".join([*parts, notes]) + "\n"
 
 
-def markdown_grid(grid: pd.DataFrame, marks: pd.DataFrame | None = None) -> str:
-    """Return a frame of text as a Markdown table, padded so that it reads as a table in a terminal, too."""
+def markdown_grid(grid: pd.DataFrame, marks: pd.DataFrame | None = None, left: int | None = None) -> str:
+    """Return a frame of text as a Markdown table, padded so that it reads as a table in a terminal, too.
+
+    Args:
+        grid: The texts.
+        marks: What stands out, of the same shape.
+        left: How many columns stand at the left; None: those that hold names.
+    """
     lines = [[_markdown_text(str(text)) for text in line] for line in (grid.columns, *grid.to_numpy())]
     if marks is not None:
         for line, marked in zip(lines[1:], marks.to_numpy(), strict=True):
             line[:] = [_MARKDOWN_MARKS[mark].format(text) for text, mark in zip(line, marked, strict=True)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    left = _left(grid)
+    left = _left(grid) if left is None else left
     rule = ["-" * width if at < left else "-" * (width - 1) + ":" for at, width in enumerate(widths)]
     texts = [
         [

@@ -5,7 +5,6 @@ Every frame has the columns `row`, `column`, `seed` and `step`, and a share `par
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from aang_ray.errors import UserError
 from aang_ray.report.select import read_runs
 from aang_ray.report.table import build_table
 from aang_ray.store import Store
+from aang_ray.store.schema import softmax, space_weights
 
 STAGES = {"λ": "end task (λ)", "D": "data", "T": "transform", "R": "representation", "O": "output"}
 """What the factors are of, by the letters of the store."""
@@ -61,7 +61,7 @@ class Logged:
         def lines(log: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"stage": "λ", "name": "end task", "value": log["end_task_weight"]}
             for stage, factors in log["factors"].items():
-                for name, value in _softmax(factors).items() if stage in STAGES else ():
+                for name, value in softmax(factors).items() if stage in STAGES else ():
                     yield {"stage": stage, "name": name, "value": value}
 
         return self._frame(self.store.weights, lines, ["stage", "name", "value"])
@@ -74,15 +74,7 @@ class Logged:
         }
 
         def lines(log: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-            factors = log["factors"]
-            letters = "O" if published[log["cell"]] else "DTRO"
-            weights = log["weights"]
-            if factors.get("A"):
-                logits = {}
-                for name, own in factors["A"].items():
-                    shared = zip("DTRO", name.split("/"), strict=True)
-                    logits[name] = own + sum(factors[letter][part] for letter, part in shared if letter in letters)
-                weights = _softmax(logits)
+            weights = space_weights(log["weights"], log["factors"], published=published[log["cell"]])
             for name, weight in weights.items():
                 yield {"objective": name, "weight": weight}
 
@@ -152,6 +144,20 @@ def best_run(store: Store, task: str) -> tuple[str, str]:
     return sentence, str(run["cell"])
 
 
+def best_cells(store: Store) -> list[tuple[str, list[str]]]:
+    """Return of each row in each column of the table the best cell, as `best_run` chooses it, and all its cells."""
+    logged = Logged(store)
+    runs = read_runs(store, None)
+    runs = runs[runs["status"] == "done"]
+    places = logged.table[["group", "row", "column"]].astype(str)
+    found = []
+    for chosen in places.to_dict("records"):
+        of_row = runs[(runs["row"].astype(str) == chosen["row"]) & (runs["column"].astype(str) == chosen["column"])]
+        best = max(of_row[of_row["group"] == chosen["group"]].to_dict("records"), key=lambda run: run["dev"])
+        found.append((str(best["cell"]), [str(cell) for cell in of_row["cell"]]))
+    return found
+
+
 def early_and_late(weights: pd.DataFrame) -> pd.DataFrame:
     """Return the mean weight of each objective in each run, `early` and `late`.
 
@@ -171,9 +177,3 @@ def readable(objective: str) -> str:
     data, _, rest = objective.partition("/")
     parts = rest.split("/")
     return " · ".join(parts if data == "end-task" else [data, *parts]) if rest else objective
-
-
-def _softmax(logits: Mapping[str, float]) -> dict[str, float]:
-    largest = max(logits.values(), default=0.0)
-    powers = {name: math.exp(value - largest) for name, value in logits.items()}
-    return {name: power / sum(powers.values()) for name, power in powers.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from statistics import fmean, stdev
 from typing import Any, Literal
 
@@ -154,7 +154,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+            yield f"{prefix}{key}", _text_of(value) if value.__hash__ else json.dumps(value)
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _text_of(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 # Without the settings of the method: the default configuration has another method than most rows.
@@ -221,8 +226,9 @@ def select(runs: pd.DataFrame) -> dict[Literal["dev", "oracle"], dict[str, Any]]
         # A score that is not a number loses to every other one.
         means = candidates.groupby("group")[view].mean().fillna(-math.inf)
         # pandas rounds sums: what is equal up to that is compared by the exact mean.
-        near = [_configuration(candidates, name) for name in means.index[means >= means.max() - 1e-12]]
-        chosen = max(near, key=lambda one: -math.inf if math.isnan(one[f"{view}_mean"]) else one[f"{view}_mean"])
+        near = candidates[candidates["group"].isin(means.index[means >= means.max() - 1e-12])]
+        exact = near.groupby("group")[view].agg(fmean).fillna(-math.inf)
+        chosen = _configuration(near, max(exact.index, key=exact.__getitem__))
         differing = {
             key: value
             for key, value in chosen["settings"].items()

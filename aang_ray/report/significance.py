@@ -101,6 +101,19 @@ def seeds_needed(difference: float, deviation: float) -> int | None:
     return high
 
 
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the two-sided p-value of the exact McNemar test: a binomial test with 1/2 of the examples that differ.
+
+    Args:
+        only_first: Number of examples on which the first alone is right.
+        only_second: Number of examples on which the second alone is right.
+    """
+    from scipy import stats
+
+    pairs = only_first + only_second
+    return float(stats.binomtest(only_first, pairs).pvalue) if pairs else 1.0
+
+
 def p_text(p: float | None) -> str:
     """Return a p-value with three digits; one below 0.001 as `< 0.001`."""
     if p is None or math.isnan(p):

@@ -7,6 +7,7 @@ queried by name. The configuration is JSON.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import UnionType
@@ -82,6 +83,38 @@ class WeightRow:
     """The factors by tensor (`A`, `D`, `T`, `R`, `O`) and name."""
     health: Mapping[str, float]
     """Diagnostics since the last row, such as mean, standard deviation and all values of cos(v, g_E)."""
+
+
+def space_weights(
+    weights: Mapping[str, float], factors: Mapping[str, Mapping[str, float]], *, published: bool
+) -> dict[str, float]:
+    """Return the weight of each objective of the space where that follows from the factors, else of the sampled ones.
+
+    Args:
+        weights: The weights of the objectives that the step sampled.
+        factors: The factors by tensor and name.
+        published: Whether the run has `objectives.allocation: published`, where data, transform and representation
+            divide the batch, and only the output's factor enters the weight.
+    """
+    if not factors.get("A"):
+        return dict(weights)
+    letters = "O" if published else "DTRO"
+    return softmax(
+        {
+            name: own
+            + sum(
+                factors[letter][part] for letter, part in zip("DTRO", name.split("/"), strict=True) if letter in letters
+            )
+            for name, own in factors["A"].items()
+        }
+    )
+
+
+def softmax(logits: Mapping[str, float]) -> dict[str, float]:
+    """Return the softmax of named logits."""
+    largest = max(logits.values(), default=0.0)
+    powers = {name: math.exp(value - largest) for name, value in logits.items()}
+    return {name: power / sum(powers.values()) for name, power in powers.items()}
 
 
 @dataclass(frozen=True)

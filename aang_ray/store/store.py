@@ -46,8 +46,8 @@ from aang_ray.store.schema import (
 SUFFIX, PACKED = ".parquet", "packed"
 ORDER: tuple[TableName, ...] = ("predictions", "history", "weights", "results")
 """The order of writing. A row of `results` stands for the rows of all tables, so it comes last."""
-_READERS = 16
-"""Threads that read files. The files are small, so most of the time is waiting for each of them."""
+_READERS, _LOCAL_READERS = 16, 4
+"""Threads that read files of a remote and of a local store. Of remote ones, which are small, most time is waiting."""
 _LOOKS = 5
 """How often a reader lists the files again because some were replaced or packed while it read."""
 
@@ -244,7 +244,8 @@ def read_files(
         UserError: A file is not whole, or this version cannot read it.
     """
     schema = with_columns(table, columns)
-    with ThreadPoolExecutor(_READERS) as pool:
+    # Of local files the work is to decode them, which more threads than that only disturb.
+    with ThreadPoolExecutor(_LOCAL_READERS if location.kind == "local" else _READERS) as pool:
         return list(pool.map(lambda file: _read(location, file, schema), files))
 
 
@@ -279,7 +280,9 @@ def _as_schema(table: pa.Table, file: CellFile, schema: pa.Schema, version: int)
         if field.name in partitions:
             columns.append(pa.array([partitions[field.name]] * table.num_rows, pa.string()))
         elif field.name in table.column_names:
-            column = table.column(field.name).cast(field.type)
+            column = table.column(field.name)
+            if column.type != field.type:
+                column = column.cast(field.type)
             if column.null_count and not field.nullable:
                 raise ValueError(f"nulls in the column {field.name}")
             columns.append(column)
@@ -314,23 +317,41 @@ def write_tables(location: Location, cell: str, task: str, method: str, tables: 
     Raises:
         CellIsDone: The cell has a done row. It stays as it is.
     """
-    files = {name: serialise(table) for name, table in tables.items()}
+    content = {name: serialise(table) for name, table in tables.items()}
     with one_writer(location):
         remove_leftovers(location)
         # There is one earlier row at most, unless the task was renamed between two writers.
-        earlier = _files_of(location, cell)
+        files = _files_of(location, cell)
+        earlier = [file for file in files if file.cell is not None]
         parts = read_files(location, "results", earlier, ["cell", "status"])
         rows = [row for part in parts if part is not None for row in part.to_pylist()]
-        if {"cell": cell, "status": "done"} in rows:
+        packed = any(cell in _packed_cells(location, file) for file in files if file.cell is None)
+        if packed or {"cell": cell, "status": "done"} in rows:
             raise CellIsDone(f"cell {cell} is done already in store {location.uri}; a done row is never written again")
         for old in earlier:
-            if old.cell is not None:
-                remove(location, old.path)
-                for name in ORDER[:-1]:
-                    remove(location, cell_path(location, name, old.task, old.method, old.cell))
+            remove(location, old.path)
+            for name in ORDER[:-1]:
+                remove(location, cell_path(location, name, old.task, old.method, str(old.cell)))
         for name in ORDER:
-            if name in files:
-                publish(location, cell_path(location, name, task, method, cell), files[name])
+            if name in content:
+                publish(location, cell_path(location, name, task, method, cell), content[name])
+
+
+_CELLS_OF: dict[str, frozenset[str]] = {}
+"""By path: the cells of packed files that this process has read."""
+
+
+def _packed_cells(location: Location, file: CellFile) -> frozenset[str]:
+    """Return the cells of a packed file of `results`, which are all done.
+
+    A packed file is read once a process: it is named after its cells, and never changes.
+    """
+    if file.path not in _CELLS_OF:
+        (part,) = read_files(location, "results", [file], ["cell"])
+        if part is None:  # it was packed again
+            return frozenset()
+        _CELLS_OF[file.path] = frozenset(part.column("cell").to_pylist())
+    return _CELLS_OF[file.path]
 
 
 def _files_of(location: Location, cell: str) -> list[CellFile]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,16 +13,21 @@ from rich.console import Console
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.config.sections import ResourcesConfig
+from aang_ray.data.modalities import modality_of
+from aang_ray.data.tasks import TEXT
 from aang_ray.errors import UserError
-from aang_ray.store import CellRecord, HistoryRow, Scores, Store
+from aang_ray.store import CellRecord, HistoryRow, ResultRow, Scores, Store, WeightRow
+from aang_ray.store.upkeep import compact_if_many
 from aang_ray.sweep.cluster import check_fits, own_cluster, ray_cluster, set_environment
 from aang_ray.sweep.plan import Need, PlannedCell, duration, plan, preview, preview_search, to_run
-from aang_ray.sweep.progress import SweepProgress
+from aang_ray.sweep.progress import Evaluation, SweepProgress
 from aang_ray.sweep.spec import Asha, SweepOverrides, SweepSpec, check_space, expand, load_sweep
 from aang_ray.sweep.status import others_at_work
+from aang_ray.sweep.trial import outcome as end_of
 from aang_ray.train.record import Heartbeat, take_rows, write_row
 
 if TYPE_CHECKING:
+    from aang_ray.sweep.track import Tracking
     from aang_ray.sweep.tune import Ends
 
 
@@ -62,6 +67,8 @@ def sweep_file(
     max_hours: float | None = None,
     asha: Asha | None = None,
     is_preset: bool = False,
+    keep_models: bool = False,
+    track: Sequence[str] = (),
     described: bool = False,
 ) -> SweepOutcome | None:
     """Run the sweep of a file, or the preset of that name, into a store, and print how it ended.
@@ -78,6 +85,8 @@ def sweep_file(
         max_hours: End after so many hours, with the checkpoints of running cells written.
         asha: Cut runs of the less promising configurations short.
         is_preset: Whether `path` is the name of a preset.
+        keep_models: Keep in the store the model of the best run of each row of the table.
+        track: Experiment trackers, see `Tracking`.
         described: Whether the lines about the data were printed already.
 
     Returns:
@@ -90,6 +99,8 @@ def sweep_file(
     if spec.search is not None and asha is not None:
         raise UserError(f"{path}: search: does not go with --scheduler asha; choose one")
     runs = expand(spec, overrides, str(path))
+    if keep_models:
+        check_keeps(runs)
     from aang_ray.train.check import check_runs  # imports much: a mistake in the file was reported before
     from aang_ray.train.plan import check_n, resolve
 
@@ -122,8 +133,19 @@ def sweep_file(
     store.check_writable()
     progress = SweepProgress(store.uri, path.stem, key, console)
     progress.add(cells, keep_failed=keep_failed)
+    tracking = make_tracking(track, progress.line)
     with progress:
-        outcome = _run_sweep(spec, runs, cells, store, progress, keep_failed, max_hours, asha)
+        outcome = _run_sweep(spec, runs, cells, store, progress, keep_failed, max_hours, asha, keep_models, tracking)
+    if tracking is not None:
+        tracking.close()
+    if keep_models and outcome.done:
+        from aang_ray.report.logged import best_cells
+        from aang_ray.train.keep import keep_only
+
+        kept = keep_only(store, best_cells(store))
+        console.print(f"the store keeps {kept} models, of the best run of each row; `aang export` writes them")
+    if packed := compact_if_many(store.uri):
+        console.print(f"the store is packed: {packed[0]:,} files before, {packed[1]:,} now", highlight=False)
     report(outcome, console, max_hours)
     return outcome
 
@@ -137,6 +159,8 @@ def _run_sweep(
     keep_failed: bool,
     max_hours: float | None,
     asha: Asha | None,
+    keep_models: bool,
+    tracking: Tracking | None,
 ) -> SweepOutcome:
     """Run the cells of a grid, or those that Optuna asks for."""
     from aang_ray.train.checkpoint import checkpoint_folder, discard_done
@@ -161,10 +185,30 @@ def _run_sweep(
         with ray_cluster() as scratch:
             from aang_ray.sweep.tune import Engine
 
-            engine = Engine(store, progress, needs, max_hours, scratch)
+            engine = Engine(store, progress, needs, max_hours, keep_models, tracking, scratch)
             ends = engine.run_grid(left, done, asha) if searches is None else engine.run_search(searches)
     cells = cells if searches is None else list(searches.cells.values())
     return outcome_of(cells, ends, scheduled=asha is not None, to_come=progress.to_come)
+
+
+def make_tracking(track: Sequence[str], line: Callable[[str], None]) -> Tracking | None:
+    """Return the trackers of these names; None for none."""
+    if not track:
+        return None
+    from aang_ray.sweep.track import Tracking
+
+    return Tracking(track, line)
+
+
+def check_keeps(runs: Sequence[RunConfig]) -> None:
+    """Check that the models of runs can be kept.
+
+    Raises:
+        UserError: A task is not one of text.
+    """
+    for run in runs:
+        if (kind := modality_of(run.data)) != TEXT:
+            raise UserError(f"--keep-models: only classifiers of text are kept; {run.data.task} is a task of {kind}")
 
 
 def outcome_of(
@@ -210,7 +254,9 @@ def report(outcome: SweepOutcome, console: Console, max_hours: float | None) -> 
         console.print(f"{reason}: {outcome.remaining} cells remain; run the same command again to continue")
 
 
-def train_once(config: RunConfig, store: Store, console: Console, export: Path | None = None) -> CellRecord:
+def train_once(
+    config: RunConfig, store: Store, console: Console, export: Path | None = None, track: Sequence[str] = ()
+) -> CellRecord:
     """Run one cell, from its checkpoint if it has one, print its evaluations and scores, and write its row.
 
     A cell that is done is only shown, unless its model is wanted.
@@ -220,6 +266,7 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
         store: Where its row and its checkpoint are.
         console: Where progress and scores are printed.
         export: A folder for the trained classifier.
+        track: Experiment trackers, see `Tracking`.
 
     Raises:
         UserError: The task or the encoder is not valid.
@@ -247,6 +294,7 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
         console.print(f"cell {config.cell}: {config.row_name}, seed {config.seed}, at most {config.total_steps} steps")
         planned = PlannedCell(config, config.cell, "waiting")
         progress = SweepProgress(store.uri, "train", config.cell, console)
+        tracking = make_tracking(track, progress.line)
         progress.add([planned])
         progress.update(config.cell, state="running", host=socket.gethostname())
         if step := CheckpointFiles(checkpoints, config.cell).newest_step():
@@ -254,13 +302,14 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
             progress.update(config.cell, step=step)
         with progress:
 
-            def evaluated(row: HistoryRow) -> None:
+            def evaluated(row: HistoryRow, weights: WeightRow | None) -> None:
                 text = ", ".join(f"loss of {name} {loss:.3f}" for name, loss in row.losses.items())
-                score: float | None = None
                 if row.dev is not None:
                     text = f"dev {_scores(row.dev)}"
-                    score = getattr(row.dev, config.data.metric or "accuracy")
-                progress.update(config.cell, step=row.step, seconds=row.seconds, score=score)
+                evaluation = Evaluation.of(config, row, weights)
+                progress.evaluated(config.cell, evaluation)
+                if tracking is not None:
+                    tracking.evaluated(planned, evaluation)
                 progress.line(f"step {row.step}/{config.total_steps} · {text} · {duration(row.seconds)}")
 
             def beat(sign: Heartbeat) -> None:
@@ -270,22 +319,31 @@ def train_once(config: RunConfig, store: Store, console: Console, export: Path |
             record = _run(config, checkpoints=checkpoints, export=export, **own)
             write_row(store, record)
             progress.update(config.cell, state="ended")
+        if tracking is not None:
+            tracking.ended(planned, end_of(record))
         if record.result.status == "done":
             discard(checkpoints, config.cell)
     show_scores(record, console)
     if export is not None and record.result.status == "done":
-        from aang_ray.train.export import add_seeds, how_to_load
+        from aang_ray.train.export import how_to_load
 
-        rows = store.results(["cell", "group", "status"]).to_pylist()
-        seeds = [row["cell"] for row in rows if (row["group"], row["status"]) == (record.result.group, "done")]
-        if len(seeds) > 1:
-            add_seeds(export, [store.record(cell).result for cell in seeds])
+        _finish_export(export, store, record.result)
         console.print(how_to_load(export), markup=False, highlight=False, soft_wrap=True)
     return record
 
 
+def _finish_export(export: Path, store: Store, result: ResultRow) -> None:
+    """Write the scores of all seeds of a run's configuration into the card of its model."""
+    from aang_ray.train.export import add_seeds
+
+    rows = store.results(["cell", "group", "status"]).to_pylist()
+    seeds = [row["cell"] for row in rows if (row["group"], row["status"]) == (result.group, "done")]
+    if len(seeds) > 1:
+        add_seeds(export, [store.record(cell).result for cell in seeds])
+
+
 def export_run(cell: str, store: Store, console: Console, export: Path) -> CellRecord:
-    """Write the model of a finished run, which is trained again on this machine from the configuration in the store.
+    """Write the model of a finished run: the one that the store keeps, else the run is trained again on this machine.
 
     Args:
         cell: Name of the run.
@@ -299,23 +357,28 @@ def export_run(cell: str, store: Store, console: Console, export: Path) -> CellR
     Raises:
         UserError: The run is not finished, or its data, encoder or space are no longer there as they were.
     """
-    from aang_ray.train.export import check_export
+    from aang_ray.train.export import check_export, how_to_load
+    from aang_ray.train.keep import unpack_model
     from aang_ray.train.plan import resolve
 
     stored = store.record(cell).result
     if stored.status != "done":
         raise UserError(f"run {cell} is {stored.status}; only the model of a finished run can be exported")
     config = parse_config(stored.config, f"run {cell}", stored=True)
+    check_export(export, config.data)
+    if unpack_model(store, cell, export):
+        _finish_export(export, store, stored)
+        console.print(how_to_load(export), markup=False, highlight=False, soft_wrap=True)
+        return store.record(cell)
     # What the run had on its own machine says nothing about this one; threads matter for rounding.
     config = config.changed(resources=ResourcesConfig(threads=config.resources.threads))
-    check_export(export, config.data)
     now = resolve(config)
     if now.cell != cell:
         before, after = dict(config.fingerprints), dict(now.fingerprints)
         changed = [name for name in before if before[name] != after[name]] or ["configuration"]
         raise UserError(f"run {cell}: its {' and '.join(changed)} changed since, so it cannot be trained again")
     console.print(
-        f"the store keeps no models: {stored.row}, seed {stored.seed}, is trained again (it took "
+        f"the store keeps no model of this run: {stored.row}, seed {stored.seed}, is trained again (it took "
         f"{duration(stored.seconds)} on {stored.device})",
         markup=False,
         highlight=False,

@@ -13,7 +13,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
@@ -21,7 +22,10 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
+from aang_ray.config import RunConfig
+from aang_ray.store import HistoryRow, WeightRow
 from aang_ray.store.files import Location, open_location, publish
+from aang_ray.store.schema import space_weights
 from aang_ray.sweep.plan import PlannedCell, duration, to_run
 
 FOLDER = (".progress", "sweeps")
@@ -42,6 +46,41 @@ ESTIMATE_SECONDS, ESTIMATE_SHARE = 60.0, 0.05
 """No time left is estimated before so many seconds and such a share of the work: the first trials load and compile."""
 
 logger = logging.getLogger(__name__)
+
+
+KEPT_SCORES, KEPT_OBJECTIVES = 30, 5
+"""How many of the last evaluations, and of the objectives with most weight, the file holds of each cell."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation as a trial reports it: a dictionary of plain values, which `asdict` makes."""
+
+    step: int
+    seconds: float
+    score: float | None
+    """Dev score by the task's metric, in [0, 1]; None in a stage that does not score dev."""
+    losses: Mapping[str, float]
+    """Mean training loss since the last evaluation, of the `end_task` and of each objective by name."""
+    end_task_weight: float | None
+    """The weight of the end task, lambda; None: the method has no weights."""
+    weights: Mapping[str, float]
+    """The weight of each objective of the space where it follows from factors, else of those that the step sampled."""
+
+    @classmethod
+    def of(cls, config: RunConfig, row: HistoryRow, weights: WeightRow | None) -> Evaluation:
+        """Return the evaluation of a run, whose rows these are."""
+        score = None if row.dev is None else getattr(row.dev, config.data.metric or "accuracy")
+        if weights is None:
+            return cls(row.step, row.seconds, score, row.losses, None, {})
+        published = config.objectives.allocation == "published"
+        found = space_weights(weights.weights, weights.factors, published=published)
+        return cls(row.step, row.seconds, score, row.losses, weights.end_task_weight, found)
+
+    @classmethod
+    def of_report(cls, report: Mapping[str, Any]) -> Evaluation | None:
+        """Return the evaluation in a report; None if it is a report of something else."""
+        return cls(**{one.name: report[one.name] for one in fields(cls)}) if "losses" in report else None
 
 
 class CellProgress(BaseModel):
@@ -66,6 +105,14 @@ class CellProgress(BaseModel):
     score: float | None = None
     """Dev score of the last evaluation by the task's metric, in [0, 1]."""
     metric: str = ""
+    scores: tuple[float, ...] = ()
+    """Dev scores of the last `KEPT_SCORES` evaluations."""
+    end_task_weights: tuple[float, ...] = ()
+    """The weight of the end task at these evaluations."""
+    weights: dict[str, float] = {}
+    """The `KEPT_OBJECTIVES` objectives with most weight at the last evaluation."""
+    weights_before: dict[str, float] = {}
+    """Their weights at the evaluation before, as far as they had one."""
     host: str = ""
     pid: int = 0
     updated_at: str = ""
@@ -75,6 +122,21 @@ class CellProgress(BaseModel):
     def of(cls, planned: PlannedCell) -> CellProgress:
         metric = planned.config.data.metric or "accuracy"
         return cls(cell=planned.cell, title=planned.title, steps=planned.steps, work=planned.work, metric=metric)
+
+    def after(self, evaluation: Evaluation, known: Mapping[str, float]) -> dict[str, Any]:
+        """Return the fields that an evaluation changes; `known` are all weights of the evaluation before."""
+        most = sorted(evaluation.weights, key=lambda name: -evaluation.weights[name])[:KEPT_OBJECTIVES]
+        scored = () if evaluation.score is None else (evaluation.score,)
+        weighed = () if evaluation.end_task_weight is None else (evaluation.end_task_weight,)
+        return {
+            "step": evaluation.step,
+            "seconds": evaluation.seconds,
+            "score": evaluation.score,
+            "scores": (*self.scores, *scored)[-KEPT_SCORES:],
+            "end_task_weights": (*self.end_task_weights, *weighed)[-KEPT_SCORES:],
+            "weights": {name: evaluation.weights[name] for name in most},
+            "weights_before": {name: known[name] for name in most if name in known},
+        }
 
     def work_until(self, step: int) -> float:
         """Texts that have gone through the body after a step."""
@@ -129,6 +191,8 @@ class SweepProgress:
         self._resumed: dict[str, float] = {}
         """By cell: texts that its checkpoint brought."""
         self._to_run: set[str] = set()
+        self._weights: dict[str, Mapping[str, float]] = {}
+        """By cell: all weights of the last evaluation."""
         self._changed, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._console = console
@@ -168,6 +232,12 @@ class SweepProgress:
         self._cells[cell] = self._cells[cell].model_copy(update={"updated_at": now, **changes})
         self._changed.set()
         self._show()
+
+    def evaluated(self, cell: str, evaluation: Evaluation, **changes: Any) -> None:
+        """A cell was evaluated; `changes` as for `update`."""
+        found = self._cells[cell].after(evaluation, self._weights.get(cell, {}))
+        self._weights[cell] = evaluation.weights
+        self.update(cell, **found, **changes)
 
     def resumed(self, cell: str, step: int) -> None:
         """A cell continues from a checkpoint of a step."""
@@ -234,7 +304,7 @@ class SweepProgress:
                 self._show_rows(running[:MOST_ROWS])
             elif time.monotonic() - self._printed >= PLAIN_INTERVAL:
                 self._printed = time.monotonic()
-                parts = [f"{cell.title}: {_place(cell)}" for cell in running[:MOST_ROWS]]
+                parts = [f"{cell.title}: {describe_step(cell)}" for cell in running[:MOST_ROWS]]
                 more = [f"{len(running) - MOST_ROWS} more run"] if len(running) > MOST_ROWS else []
                 share = f"{self._count()} cells, {100 * done / max(total, 1):.0f} % of the work"
                 self.line("; ".join([f"{share}, {rate}{left}", *parts, *more]))
@@ -246,11 +316,11 @@ class SweepProgress:
         for cell in running:
             if cell.cell not in self._rows:
                 self._rows[cell.cell] = self._bar.add_task(cell.title, left="")
-            self._bar.update(self._rows[cell.cell], total=cell.steps, completed=cell.step, left=_place(cell))
+            self._bar.update(self._rows[cell.cell], total=cell.steps, completed=cell.step, left=describe_step(cell))
 
 
-def _place(cell: CellProgress) -> str:
-    """`step 30/150, loss 1.234, dev 71.05 accuracy`."""
+def describe_step(cell: CellProgress) -> str:
+    """Return how far a cell is: `step 30/150, loss 1.234, dev 71.05 accuracy`."""
     parts = [f"step {cell.step}/{cell.steps}", *([] if cell.loss is None else [f"loss {cell.loss:.3f}"])]
     if cell.score is not None:
         parts.append(f"dev {100 * cell.score:.2f} {cell.metric}")

@@ -10,9 +10,10 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -265,13 +266,15 @@ class _Trial:
     def _seconds(self, cells: Sequence[PlannedCell], console: Console) -> float:
         """Estimate how long the cells that are not done take, and the run after them that writes the model."""
         left = [cell.config for cell in cells if cell.state != "done"]
+        if not left:
+            return 0.0
         at_once = trials_at_once([Need.of(config) for config in left], [{"CPU": float(_cores())}])
         new = {_kind(config): config for config in left if _kind(config) not in self.paces}
-        if new:
-            layers = ", ".join(dict.fromkeys(f"{config.encoder.layers} layers" for config in new.values()))
-            _print(console, f"timing up to three steps of each method ({layers}), as many runs at once as later")
-            measured = measure(list(new.values()), at_once, max(_cores() // at_once, 1))
-            self.paces |= dict(zip(new, measured, strict=True))
+        with closing(measure(list(new.values()), at_once, max(_cores() // at_once, 1))) as paces:
+            for kind, config in new.items():
+                depth = f"{config.encoder.layers} layers" if config.encoder.layers else "all layers"
+                _print(console, f"timing up to three steps of {config.row_name} with {depth}, {at_once} runs at once")
+                self.paces[kind] = next(paces)
         seconds = [self.paces[_kind(config)].seconds(config) for config in left]
         return START_SECONDS + max(sum(seconds) / at_once, *seconds) + max(seconds)
 
@@ -290,7 +293,7 @@ def _kind(config: RunConfig) -> tuple[Any, ...]:
     return (config.data, config.encoder, config.row_name)
 
 
-def measure(configs: Sequence[RunConfig], at_once: int, threads: int) -> list[Pace]:
+def measure(configs: Sequence[RunConfig], at_once: int, threads: int) -> Generator[Pace]:
     """Measure the pace of runs, each beside copies of itself: cores that share caches and memory are slower together.
 
     Args:
@@ -298,12 +301,14 @@ def measure(configs: Sequence[RunConfig], at_once: int, threads: int) -> list[Pa
         at_once: How many copies run at once.
         threads: CPU threads of each.
 
+    Yields:
+        The pace of each run, in order.
+
     Raises:
         UserError: A run cannot start.
         RunFailure: A process was killed.
     """
     with ProcessPoolExecutor(at_once, get_context("spawn"), _end_with_parent) as pool:
-        found = []
         for config in configs:
             try:
                 paces = list(pool.map(pace_of, [config] * at_once, [threads] * at_once))
@@ -312,8 +317,7 @@ def measure(configs: Sequence[RunConfig], at_once: int, threads: int) -> list[Pa
                     f"a process that timed {config.row_name} ended unexpectedly: out of memory? lower batch.micro, or "
                     "run fewer at once by a larger resources.cpus"
                 ) from None
-            found.append(Pace(*(mean(getattr(pace, part) for pace in paces) for part in ("start", "step", "score"))))
-    return found
+            yield Pace(*(mean(getattr(pace, part) for pace in paces) for part in ("start", "step", "score")))
 
 
 def _end_with_parent() -> None:

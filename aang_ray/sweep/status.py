@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,16 +15,18 @@ import psutil
 from pyarrow import fs
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from aang_ray.errors import UserError
 from aang_ray.store import Store
 from aang_ray.store.files import Location, open_location
 from aang_ray.sweep.plan import duration
-from aang_ray.sweep.progress import FOLDER, CellProgress, SweepFile
+from aang_ray.sweep.progress import FOLDER, CellProgress, SweepFile, describe_step
 
 SILENT_SECONDS = 90.0
 """A driver that has not written for longer is taken for dead: four of its longest pauses, and delays of clocks."""
+
+ROW_COLUMNS = ("cell", "status", "steps", "seconds", "metric", "dev_score", "test_score", "error")
+"""The columns of a cell's row that a status needs."""
 
 CellState = Literal["done", "running", "stopped", "cut", "failed", "waiting"]
 """`stopped`: it ran when its driver stopped or died; `cut`: a scheduler ended it early, or will continue it. They are
@@ -64,6 +66,22 @@ class SweepStatus:
         return [cell for cell in self.cells if cell.state in states]
 
     @property
+    def counts(self) -> str:
+        """How many cells are in each state, in one line."""
+        counts = Counter(cell.state for cell in self.cells)
+        parts = [f"{counts[state]} {state}" for state in get_args(CellState) if counts[state]]
+        to_come = self.file.to_come
+        parts += [f"{to_come} not chosen yet"] if to_come else []
+        return f"{self.file.name}: {len(self.cells) + to_come} cells: {', '.join(parts)}"
+
+    @property
+    def work(self) -> tuple[float, float]:
+        """Texts that went through the body so far, and those of the whole sweep."""
+        ended = ("done", "cut", "failed")
+        done = sum(cell.progress.work if cell.state in ended else cell.past[0] for cell in self.cells)
+        return done, sum(cell.progress.work for cell in self.cells) + self.file.work_to_come
+
+    @property
     def seconds_left(self) -> float | None:
         """(Texts left) x (seconds a text) / (trials that run now); None when nothing runs or nothing was measured.
 
@@ -90,11 +108,21 @@ def read_status(store: Store, sweep: Path | None = None, now: datetime | None = 
     Raises:
         UserError: No such sweep was started.
     """
-    file = _newest(open_location(store.uri), sweep)
+    return status_of(store, newest_file(store, sweep), read_rows(store), now)
+
+
+def read_rows(store: Store) -> dict[str, Mapping[str, Any]]:
+    """Return what a status needs of the rows of a store, by cell."""
+    return {row["cell"]: row for row in store.results(ROW_COLUMNS).to_pylist()}
+
+
+def status_of(
+    store: Store, file: SweepFile, rows: Mapping[str, Mapping[str, Any]], now: datetime | None = None
+) -> SweepStatus:
+    """Return the status that follows from a progress file and the rows of the store."""
     # Not negative where clocks differ.
     silent = max(0.0, ((now or datetime.now(UTC)) - file.updated_at).total_seconds())
     alive = not file.ended and silent <= SILENT_SECONDS
-    rows = {row["cell"]: row for row in store.results().to_pylist()}
     cells = [CellStatus(cell, _state(cell, rows.get(cell.cell), alive), rows.get(cell.cell)) for cell in file.cells]
     return SweepStatus(store.uri, file, alive, silent, tuple(cells))
 
@@ -105,34 +133,32 @@ def show_status(status: SweepStatus, console: Console, now: datetime | None = No
     def line(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    counts = Counter(cell.state for cell in status.cells)
-    parts = [f"{counts[state]} {state}" for state in get_args(CellState) if counts[state]]
-    to_come = status.file.to_come
-    parts += [f"{to_come} not chosen yet"] if to_come else []
-    line(f"{status.file.name}: {len(status.cells) + to_come} cells: {', '.join(parts)}")
+    line(status.counts)
     hosts = Counter(cell.progress.host for cell in status.having("running") if cell.progress.host)
     if hosts:
         line(f"trials run on {', '.join(f'{host} ({trials})' for host, trials in sorted(hosts.items()))}")
-    line(_time_left(status))
-    table = Table("cell", "state", "step", "loss", "dev", "texts/s", "left", "host", "last report")
+    line(time_left(status))
     for cell in [*status.having("running"), *status.having("stopped")]:
-        progress, ago = cell.progress, ""
-        if progress.updated_at:
-            silent = ((now or datetime.now(UTC)) - datetime.fromisoformat(progress.updated_at)).total_seconds()
-            ago = f"{duration(max(silent, 0.0))} ago"
-        score = "" if progress.score is None else f"{100 * progress.score:.2f} {progress.metric}"
-        step = f"{progress.step}/{progress.steps}"
-        loss = "" if progress.loss is None else f"{progress.loss:.3f}"
-        texts, seconds = cell.past
-        rate = texts / seconds if seconds > 0 else 0.0
-        left = duration((progress.work - texts) / rate) if rate and cell.state == "running" else ""
-        speed = f"{rate:,.0f}" if rate else ""
-        table.add_row(progress.title, cell.state, step, loss, score, speed, left, progress.host, ago)
-    if table.rows:
-        console.print(table)
+        line(f"{cell.progress.title}: {', '.join(_parts(cell, now or datetime.now(UTC)))}")
     for cell in status.having("failed"):
         line(f"failed: {cell.progress.title}: {cell.row['error'] if cell.row is not None else None}")
         line(f"  its traceback and its log: aang show {cell.progress.cell} --store {status.store}")
+
+
+def _parts(cell: CellStatus, now: datetime) -> Iterator[str]:
+    """Yield what there is to say of a cell that runs or ran: state, step and loss, speed, time left, machine."""
+    progress, (texts, seconds) = cell.progress, cell.past
+    yield cell.state
+    yield describe_step(progress)
+    if texts > 0 and seconds > 0:
+        yield f"{texts / seconds:,.0f} texts a second"
+        if cell.state == "running":
+            yield f"at most about {duration((progress.work - texts) * seconds / texts)} left"
+    if progress.host:
+        yield f"on {progress.host}"
+    if progress.updated_at:
+        silent = (now - datetime.fromisoformat(progress.updated_at)).total_seconds()
+        yield f"last report {duration(max(silent, 0.0))} ago"
 
 
 def others_at_work(store: Store, cells: Collection[str]) -> list[str]:
@@ -150,8 +176,13 @@ def others_at_work(store: Store, cells: Collection[str]) -> list[str]:
     return lines
 
 
-def _newest(location: Location, sweep: Path | None) -> SweepFile:
-    """The progress file of the sweep that was last started."""
+def newest_file(store: Store, sweep: Path | None) -> SweepFile:
+    """The progress file of the sweep that was last started, of a sweep file's name if one is given.
+
+    Raises:
+        UserError: No such sweep was started.
+    """
+    location = open_location(store.uri)
     found = _files(location)
     wanted = [file for file in found if sweep is None or file.name == sweep.stem]
     if not wanted and found:
@@ -190,7 +221,8 @@ def _state(progress: CellProgress, row: Mapping[str, Any] | None, alive: bool) -
     return "waiting"
 
 
-def _time_left(status: SweepStatus) -> str:
+def time_left(status: SweepStatus) -> str:
+    """Say how long the sweep will take, or why nothing runs."""
     if not status.having("running"):
         if not status.having("waiting", "stopped") and not status.file.to_come:
             return "nothing runs, nothing is left to run"

@@ -8,11 +8,14 @@ import json
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.store import CellRecord, HistoryRow, Store, is_disk_failure
+from aang_ray.store import CellRecord, HistoryRow, Store, WeightRow, is_disk_failure
+from aang_ray.sweep.progress import Evaluation
 from aang_ray.train.control import Interrupted
 from aang_ray.train.record import Heartbeat, failed_record, take_rows, write_row
 
@@ -28,7 +31,7 @@ def tune_trial(config: Mapping[str, Any], store: str, channel: Channel) -> None:
     Trials share processes, so all that a cell depends on is in its configuration, the number of threads included.
 
     Args:
-        config: Under `trial` the run as JSON (`run`) and its `rungs`.
+        config: Under `trial` the run as JSON (`run`), its `rungs`, and whether the store is to `keep` its model.
         store: URI of the store.
         channel: `channel.closed()` is true when the sweep wants its trials to stop.
     """
@@ -46,7 +49,10 @@ def tune_trial(config: Mapping[str, Any], store: str, channel: Channel) -> None:
     if channel.closed():
         tune.report({"status": "not started"})
         return
+    from aang_ray.train.process import set_up_process
+
     logger.info("cell %s starts", run.cell)  # so that the log of a process that dies early names its cell
+    logger.info(set_up_process(run.resources))
     actor = ray.get_runtime_context().get_actor_id()
 
     def report(values: dict[str, Any]) -> None:
@@ -54,7 +60,7 @@ def tune_trial(config: Mapping[str, Any], store: str, channel: Channel) -> None:
 
     report({"step": 0})
     try:
-        run_and_store(run, Store(store), report, config["trial"]["rungs"], channel.closed)
+        run_and_store(run, Store(store), report, config["trial"]["rungs"], channel.closed, keep=config["trial"]["keep"])
     except Interrupted:
         report({"status": "stopped"})
     except OSError as error:
@@ -71,17 +77,20 @@ def run_and_store(
     report: Callable[[dict[str, Any]], None],
     rungs: Iterable[tuple[float, int]] = (),
     abandoned: Callable[[], bool] = lambda: False,
+    *,
+    keep: bool = False,
 ) -> None:
     """Run a cell, from its checkpoint if it has one, and write its row before reporting the end.
 
-    So a driver that dies loses nothing. The checkpoint of a cell that is done is removed.
+    So a driver that dies loses nothing. The checkpoint of a cell that is done is removed. With `keep`, the store keeps
+    the model (`train.keep`).
 
     At each rung (a share of the run, and its step) the run writes its checkpoint and a row with status `cut`, and
     reports its best dev score so far (`rung`, `dev`). Then it continues from the checkpoint, unless the scheduler ends
     the trial in that report: Tune gives a function that it ends no time to write anything. A rung that an earlier
     attempt has passed is reported from its row.
 
-    Each evaluation reports `step`, `seconds` and `score`, a sign of life `step`, `seconds` and `loss`; a run that
+    Each evaluation reports the fields of `Evaluation`, a sign of life `step`, `seconds` and `loss`; a run that
     continues from a checkpoint first reports `resumed` and the `step`. The end reports `status`, with scores or the
     error: `done`, `failed`, or `elsewhere` for a cell that another process has done in the meantime.
 
@@ -103,13 +112,15 @@ def run_and_store(
     history = store.record(config.cell).history if reached and status == "cut" else ()
     metric = config.data.metric or "accuracy"
 
-    def evaluated(row: HistoryRow) -> None:
-        score = None if row.dev is None else getattr(row.dev, metric)
-        report({"step": row.step, "seconds": row.seconds, "score": score})
+    def evaluated(row: HistoryRow, weights: WeightRow | None) -> None:
+        report(asdict(Evaluation.of(config, row, weights)))
 
     def beat(sign: Heartbeat) -> None:
         report({"step": sign.step, "seconds": sign.seconds, "loss": sign.loss})
 
+    own: dict[str, Any] = {"on_evaluation": evaluated, "on_beat": beat, "checkpoints": checkpoints}
+    if keep:
+        own |= {"keep": store.uri, "on_done": partial(write_row, store)}
     scored = max((row.step for row in history), default=0)
     for share, until in [*rungs, (1.0, None)]:
         # A rung that the run has passed is judged by its row, if the row reaches so far. If the run stands at the rung
@@ -119,11 +130,12 @@ def run_and_store(
             if scores and until <= scored:
                 report({"rung": share, "dev": max(scores), "step": until})
             continue
-        record = _run(config, abandoned, on_evaluation=evaluated, on_beat=beat, checkpoints=checkpoints, until=until)
+        record = _run(config, abandoned, until=until, **own)
         # The process stays for the next trial, and others may share the GPU.
         _free_memory()
         end = outcome(record)
-        if not write_row(store, record):
+        # A run whose model is kept has written its row before.
+        if not write_row(store, record) and not (keep and store.record(config.cell).result == record.result):
             end["status"] = "elsewhere"
         if end["status"] != "cut":
             break

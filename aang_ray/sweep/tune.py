@@ -27,9 +27,10 @@ from aang_ray.errors import RunFailure
 from aang_ray.store import CellIsDone, Store
 from aang_ray.sweep.cluster import check_fits, has_autoscaler, keep_logs, living_nodes, own_cluster
 from aang_ray.sweep.plan import Need, PlannedCell, duration, trials_at_once
-from aang_ray.sweep.progress import SweepProgress
+from aang_ray.sweep.progress import Evaluation, SweepProgress
 from aang_ray.sweep.search import Searches
 from aang_ray.sweep.spec import Asha
+from aang_ray.sweep.track import Tracking
 from aang_ray.sweep.trial import tune_trial
 from aang_ray.train.control import StopSignals
 from aang_ray.train.record import LOG_LINES, failed_record
@@ -62,11 +63,15 @@ class Engine:
     """The resources of all trials to come."""
     max_hours: float | None = None
     """No trial starts after so many hours, and running ones stop; None: no limit."""
+    keep_models: bool = False
+    """Whether runs keep their models in the store."""
+    tracking: Tracking | None = None
+    """The trackers that get every evaluation."""
     scratch: Path | None = None
     """Folder of a cluster of our own, whose logs are kept after failures."""
 
     def __post_init__(self) -> None:
-        self.callback = SweepCallback(self.store, self.progress)
+        self.callback = SweepCallback(self.store, self.progress, self.tracking)
         self._nodes = living_nodes()
         self._at_once = trials_at_once(self.needs, self._nodes)
 
@@ -110,7 +115,7 @@ class Engine:
         cpus = need.worker_cpus if need.nested else resources.cpus_per_worker
         changes = {"threads": threads, "cpus_per_worker": cpus}
         config = cell.config.model_copy(update={"resources": resources.model_copy(update=changes)})
-        return {"cell": cell.cell, "run": config.model_dump_json(), "rungs": [], **need.trial}
+        return {"cell": cell.cell, "run": config.model_dump_json(), "rungs": [], "keep": self.keep_models, **need.trial}
 
     def concurrency(self, *, ahead: bool) -> int | None:
         """How many trials Tune may have at once, those that wait for resources included; None: no limit.
@@ -191,6 +196,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
 
     store: Store
     progress: SweepProgress
+    tracking: Tracking | None = None
     cells: dict[str, PlannedCell] = field(default_factory=dict)
     """Cells that have trials."""
     failed: Callable[[str], None] = lambda cell: None
@@ -213,7 +219,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has a process, a new one or one that it shares with earlier trials."""
         self.alive.add(trial.trial_id)
-        self.progress.update(self._cell(trial).cell, state="running", step=0, score=None, loss=None)
+        fresh: dict[str, Any] = {"scores": (), "end_task_weights": (), "weights": {}}
+        self.progress.update(self._cell(trial).cell, state="running", step=0, score=None, loss=None, **fresh)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
@@ -221,8 +228,15 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
         """A trial has started, was evaluated, came to a rung, or ended."""
         cell = self._cell(trial)
         self._last[trial.trial_id] = dict(result)
-        changes = {name: result[name] for name in ("step", "seconds", "score", "loss") if result.get(name) is not None}
-        self.progress.update(cell.cell, host=result.get("hostname", ""), pid=result.get("pid", 0), **changes)
+        place = {"host": result.get("hostname", ""), "pid": result.get("pid", 0)}
+        evaluation = Evaluation.of_report(result)
+        if evaluation is not None:
+            self.progress.evaluated(cell.cell, evaluation, **place)
+            if self.tracking is not None:
+                self.tracking.evaluated(cell, evaluation)
+        else:
+            changes = {name: result[name] for name in ("step", "seconds", "loss") if result.get(name) is not None}
+            self.progress.update(cell.cell, **place, **changes)
         if result.get("resumed"):
             self.progress.resumed(cell.cell, result["step"])
             self.progress.line(f"{cell.title} · continues from step {result['step']}")
@@ -284,6 +298,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]  # Ray has no type inf
                 self.progress.line(f"{cell.title} · stopped, its checkpoint is written")
             case _:
                 self.ends[cell.cell] = result
+                if self.tracking is not None:
+                    self.tracking.ended(cell, result)
                 self.progress.ended(cell, describe_end(result))
 
     def _wait(self, cell: PlannedCell, reason: str) -> None:

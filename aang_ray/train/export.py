@@ -38,7 +38,7 @@ from aang_ray.errors import UserError
 from aang_ray.model import portable
 from aang_ray.model.attention import position_offset
 from aang_ray.model.encoder import Encoder
-from aang_ray.model.heads import ClassificationHead
+from aang_ray.model.heads import NATIVE, TANH_FAMILIES, ClassificationHead, EndTaskHead, NativeHead
 from aang_ray.model.loading import quiet_transformers
 from aang_ray.model.lora import has_lora, merged_state, write_adapter
 from aang_ray.model.portable import PooledClassifier, PooledClassifierConfig
@@ -56,8 +56,11 @@ RUN, README, CODE = "run.json", "README.md", "modeling_pooled_classifier.py"
 ADAPTER = "adapter"
 _OLD_RUN = "model_card.json"
 """What `RUN` was called in format 1."""
-_OWN_CLASS = frozenset({"bert", "camembert", "mpnet", "roberta", "xlm-roberta"})
-"""Families whose own classifier is Linear, Tanh, Dropout, Linear on the first token."""
+_DROPOUTS = {
+    "distilbert": ("seq_classif_dropout",),
+    "deberta-v2": ("pooler_dropout", "cls_dropout"),
+}
+"""What the dropout of a family's classifier is called where it is not `classifier_dropout`."""
 
 
 def check_export(folder: Path, data: DataConfig) -> None:
@@ -105,7 +108,7 @@ def _write(folder: Path, setup: Setup, record: CellRecord) -> None:
     assert isinstance(task, EndTask)
     assert isinstance(encoder, Encoder)
     head = setup.head_of[END_TASK_HEAD]
-    assert isinstance(head, ClassificationHead)
+    assert isinstance(head, ClassificationHead | NativeHead)
     located = locate_encoder(config.data, config.encoder)
     tokenizer = load_tokenizer(located)
     model = to_transformers(encoder, head, task.label_names, tokenizer.pad_token_id)
@@ -142,7 +145,7 @@ def _write(folder: Path, setup: Setup, record: CellRecord) -> None:
         (draft / RUN).write_text(text + "\n", encoding="utf-8")
 
 
-def to_transformers(encoder: Encoder, head: ClassificationHead, labels: Sequence[str], pad: int) -> Any:
+def to_transformers(encoder: Encoder, head: EndTaskHead, labels: Sequence[str], pad: int) -> Any:
     """Return a model of Transformers that computes what encoder and head compute, in eval mode on the CPU.
 
     Adapters are merged into the layers that they adapt.
@@ -155,7 +158,7 @@ def to_transformers(encoder: Encoder, head: ClassificationHead, labels: Sequence
         pad: The tokenizer's id of padding.
     """
     body: Any = encoder.body
-    dropout: Any = head[2]
+    dropout: Any = head.dropout if isinstance(head, NativeHead) else head[2]
     first_position = position_offset(body)
     settings: dict[str, Any] = {
         "id2label": dict(enumerate(labels)),
@@ -164,33 +167,47 @@ def to_transformers(encoder: Encoder, head: ClassificationHead, labels: Sequence
     }
     # Families that number positions from their padding's id find padding by it, which the tokenizer must share.
     finds_padding = first_position in (0, pad + 1)
-    if encoder.pooling == "first" and encoder.model_type in _OWN_CLASS and finds_padding:
+    if isinstance(head, NativeHead) or (
+        encoder.pooling == "first" and encoder.model_type in TANH_FAMILIES and finds_padding
+    ):
         config = copy.deepcopy(body.config)
-        config.update({**settings, "classifier_dropout": dropout.p})
+        dropouts = _DROPOUTS.get(encoder.model_type, ("classifier_dropout",))
+        config.update({**settings, **dict.fromkeys(dropouts, dropout.p)})
+        if hasattr(config, "classifier_pooling"):
+            config.update({"classifier_pooling": "cls"})
         model = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
     else:
         names = {"AutoConfig": PooledClassifierConfig, "AutoModelForSequenceClassification": PooledClassifier}
         settings["auto_map"] = {name: f"{CODE.removesuffix('.py')}.{kind.__name__}" for name, kind in names.items()}
         plain = (body.config.to_dict(), encoder.pooling, dropout.p, first_position)
         model = PooledClassifier(PooledClassifierConfig(*plain, **settings))
-    target, dense, output = _parts(model)
+    target, layers = _parts(model)
     found = target.load_state_dict(merged_state(body), strict=False)
     # The hidden layer of BERT's head is the pooler of its body, which our bodies do not have.
     wrong = [name for name in (*found.missing_keys, *found.unexpected_keys) if not name.startswith("pooler.")]
     if wrong:
         raise ValueError(f"{type(model).__name__} does not hold the encoder: {wrong}")
-    dense.load_state_dict(head[0].state_dict())
-    output.load_state_dict(head[3].state_dict())
+    own = (head.dense, head.out_proj, head.norm) if isinstance(head, NativeHead) else (head[0], head[3], nn.Identity())
+    for layer, ours in zip(layers, own, strict=True):
+        layer.load_state_dict(ours.state_dict())
     return model.eval()
 
 
-def _parts(model: Any) -> tuple[Any, nn.Module, nn.Module]:
-    """Return the body, the hidden layer and the output layer of a model that `to_transformers` returns."""
+def _parts(model: Any) -> tuple[Any, tuple[nn.Module, nn.Module, nn.Module]]:
+    """Return the body of a model that `to_transformers` returns, and its hidden layer, output layer and norm."""
     if isinstance(model, PooledClassifier):
-        return model.encoder, model.dense, model.out_proj
-    if model.config.model_type == "bert":
-        return model.bert, model.bert.pooler.dense, model.classifier
-    return model.base_model, model.classifier.dense, model.classifier.out_proj
+        return model.encoder, (model.dense, model.out_proj, nn.Identity())
+    match model.config.model_type:
+        case "bert":
+            return model.bert, (model.bert.pooler.dense, model.classifier, nn.Identity())
+        case "distilbert":
+            return model.distilbert, (model.pre_classifier, model.classifier, nn.Identity())
+        case "deberta-v2":
+            return model.deberta, (model.pooler.dense, model.classifier, nn.Identity())
+        case "modernbert":
+            return model.model, (model.head.dense, model.classifier, model.head.norm)
+        case _:
+            return model.base_model, (model.classifier.dense, model.classifier.out_proj, nn.Identity())
 
 
 def _adapt(tokenizer: Any, encoder: Encoder, max_tokens: int) -> None:
@@ -303,17 +320,22 @@ def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
     """
     folder = Path(folder)
     run = _read_run(folder)
-    model, tokenizer = _read_model(folder)
-    body, dense, output = _parts(model)
+    model, tokenizer = read_model(folder)
+    body, layers = _parts(model)
     if getattr(body, "pooler", None) is not None:
         body.pooler = None  # its layer is in the head
     encoder = Encoder(body, run["pooling"])
-    head = ClassificationHead(encoder.hidden_size, len(run["labels"]), 0.0)
-    head[0], head[3] = dense, output
+    head: EndTaskHead
+    if isinstance(model, PooledClassifier) or encoder.model_type not in NATIVE:
+        head = ClassificationHead(encoder.hidden_size, len(run["labels"]), 0.0)
+        head[0], head[3], _ = layers
+    else:
+        head = NativeHead(body.config, len(run["labels"]), 0.0)
+        head.dense, head.out_proj, head.norm = layers  # type: ignore[assignment]
     return Classifier(encoder, head, tokenizer, run, Compute(torch.device(device), run["precision"]))
 
 
-def _read_model(folder: Path) -> tuple[Any, Any]:
+def read_model(folder: Path) -> tuple[Any, Any]:
     """Return model and tokenizer of an export.
 
     Raises:

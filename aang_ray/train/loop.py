@@ -20,7 +20,7 @@ from aang_ray.config.methods import HalvingConfig
 from aang_ray.data.tasks import Metric
 from aang_ray.errors import RunFailure
 from aang_ray.objectives.source import END_TASK, END_TASK_HEAD
-from aang_ray.store.schema import HistoryRow, Scores, prediction_table
+from aang_ray.store.schema import HistoryRow, Scores, WeightRow, prediction_table
 from aang_ray.train.checkpoint import Checkpointer
 from aang_ray.train.distances import local_distances
 from aang_ray.train.evaluate import Predictions, Reader, bootstrap_interval, score_of
@@ -53,7 +53,7 @@ class Trainer:
 
     Args:
         setup: The parts of the run; training changes them in place.
-        on_evaluation: Called after each evaluation, in every worker.
+        on_evaluation: Called after each evaluation, in every worker; `weights` are then those of the evaluation.
         on_beat: Called after a step, every `BEAT_SECONDS`, in every worker.
         checkpointer: Reads and writes the checkpoint; None for a run without checkpoints.
     """
@@ -67,6 +67,8 @@ class Trainer:
     ) -> None:
         self.config = setup.config
         self.progress = Progress()
+        self.weights: WeightRow | None = None
+        """Those of the last evaluation; None: the method has none."""
         self._whole = setup
         self._search: Search | None = None
         self._first_model: dict[str, Tensor] = {}
@@ -231,10 +233,11 @@ class Trainer:
         progress.history.append(row)
         # In a trial the only objective has all of the weight, which says nothing.
         weights = None if self.stage.name == "search" else setup.method.describe(prepared.sampled)
+        self.weights = weights
         if weights is not None:
             if setup.config.gradients.local_distances:
                 distances = local_distances(self.stepper, progress.stage_steps)
-                weights = replace(weights, health={**weights.health, **distances})
+                weights = self.weights = replace(weights, health={**weights.health, **distances})
             progress.weights.append(weights)
         if self._on_evaluation is not None:
             self._on_evaluation(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +25,10 @@ LOG_LINES = 30
 """Number of log lines in a failed row."""
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scikit-learn", "ray", "torchjd")
 """Packages whose versions a result may depend on."""
+
+
+OnEvaluation = Callable[[HistoryRow, WeightRow | None], None]
+"""What is called after an evaluation, with its rows of history and weights; None: the method has no weights."""
 
 
 @dataclass(frozen=True)

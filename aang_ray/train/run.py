@@ -15,8 +15,9 @@ from aang_ray.train.checkpoint import Checkpointer, CheckpointFiles
 from aang_ray.train.control import RunControl, StepLimitReached
 from aang_ray.train.device import choose_compute, is_out_of_memory
 from aang_ray.train.export import check_export, export_model
+from aang_ray.train.keep import keep_model
 from aang_ray.train.loop import Trainer
-from aang_ray.train.record import Heartbeat, cell_record
+from aang_ray.train.record import Heartbeat, OnEvaluation, cell_record
 from aang_ray.train.setup import build
 from aang_ray.train.workers.group import Workers
 
@@ -26,10 +27,11 @@ logger = logging.getLogger(__name__)
 def run_cell(
     config: RunConfig,
     *,
-    on_evaluation: Callable[[HistoryRow], None] | None = None,
+    on_evaluation: OnEvaluation | None = None,
     on_beat: Callable[[Heartbeat], None] | None = None,
     checkpoints: Path | str | None = None,
     export: Path | None = None,
+    keep: str | None = None,
     on_done: Callable[[CellRecord], object] | None = None,
     control: RunControl | None = None,
     workers: Workers | None = None,
@@ -41,13 +43,14 @@ def run_cell(
 
     Args:
         config: The resolved configuration (see `plan.resolve`).
-        on_evaluation: Called after each evaluation on dev, in every worker.
+        on_evaluation: Called after each evaluation on dev with its rows of history and weights, in every worker.
         on_beat: Called with the step between evaluations, every ten seconds, in every worker.
         checkpoints: Folder or URI of `<cell>`, in which the state is written every `resources.checkpoint_minutes`, on
         SIGTERM and on Ctrl-C, and from which the run continues, with exactly the results of an uninterrupted one on the
         same device and number of threads. The caller deletes it with `checkpoint.discard`. None: no checkpoints.
         export: Folder to which a finished run writes its classifier; None for no export.
-        on_done: Called in the first worker with the record of a finished run, before its classifier is exported.
+        keep: URI of a store that keeps the classifier of a finished run; None: it is not kept.
+        on_done: Called in the first worker with the record of a finished run, before its classifier is written.
         control: Other reasons to save or to stop; needs `checkpoints`.
         workers: The worker group that this process belongs to.
 
@@ -65,7 +68,12 @@ def run_cell(
     if checkpoints is not None:
         minutes = config.resources.checkpoint_minutes
         checkpointer = Checkpointer(CheckpointFiles(checkpoints, config.cell), compute, minutes, workers, control)
-    trainer = Trainer(build(config, compute, workers), on_evaluation, checkpointer, on_beat)
+
+    def evaluated(row: HistoryRow) -> None:
+        if on_evaluation is not None:
+            on_evaluation(row, trainer.weights)
+
+    trainer = Trainer(build(config, compute, workers), evaluated, checkpointer, on_beat)
     record_of = partial(cell_record, config, device=compute.device_name, precision=compute.precision)
     try:
         finished = trainer.run()
@@ -86,11 +94,14 @@ def run_cell(
             clean_interval=finished.clean_interval,
             predictions=finished.predictions,
         )
-        if export is not None and trainer.setup.workers.first:
+        if (export is not None or keep is not None) and trainer.setup.workers.first:
             if on_done is not None:
                 on_done(record)
             try:
-                export_model(export, trainer.setup, record)
+                if export is not None:
+                    export_model(export, trainer.setup, record)
+                if keep is not None:
+                    keep_model(keep, trainer.setup, record)
             except NotWritten:
                 trainer.save()
                 raise

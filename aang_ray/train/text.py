@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from aang_ray.data.tasks import EndTask
 from aang_ray.data.tokens import TokenizerFacts
 from aang_ray.errors import UserError
 from aang_ray.model.encoder import Encoder
-from aang_ray.model.heads import ClassificationHead, TokenHead
+from aang_ray.model.heads import ClassificationHead, TokenHead, end_task_head
 from aang_ray.model.loading import LoadedEncoder, load_encoder
 from aang_ray.objectives.batch import BatchPiece, PublishedVisibility, collate, cut
 from aang_ray.objectives.losses import segment_losses
@@ -209,13 +210,15 @@ def make_heads(
     """Return phi_E and the heads of the outputs, by name (docs/semantics.md, section 4)."""
     encoder = loaded.encoder
     classes, dropout = len(task.label_names), config.encoder.head_dropout
-    heads: dict[str, nn.Module] = {END_TASK_HEAD: ClassificationHead(encoder.hidden_size, classes, dropout)}
+    settings: Any = encoder.body.config
+    head = end_task_head(config.encoder.head, settings, encoder.pooling, classes, dropout)
+    heads: dict[str, nn.Module] = {END_TASK_HEAD: head}
     per_objective = config.objectives.heads == "per_objective"
     wanted = space_heads(space, task, per_objective)
-    fresh = loaded.mlm_head is None and any(head.kind == "vocabulary" for head in wanted.values())
+    fresh = loaded.mlm_head is None and any(kind.kind == "vocabulary" for kind in wanted.values())
     bias_V = log_unigrams(task, encoder.vocab_size, facts.special_ids) if fresh else None
-    for name, head in wanted.items():
-        if head.kind == "vocabulary":
+    for name, kind in wanted.items():
+        if kind.kind == "vocabulary":
             heads[name] = TokenHead(
                 encoder.word_embeddings,
                 encoder.hidden_size,
@@ -225,8 +228,8 @@ def make_heads(
                 std=encoder.initializer_range,
             )
         else:
-            assert head.size is not None
-            heads[name] = ClassificationHead(encoder.hidden_size, head.size, dropout)
+            assert kind.size is not None
+            heads[name] = ClassificationHead(encoder.hidden_size, kind.size, dropout)
     return heads
 
 

@@ -14,7 +14,7 @@ from aang_ray.gradients.engine import Engine, Request, StepGradients
 from aang_ray.model.attention import TokenInputs
 from aang_ray.model.encoder import Encoder
 from aang_ray.model.heads import ClassificationHead, TiedDecoder, TokenHead
-from aang_ray.model.segments import SegmentRows, segment_rows
+from aang_ray.model.segments import SegmentRows, per_row, segment_rows
 from tests.model.layout import Text, lay_out, random_ids, text
 
 WIDTH = 16
@@ -87,11 +87,12 @@ def text_losses(encoder: Encoder, heads: nn.ModuleDict) -> Callable[[TextPiece],
         with segment_rows(piece.texts):
             classes_EC = heads["pooled"](encoder.pool(hidden_RLH, piece.inputs))
         with segment_rows(piece.labelled):
-            logits_MV = heads["token"](flat_TH.index_select(0, piece.index_M))
-        wide = torch.promote_types(logits_MV.dtype, torch.float32)
-        ids_M = piece.inputs.ids_RL.flatten()[piece.index_M]
+            ids_M = piece.inputs.ids_RL.flatten()[piece.index_M]
+            weights = [s % 2 / 10 for s in range(piece.tokens.count)]
+            weight_M = per_row(torch.tensor(weights, dtype=torch.float64), piece.labelled)
+            loss_M = heads["token"](flat_TH.index_select(0, piece.index_M), ids_M, weight_M)
+        wide = torch.promote_types(classes_EC.dtype, torch.float32)
         loss_E = F.cross_entropy(classes_EC.to(wide), piece.inputs.lengths_E % CLASSES, reduction="none")
-        loss_M = F.cross_entropy(logits_MV.to(wide), ids_M, reduction="none")
         parts = [
             loss_E[piece.texts.of(s)].sum() if s % 2 == 0 else loss_M[piece.labelled.of(s)].sum()
             for s in range(piece.tokens.count)

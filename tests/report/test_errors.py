@@ -6,11 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from statsmodels.stats import contingency_tables
 
 from aang_ray.errors import UserError
-from aang_ray.report.errors import calibration_error, class_scores, confusion, describe_errors, predictions_of
+from aang_ray.report.errors import (
+    calibration_error,
+    class_scores,
+    classified,
+    confusion,
+    describe_comparison,
+    describe_errors,
+    predictions_of,
+)
 from aang_ray.report.logged import Logged
+from aang_ray.report.significance import mcnemar
 from aang_ray.store import Store
 from aang_ray.store.schema import prediction_table
 
@@ -102,3 +115,40 @@ def test_older_rows_have_no_predictions(store: Store, write: Write) -> None:
     assert store.predictions().num_rows == 0
     with pytest.raises(UserError, match="row finetune has no stored predictions on test"):
         describe_errors(Logged(store), "finetune")
+
+
+def frame_of(predicted: list[str], labels: list[str] | None, sure: float = 0.9) -> pd.DataFrame:
+    p = np.array([[sure, 1 - sure] if one == "a" else [1 - sure, sure] for one in predicted], dtype=np.float32)
+    return classified(labels, predicted, p, ["a", "b"])
+
+
+def test_two_models_on_labelled_texts() -> None:
+    """Of 8 texts of class a, the first is right on 7, the second on 2: 5 of them alone; the second alone on none."""
+    labels = ["a"] * 8
+    ours, theirs = frame_of(["a"] * 7 + ["b"], labels), frame_of(["a"] * 2 + ["b"] * 6, labels, 0.8)
+    text = describe_comparison(("one", ours), ("two", theirs), [f"text {i}" for i in range(8)], shown=3)
+    assert text.startswith(
+        "one and two agree on 3 of 8 texts (37.50 %)\n"
+        "accuracy in %: one 87.50, two 25.00; only one is right on 5, only two on 0 (exact McNemar p 0.062)"
+    )
+    assert "| 2       | a     | a 0.90 | b 0.80 | text 2 |" in text
+    assert text.endswith("and 2 more\n")
+
+
+def test_without_labels_there_is_no_test() -> None:
+    same = frame_of(["a", "b"], None)
+    text = describe_comparison(("one", same), ("two", same), ["x", "y"])
+    assert text == (
+        "one and two agree on 2 of 2 texts (100.00 %)\n"
+        "the true labels are not known, so there is no test of which is better\n"
+    )
+    other = describe_comparison(("one", same), ("two", frame_of(["a", "a"], None)), ["x", "y"])
+    assert "| example | one    | two    | text |" in other
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_that_of_statsmodels(only_first: int, only_second: int) -> None:
+    table = [[7, only_first], [only_second, 3]]
+    assert mcnemar(only_first, only_second) == pytest.approx(
+        contingency_tables.mcnemar(table, exact=True).pvalue, abs=1e-12
+    )

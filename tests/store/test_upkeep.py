@@ -10,7 +10,7 @@ import pytest
 from aang_ray.config import parse_config
 from aang_ray.store import CellIsDone, Store, upkeep
 from aang_ray.store import store as module
-from aang_ray.store.upkeep import compact, merge, verify
+from aang_ray.store.upkeep import compact, compact_if_many, merge, verify
 from tests.store.conftest import MakeRecord
 
 CELLS = 6
@@ -185,3 +185,32 @@ def test_verify_tells_what_is_wrong(tmp_path: Path, make_record: MakeRecord) -> 
     ):
         assert any(part in problem for problem in problems), (part, problems)
     assert verify(str(tmp_path / "none")) == [f"there is no store at {tmp_path / 'none'}"]
+
+
+def test_a_store_of_many_loose_runs_is_packed_at_the_end_of_a_sweep(tmp_path: Path, make_record: MakeRecord) -> None:
+    store = fill(tmp_path, make_record)
+    assert compact_if_many(str(tmp_path), loose=CELLS) is None
+    assert compact_if_many(str(tmp_path), loose=CELLS - 1) == (3 * CELLS, 6)
+    assert_all_there(store, make_record)
+    assert compact_if_many(str(tmp_path), loose=CELLS - 1) is None
+
+
+def test_a_writer_reads_a_packed_file_once(
+    tmp_path: Path, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or adding a run to a store of many packed ones would take as long as reading them all."""
+    store = fill(tmp_path, make_record)
+    compact(str(tmp_path))
+    read = module.read_files
+    opened: list[str] = []
+
+    def counted(location: object, table: str, files: list[module.CellFile], *rest: object) -> object:
+        opened.extend(file.path for file in files if file.cell is None)
+        return read(location, table, files, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "read_files", counted)
+    for number in range(CELLS, CELLS + 3):
+        store.write(make_record(number))
+        with pytest.raises(CellIsDone):
+            store.write(make_record(0))
+    assert len(opened) == 1

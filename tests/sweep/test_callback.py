@@ -103,7 +103,10 @@ def test_a_cell_that_is_done(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     trial = sweep.start()
     assert sweep.callback.alive == {trial.trial_id}
-    sweep.result(trial, step=30, seconds=2.0, score=0.7, hostname="node-b", pid=8)
+    found = {"step": 30, "seconds": 2.0, "score": 0.7, "losses": {"end_task": 0.5}}
+    sweep.result(trial, **found, end_task_weight=0.6, weights={"a": 0.75, "b": 0.25}, hostname="node-b", pid=8)
+    assert sweep.progress["end_task_weights"] == (0.6,)
+    assert sweep.progress["weights"] == {"a": 0.75, "b": 0.25}
     assert [sweep.progress[name] for name in ("state", "step", "score", "host", "pid")] == [
         "running",
         30,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from aang_ray.config import RunConfig, parse_config
-from aang_ray.store import CellRecord, HistoryRow, Store
+from aang_ray.store import CellRecord, Store
 from aang_ray.sweep.command import SweepOutcome, outcome_of, report, train_once
 from aang_ray.sweep.plan import PlannedCell, State
 from aang_ray.sweep.status import SweepStatus, read_status
+from aang_ray.train.record import OnEvaluation
 from tests.sweep.conftest import done_record, fake_resolve, history_row
 
 
@@ -83,8 +83,8 @@ def test_a_single_run_has_a_status_too(tmp_path: Path, monkeypatch: pytest.Monke
     store, config = Store(tmp_path), cell(0).config
     during: list[SweepStatus] = []
 
-    def run_cell(config: RunConfig, *, on_evaluation: Callable[[HistoryRow], None], **_: object) -> CellRecord:
-        on_evaluation(history_row(30))
+    def run_cell(config: RunConfig, *, on_evaluation: OnEvaluation, **_: object) -> CellRecord:
+        on_evaluation(history_row(30), None)
         deadline = time.monotonic() + 20
         while not (during and during[-1].cells[0].progress.step) and time.monotonic() < deadline:
             during.append(read_status(store))

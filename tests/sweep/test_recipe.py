@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,10 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(recipe, "sweep_file", sweep_file)
     monkeypatch.setattr(recipe, "train_once", train_once)
 
-    def measure(configs: Sequence[RunConfig], at_once: int, threads: int) -> list[recipe.Pace]:
-        world["measured"] += [(config.method.name, config.encoder.layers) for config in configs]
-        return [recipe.Pace(2.0, world["step"] * (config.encoder.layers or 1), 3.0) for config in configs]
+    def measure(configs: Sequence[RunConfig], at_once: int, threads: int) -> Generator[recipe.Pace]:
+        for config in configs:
+            world["measured"].append((config.method.name, config.encoder.layers))
+            yield recipe.Pace(2.0, world["step"] * (config.encoder.layers or 1), 3.0)
 
     world |= {"step": 0.01, "measured": [], "longest": 256}
     monkeypatch.setattr(recipe, "measure", measure)
@@ -76,7 +77,9 @@ def test_the_answer_the_objectives_and_the_model(tried: dict[str, Any], tmp_path
     said = run(tried, tmp_path / "store")
     assert said.startswith(
         "own: texts\nwarning: odd\n9 runs (finetune, static-td n=6, aang-td n=6; seeds 0, 1, 2), 9 to do\n"
-        "timing up to three steps of each method (3 layers), as many runs at once as later\n"
+        "timing up to three steps of finetune with 3 layers, 2 runs at once\n"
+        "timing up to three steps of static-td n=6 with 3 layers, 2 runs at once\n"
+        "timing up to three steps of aang-td n=6 with 3 layers, 2 runs at once\n"
         # 20 s for Ray, 9 runs of 2 + 150 * 0.03 + 3 s on two cores, and the last one for the model
         "time: at most about 1 min 12 s on 2 cores\n"
     )
@@ -132,12 +135,19 @@ def test_runs_are_made_smaller_until_they_end_in_time(tried: dict[str, Any], tmp
 
 def test_a_size_is_kept_for_the_same_command(tried: dict[str, Any], tmp_path: Path) -> None:
     tried["step"] = 1.2
-    run(tried, tmp_path / "store", 0, minutes=5)
+    run(tried, tmp_path / "store", 0, minutes=6)
     tried["step"] = 0.01
-    said = run(tried, tmp_path / "store", 0, 1, minutes=5)  # more seeds
-    assert "cut to answer in time: 100 of 150 steps, 2 of 3 layers (chosen by an earlier call)" in said
-    assert "cut" not in run(tried, tmp_path / "store", 0, minutes=6)
+    said = run(tried, tmp_path / "store", 0, 1, minutes=6)  # more seeds
+    assert "cut to answer in time: 50 of 150 steps, 2 of 3 layers (chosen by an earlier call)" in said
+    assert "cut" not in run(tried, tmp_path / "store", 0, minutes=7)
     assert "cut" not in run(tried, tmp_path / "store", 0, whole=True)
+
+
+def test_a_smaller_size_that_is_done_already_fits(tried: dict[str, Any], tmp_path: Path) -> None:
+    tried["step"] = 1.2
+    run(tried, tmp_path / "store", 0, minutes=6)
+    said = run(tried, tmp_path / "store", 0, minutes=5)
+    assert "time: at most about 0 s on" in said
 
 
 def test_a_damaged_choice_is_named(tried: dict[str, Any], tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ import torch
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.store import CellRecord, HistoryRow, NotWritten, Store
+from aang_ray.store import CellRecord, NotWritten, Store
 from aang_ray.sweep.trial import _free_memory, run_and_store
 from aang_ray.train.checkpoint import checkpoint_folder
-from aang_ray.train.record import failed_record
+from aang_ray.train.record import OnEvaluation, failed_record
 from tests.sweep.conftest import done_record, fake_resolve, history_row
 
 CONFIG = fake_resolve(parse_config({"method": "static"}, "test"))
@@ -50,8 +50,8 @@ def run(store: Store) -> list[dict[str, Any]]:
 
 
 def test_evaluations_then_the_row_then_the_end(tmp_path: Path, install: Callable[[RunCell], None]) -> None:
-    def run_cell(config: RunConfig, *, on_evaluation: Callable[[HistoryRow], None], **_: object) -> CellRecord:
-        on_evaluation(history_row(30))
+    def run_cell(config: RunConfig, *, on_evaluation: OnEvaluation, **_: object) -> CellRecord:
+        on_evaluation(history_row(30), None)
         return done_record(config)
 
     install(run_cell)

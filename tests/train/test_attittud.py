@@ -105,7 +105,7 @@ def test_a_run_goes_on_between_two_estimates_as_if_it_had_not_stopped(
     plain = run_cell(config)
     assert plain.result.status == "done", plain.result.error
     with pytest.raises(Interrupted):
-        run_cell(config, checkpoints=tmp_path, on_evaluation=lambda _: signal.raise_signal(signal.SIGTERM))
+        run_cell(config, checkpoints=tmp_path, on_evaluation=lambda *_: signal.raise_signal(signal.SIGTERM))
     assert numbers(run_cell(config, checkpoints=tmp_path)) == numbers(plain)
     shares = plain.weights[-1].health
     assert sum(shares.values()) == pytest.approx(1.0, abs=1e-5)

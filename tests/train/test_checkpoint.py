@@ -108,7 +108,7 @@ def test_resumed_after_any_step_it_ends_with_the_same_numbers(
     for step in range(1, STEPS + 1):
         folder = snapshots / str(step)
         seen: list[HistoryRow] = []
-        resumed = run_cell(config, checkpoints=folder, on_evaluation=seen.append)
+        resumed = run_cell(config, checkpoints=folder, on_evaluation=lambda row, _, seen=seen: seen.append(row))
         assert numbers(resumed) == numbers(plain)
         assert [row.step for row in seen] == [after for after in (3, 6, 7) if after > step], "it went on, not anew"
         assert_identical(last_state(folder, config), expected)
@@ -143,7 +143,7 @@ def test_published_allocation_and_two_stops(tiny: dict[str, Any], tmp_path: Path
     plain = run_cell(config)
     for _ in range(2):
         with pytest.raises(Interrupted):
-            run_cell(config, checkpoints=tmp_path, on_evaluation=lambda _: signal.raise_signal(signal.SIGTERM))
+            run_cell(config, checkpoints=tmp_path, on_evaluation=lambda *_: signal.raise_signal(signal.SIGTERM))
     assert numbers(run_cell(config, checkpoints=tmp_path)) == numbers(plain)
 
 
@@ -153,7 +153,9 @@ def test_a_run_that_stopped_early_is_not_trained_on(tiny: dict[str, Any], tmp_pa
     first = run_cell(config, checkpoints=tmp_path)
     assert first.result.steps == 6
     seen: list[HistoryRow] = []
-    assert numbers(run_cell(config, checkpoints=tmp_path, on_evaluation=seen.append)) == numbers(first)
+    assert numbers(run_cell(config, checkpoints=tmp_path, on_evaluation=lambda row, _: seen.append(row))) == numbers(
+        first
+    )
     assert not seen
 
 
@@ -183,7 +185,7 @@ def test_a_signal_ends_the_step_at_hand_and_writes(
     before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
     steps: list[int] = []
 
-    def stop(row: HistoryRow) -> None:
+    def stop(row: HistoryRow, _: object) -> None:
         steps.append(row.step)
         signal.raise_signal(number)
 
@@ -204,7 +206,7 @@ def test_signals_on_another_thread_are_left_alone(tiny: dict[str, Any], tmp_path
     def work() -> None:
         look = handlers.append
         records.append(
-            run_cell(config, checkpoints=tmp_path, on_evaluation=lambda _: look(signal.getsignal(signal.SIGTERM)))
+            run_cell(config, checkpoints=tmp_path, on_evaluation=lambda *_: look(signal.getsignal(signal.SIGTERM)))
         )
 
     thread = threading.Thread(target=work)
@@ -216,7 +218,7 @@ def test_signals_on_another_thread_are_left_alone(tiny: dict[str, Any], tmp_path
 
 def test_without_checkpoints_a_signal_does_what_it_always_did(tiny: dict[str, Any]) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run_cell(short(tiny, "method=finetune"), on_evaluation=lambda _: signal.raise_signal(signal.SIGINT))
+        run_cell(short(tiny, "method=finetune"), on_evaluation=lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def test_a_second_interrupt_acts_at_once_and_a_late_signal_is_not_lost() -> None:
@@ -406,7 +408,7 @@ def test_beside_a_store(tiny: dict[str, Any], tmp_path: Path) -> None:
 def test_on_a_remote_filesystem(tiny: dict[str, Any]) -> None:
     config, folder = short(tiny, "method=finetune"), "memory://bucket/.checkpoints"
     with pytest.raises(Interrupted):
-        run_cell(config, checkpoints=folder, on_evaluation=lambda _: signal.raise_signal(signal.SIGTERM))
+        run_cell(config, checkpoints=folder, on_evaluation=lambda *_: signal.raise_signal(signal.SIGTERM))
     found = CheckpointFiles(folder, config.cell).load()
     assert found is not None
     assert found.state["progress"]["steps"] == 3

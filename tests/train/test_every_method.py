@@ -38,7 +38,7 @@ def test_run_stop_and_resume(tiny: dict[str, Any], name: str, tmp_path: Path) ->
     assert plain.result.row == f"{name}-td n=3"
     assert 0.0 <= plain.result.test.accuracy <= 1.0 if plain.result.test else False
     with pytest.raises(Interrupted):
-        run_cell(config, checkpoints=tmp_path, on_evaluation=lambda _: signal.raise_signal(signal.SIGTERM))
+        run_cell(config, checkpoints=tmp_path, on_evaluation=lambda *_: signal.raise_signal(signal.SIGTERM))
     assert numbers(run_cell(config, checkpoints=tmp_path)) == numbers(plain)
     for row in plain.weights:
         assert sum(row.weights.values()) == pytest.approx(1.0, abs=1e-5) or not any(row.weights.values())

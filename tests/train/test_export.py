@@ -15,12 +15,14 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import pytest
 import torch
+import transformers
 import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from aang_ray.config.run import RunConfig
 from aang_ray.errors import UserError
+from aang_ray.model.heads import end_task_head
 from aang_ray.model.portable import pool
 from aang_ray.store import CellRecord, ResultRow, Scores
 from aang_ray.train import export as export_module
@@ -138,7 +140,7 @@ def elsewhere(*models: Exported, own_code: list[bool]) -> list[tuple[str, npt.ND
 
 
 def test_every_family_without_this_package(tiny: dict[str, Any], tmp_path: Path) -> None:
-    models, own_code, kinds = [], [], []
+    models, kinds = [], []
     for family in FAMILIES:
         encoder = write_family(tmp_path / family, family)
         for pooling in ("first", "mean"):
@@ -146,8 +148,12 @@ def test_every_family_without_this_package(tiny: dict[str, Any], tmp_path: Path)
             config = tiny_config(tiny, "method=finetune", "schedule.steps=6", "data.max_tokens=12", *settings)
             models.append(exported(config, tmp_path / f"{family}-{pooling}"))
             kinds.append(OWN_CLASS.get(family, "") if pooling == "first" else "")
-            own_code.append(not kinds[-1])
-    answers = elsewhere(*models, own_code=own_code)
+    check_all(models, kinds)
+
+
+def check_all(models: list[Exported], kinds: list[str]) -> None:
+    """Check models in a new interpreter and here; `kinds` are the family's own classes, empty for our own code."""
+    answers = elsewhere(*models, own_code=[not kind for kind in kinds])
     for model, kind, (found, probabilities) in zip(models, kinds, answers, strict=True):
         assert found == (f"{kind}SequenceClassification" if kind else "PooledClassifier")
         np.testing.assert_allclose(probabilities, model.probabilities, atol=1e-5, err_msg=str(model.folder))
@@ -160,6 +166,29 @@ def test_every_family_without_this_package(tiny: dict[str, Any], tmp_path: Path)
         if not kind:  # who does not run the folder's code gets no other model
             with pytest.raises(ValueError, match="trust_remote_code=True"):
                 AutoModelForSequenceClassification.from_pretrained(model.folder, trust_remote_code=False)
+
+
+def test_a_family_with_its_own_head_needs_no_code(tiny: dict[str, Any], tmp_path: Path) -> None:
+    kinds = {
+        "distilbert": "DistilBertFor",
+        "electra": "ElectraFor",
+        "deberta-v2": "DebertaV2For",
+        "modernbert": "ModernBertFor",
+        "roberta": "RobertaFor",
+    }
+    models = []
+    for family in kinds:
+        encoder = write_family(tmp_path / family, family)
+        settings = [f"encoder.name={encoder}", "encoder.pooling=first", "encoder.head=native", "schedule.steps=4"]
+        models.append(exported(tiny_config(tiny, "method=finetune", *settings), tmp_path / f"{family}-model"))
+    check_all(models, list(kinds.values()))
+
+
+def test_heads_that_a_family_does_not_have(tiny: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"native goes with encoder\.pooling: first, not with mean"):
+        run_cell(tiny_config(tiny, "method=finetune", "encoder.head=native", "encoder.pooling=mean"))
+    with pytest.raises(UserError, match="native is not known for encoders of type albert, only for bert"):
+        end_task_head("native", transformers.AlbertConfig(), "first", 2, 0.1)
 
 
 def test_adapters_are_merged_and_stand_beside(tiny: dict[str, Any], tmp_path: Path) -> None:

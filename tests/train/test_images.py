@@ -90,9 +90,9 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(method: str, tmp_path: Path
     config = digits(f"method={method}", *settings)
     plain = run_cell(config)
     with pytest.raises(Interrupted):
-        run_cell(config, checkpoints=tmp_path, on_evaluation=lambda _: signal.raise_signal(signal.SIGTERM))
+        run_cell(config, checkpoints=tmp_path, on_evaluation=lambda *_: signal.raise_signal(signal.SIGTERM))
     seen: list[HistoryRow] = []
-    resumed = run_cell(config, checkpoints=tmp_path, on_evaluation=seen.append)
+    resumed = run_cell(config, checkpoints=tmp_path, on_evaluation=lambda row, _: seen.append(row))
     assert 0 < len(seen) < len(plain.history), "it went on, not anew"
     assert numbers(resumed) == numbers(plain)
 

@@ -24,6 +24,7 @@ from aang_ray.errors import RunFailure, UserError
 from aang_ray.store.schema import CellRecord, HistoryRow
 from aang_ray.train.checkpoint import CheckpointFiles
 from aang_ray.train.control import Interrupted, RunControl
+from aang_ray.train.record import OnEvaluation
 from aang_ray.train.run import run_cell
 from aang_ray.train.workers import launch as launching
 from aang_ray.train.workers.group import WorkerLost, Workers
@@ -31,6 +32,7 @@ from aang_ray.train.workers.launch import (
     ATTEMPTS,
     PLACEMENT_SECONDS,
     Channel,
+    Event,
     Job,
     SendEvaluations,
     WorkerError,
@@ -162,42 +164,42 @@ def test_a_bug_in_one_of_several_workers_is_raised_with_its_traceback(
 def test_every_worker_reports_each_evaluation_and_the_first_one_says_what_it_was(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    def run_cell(*_: object, on_evaluation: Callable[[HistoryRow], None], workers: Workers, **__: object) -> CellRecord:
+    def run_cell(*_: object, on_evaluation: OnEvaluation, workers: Workers, **__: object) -> CellRecord:
         assert (workers.rank, workers.size) == (rank, 2)
-        on_evaluation(history_row(30))
+        on_evaluation(history_row(30), None)
         raise Interrupted("stopped after step 30")
 
     context = worker(monkeypatch, rank, run_cell)
     assert launching._train_loop({"job": job_of(tiny_config(tiny), tmp_path)}) == "stopped after step 30"
-    assert context.reported == ([{"evaluation": history_row(30)}] if rank == 0 else [{}])
+    assert context.reported == ([{"evaluation": (history_row(30), None)}] if rank == 0 else [{}])
 
 
 class Sent(Channel):
     """A channel that records what is sent."""
 
     def __init__(self) -> None:
-        self.rows: list[HistoryRow] = []
+        self.events: list[Event] = []
 
-    def send(self, row: HistoryRow) -> None:
-        self.rows.append(row)
+    def send(self, event: Event) -> None:
+        self.events.append(event)
 
 
 def test_the_first_workers_evaluation_goes_over_the_channel() -> None:
     channel = Sent()
-    SendEvaluations(channel).after_report(None, [{"evaluation": history_row(30)}, {}], None)
-    assert channel.rows == [history_row(30)]
+    SendEvaluations(channel).after_report(None, [{"evaluation": (history_row(30), None)}, {}], None)
+    assert channel.events == [(history_row(30), None)]
 
 
 class Batches:
     """Stands for a Ray queue that holds rows."""
 
-    def __init__(self, *rows: HistoryRow) -> None:
+    def __init__(self, *rows: Event) -> None:
         self.rows = list(rows)
 
     def size(self) -> int:
         return len(self.rows)
 
-    def get_nowait_batch(self, count: int) -> list[HistoryRow]:
+    def get_nowait_batch(self, count: int) -> list[Event]:
         taken, self.rows = self.rows[:count], self.rows[count:]
         return taken
 
@@ -258,7 +260,7 @@ def test_one_worker_runs_in_this_process(tiny: dict[str, Any], tmp_path: Path) -
     config = tiny_config(tiny, *STEPS)
     heard: list[tuple[int, int]] = []
 
-    def hear(row: HistoryRow) -> None:
+    def hear(row: HistoryRow, _: object) -> None:
         heard.append((row.step, threading.get_ident()))
 
     record = launch(config, checkpoints=str(tmp_path), on_evaluation=hear)
@@ -270,7 +272,7 @@ def test_an_abandoned_run_writes_its_checkpoint_first(tiny: dict[str, Any], tmp_
     config = tiny_config(tiny, "schedule.steps=10000000", "schedule.eval_every=4")
     evaluated: list[int] = []
 
-    def hear(row: HistoryRow) -> None:
+    def hear(row: HistoryRow, _: object) -> None:
         evaluated.append(row.step)
 
     with pytest.raises(Interrupted, match=r"stopped by another process after step \d+; the same command") as stop:
@@ -311,7 +313,7 @@ def test_a_draining_machine_is_saved_from_at_once_and_not_after_every_step(
         saved.append(step)
         return save(self, step, *arguments)
 
-    def drain(row: HistoryRow) -> None:
+    def drain(row: HistoryRow, _: object) -> None:
         control.draining = True
 
     monkeypatch.setattr(CheckpointFiles, "save", recorded)

@@ -59,9 +59,8 @@ def test_a_run_is_trained_again_and_gives_the_model_of_its_row(
     before = {path: path.read_bytes() for path in Path(made["store"]).rglob("*.parquet")}
     name = record.result.cell[:12]
     said = " ".join(printed(capsys, "export", name, "-o", str(folder), "--store", str(made["store"])).split())
-    assert (
-        f"the store keeps no models: {record.result.row}, seed {record.result.seed}, is trained again (it took" in said
-    )
+    of = f"{record.result.row}, seed {record.result.seed}"
+    assert f"the store keeps no model of this run: {of}, is trained again (it took" in said
     assert "the result differs" not in said
     assert "With Transformers alone: pipeline(" in said
     assert f'aang_ray.load_classifier("{folder}")' in said
@@ -249,3 +248,59 @@ def test_a_bar_where_stderr_is_a_terminal(model: Path, monkeypatch: pytest.Monke
     terminal.seek(0)
     predict.predict_stream(classifier, path, Terminal())  # the answers go to a terminal, too
     assert terminal.getvalue() == ""
+
+
+@pytest.fixture(scope="module")
+def other(made: dict[str, Any]) -> Path:
+    """The model of another run of the store."""
+    folder = Path(made["root"]) / "other"
+    assert main(["export", made["records"][3].result.cell, "-o", str(folder), "--store", str(made["store"])]) == 0
+    return folder
+
+
+def labelled_file(folder: Path, labels: tuple[str, ...], count: int = 12) -> Path:
+    path = folder / "labelled.jsonl"
+    draw = random.Random(3)
+    rows = [{"text": sentence(labels[i % 2], draw), "label": labels[i % 2]} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_two_models_are_compared(model: Path, other: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first, second = load_classifier(model), load_classifier(other)
+    path = labelled_file(tmp_path, first.labels)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    (ours, _), (theirs, _) = (one.predict([row["text"] for row in rows]) for one in (first, second))
+    agreed = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    text = printed(capsys, "compare", str(model), str(other), str(path))
+    assert f"agree on {agreed} of 12 texts" in text
+    right = 100 * np.mean([a == row["label"] for a, row in zip(ours, rows, strict=True)])
+    assert f"accuracy in %: {model} {right:.2f}, {other}" in text
+    assert "exact McNemar p" in text
+    lines = tmp_path / "lines.txt"
+    lines.write_text("\n".join(row["text"] for row in rows))
+    unlabelled = printed(capsys, "compare", str(model), str(other), str(lines), "--all")
+    assert "the true labels are not known" in unlabelled
+    assert unlabelled.count("\n| ") == (12 - agreed and 12 - agreed + 2)
+    assert "agree on 12 of 12" in printed(capsys, "compare", str(model), str(model), str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("", [], "has no rows"),
+        ('{"text": "a", "label": null}', [], "row 1 has no label in column 'label'"),
+        ('{"text": "a", "label": "unknown"}', [], "none of its labels is one of the models'"),
+        ('{"text": "a"}', ["--label", "gold"], "row 1 has no label in column 'gold'"),
+        ('{"label": "x"}', [], "row 1 has no text in column 'text'"),
+        ('{"text": "a"}', ["--text-b", "b"], "this model was trained on single texts"),
+        ("{", [], "row 1 is no valid JSON"),
+        ("a text", ["--format", "lines", "--label", "x"], "has one text a line and no columns"),
+    ],
+)
+def test_files_that_cannot_be_compared(
+    model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, options: list[str], message: str
+) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text(content)
+    assert message in printed(capsys, "compare", str(model), str(model), str(path), *options, code=2)

@@ -24,7 +24,7 @@ def comparable(record: CellRecord) -> tuple[Any, ...]:
 def test_a_run_leaves_all_rows_and_is_deterministic(tiny: dict[str, Any], method: str) -> None:
     config = tiny_config(tiny, f"method={method}")
     seen: list[HistoryRow] = []
-    record = run_cell(config, on_evaluation=seen.append)
+    record = run_cell(config, on_evaluation=lambda row, _: seen.append(row))
     row = record.result
     assert row.status == "done", row.error
     assert (row.cell, row.seed, row.steps, row.examples) == (config.cell, 0, 20, 20 * 16)

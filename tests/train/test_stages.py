@@ -133,7 +133,7 @@ def test_resumed_after_any_step_of_any_stage_it_ends_with_the_same_numbers(
         folder = snapshots / str(step)
         seen: list[HistoryRow] = []
         assert CheckpointFiles(folder, config.cell).load() is not None
-        resumed = run_cell(config, checkpoints=folder, on_evaluation=seen.append)
+        resumed = run_cell(config, checkpoints=folder, on_evaluation=lambda row, _, seen=seen: seen.append(row))
         assert numbers(resumed) == numbers(plain)
         assert [row.step for row in seen] == [row.step for row in plain.history if row.step > step]
         assert_identical(last_state(folder, config), expected)

@@ -147,7 +147,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(everything: dict[str, An
         everything, "schedule.steps=6", "schedule.eval_every=2", "resources.checkpoint_minutes=0", "method.aux_lr=1.0"
     )
 
-    def killed(row: HistoryRow) -> None:
+    def killed(row: HistoryRow, _: object) -> None:
         if row.step == 4:
             raise Killed
 
@@ -155,7 +155,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(everything: dict[str, An
     with pytest.raises(Killed):
         run_cell(config, checkpoints=tmp_path, on_evaluation=killed)
     seen: list[int] = []
-    resumed = run_cell(config, checkpoints=tmp_path, on_evaluation=lambda row: seen.append(row.step))
+    resumed = run_cell(config, checkpoints=tmp_path, on_evaluation=lambda row, _: seen.append(row.step))
     assert seen == [4, 6], "it went on, not anew"
     assert [row.losses for row in resumed.history] == [row.losses for row in plain.history]
     assert resumed.weights == plain.weights

@@ -30,11 +30,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aang_ray.config import RunConfig
 from aang_ray.errors import RunFailure, UserError
-from aang_ray.store import CellRecord, HistoryRow, NotWritten
+from aang_ray.store import CellRecord, HistoryRow, NotWritten, WeightRow
 from aang_ray.train.checkpoint import CheckpointFiles
 from aang_ray.train.control import Interrupted, RunControl
 from aang_ray.train.device import choose_compute
-from aang_ray.train.record import Heartbeat
+from aang_ray.train.process import set_up_process
+from aang_ray.train.record import Heartbeat, OnEvaluation
 from aang_ray.train.run import run_cell
 from aang_ray.train.workers.group import TIMEOUT, WorkerLost, Workers
 
@@ -64,7 +65,8 @@ SETTINGS = {
 """Environment variables that configure Ray Train; a value that the user has set stays."""
 
 Check = Callable[[], bool]
-OnEvaluation = Callable[[HistoryRow], None]
+Event = tuple[HistoryRow, WeightRow | None] | Heartbeat
+"""What comes over a channel: an evaluation, or a sign of life."""
 OnBeat = Callable[[Heartbeat], None]
 
 logger = logging.getLogger(__name__)
@@ -89,13 +91,13 @@ class Channel:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         return cls(Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}))
 
-    def send(self, row: HistoryRow | Heartbeat) -> None:
+    def send(self, event: Event) -> None:
         """Send an evaluation or a sign of life to the waiting process; nothing happens if the channel is closed."""
         # If the actor is only unreachable for the moment, one line of progress is lost.
         with suppress(RayActorError):
-            self._queue.put(row)
+            self._queue.put(event)
 
-    def receive(self, finished: Check, pause: float = 0.2) -> Iterator[HistoryRow | Heartbeat]:
+    def receive(self, finished: Check, pause: float = 0.2) -> Iterator[Event]:
         """Yield what arrives. Stop when `finished` returns true and the queue is empty."""
         while True:
             last = finished()  # called before the queue is read, so that no evaluation is missed
@@ -175,6 +177,7 @@ class Job:
     until: int | None
     abandoned: Check
     on_beat: OnBeat | None = None
+    keep: str | None = None
 
 
 def launch(
@@ -184,6 +187,7 @@ def launch(
     on_evaluation: OnEvaluation,
     on_beat: OnBeat | None = None,
     export: Path | None = None,
+    keep: str | None = None,
     on_done: Callable[[CellRecord], object] | None = None,
     until: int | None = None,
     abandoned: Check = lambda: False,
@@ -198,6 +202,7 @@ def launch(
         on_evaluation: Called in this process after every evaluation.
         on_beat: Called in this process with the step between evaluations, every ten seconds.
         export: Folder to which the classifier is written; None for no export.
+        keep: URI of a store that keeps the classifier; None: it is not kept.
         on_done: Called in the first worker with the record of a finished run, before the export.
         until: Write the checkpoint and stop after this step; the record's status is then `cut`.
         abandoned: Returns whether the run should stop because its caller no longer waits; every worker asks once a
@@ -215,7 +220,7 @@ def launch(
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    job = Job(config, checkpoints, export, on_done, until, abandoned, on_beat)
+    job = Job(config, checkpoints, export, on_done, until, abandoned, on_beat, keep)
     if config.resources.workers == 1:
         return _train(job, on_evaluation, Workers())
     files, losses = CheckpointFiles(checkpoints, config.cell), 0
@@ -280,11 +285,11 @@ def _train_group(job: Job, on_evaluation: OnEvaluation) -> CellRecord:
         fit = threading.Thread(target=_fit, args=(trainer, outcome), name="fit", daemon=True)
         fit.start()
         try:
-            for row in channel.receive(finished=outcome.done):
-                if isinstance(row, HistoryRow):
-                    on_evaluation(row)
+            for event in channel.receive(finished=outcome.done):
+                if isinstance(event, tuple):
+                    on_evaluation(*event)
                 elif job.on_beat is not None:
-                    job.on_beat(row)
+                    job.on_beat(event)
         finally:
             channel.close()
             fit.join(STOP_SECONDS)
@@ -331,9 +336,11 @@ def _train_loop(arguments: Mapping[str, Any]) -> CellRecord | str:
     job: Job = arguments["job"]
     context = train.get_context()
     rank = context.get_world_rank()
+    logger.info(set_up_process(job.config.resources))
 
-    def report(row: HistoryRow) -> None:  # every worker must report, but only the first one's report is used
-        train.report({"evaluation": row} if rank == 0 else {})
+    def report(row: HistoryRow, weights: WeightRow | None) -> None:
+        # Every worker must report, but only the first one's report is used.
+        train.report({"evaluation": (row, weights)} if rank == 0 else {})
 
     try:
         return _train(job, report, Workers.connect(rank, context.get_world_size(), choose_compute(job.config).device))
@@ -357,6 +364,7 @@ def _train(job: Job, on_evaluation: OnEvaluation, workers: Workers) -> CellRecor
             on_beat=job.on_beat if workers.first else None,
             checkpoints=job.checkpoints,
             export=job.export,
+            keep=job.keep,
             on_done=job.on_done,
             control=control,
             workers=workers,

@@ -148,7 +148,7 @@ def runs(workers: Workers, tiny: dict[str, Any], folder: Path) -> dict[str, Any]
     found: dict[str, Any] = {"agreements": agreements(workers)}
     found["rescaled"] = rescaled(workers)
     found["scored"] = [scored(workers, examples) for examples in (1, 5)]
-    whole = run_cell(plain, workers=workers, on_evaluation=lambda row: heard.append(row.step))
+    whole = run_cell(plain, workers=workers, on_evaluation=lambda row, _: heard.append(row.step))
     found |= {"whole": numbers(whole), "heard": heard}
     for name, config in (("plain", plain), ("sharded", sharded)):
         found[f"{name} stopped"] = killed_after(4, workers, config, folder / name)

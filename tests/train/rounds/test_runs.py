@@ -55,7 +55,9 @@ def test_stopped_after_any_step_it_ends_with_the_same_numbers(
 def test_dev_is_scored_at_the_ends_of_whole_rounds_and_all_is_counted(tiny: dict[str, Any]) -> None:
     """Three tasks of two steps: rounds of six, of which 20 steps hold three; 2 x 16 end-task examples a round."""
     seen: list[HistoryRow] = []
-    record = run_cell(config_of(tiny, METHODS["alphavil"], "schedule.steps=20"), on_evaluation=seen.append)
+    record = run_cell(
+        config_of(tiny, METHODS["alphavil"], "schedule.steps=20"), on_evaluation=lambda row, _: seen.append(row)
+    )
     assert [(row.step, row.examples) for row in seen] == [(6, 32), (12, 64), (18, 96)]
     assert (record.result.steps, record.result.examples) == (18, 96)
     assert all(len(row.losses) == 3 for row in seen)
