@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from aang_ray.methods.aang import Aang
-from aang_ray.model.heads import TiedDecoder, TokenHead
+from aang_ray.model.heads import OwnDecoder, TiedDecoder, TokenHead
 from aang_ray.objectives.objective import Objective
 from aang_ray.objectives.source import BatchSource
 from aang_ray.train import step as step_module
@@ -152,7 +152,7 @@ def test_every_objective_has_a_decoder_of_its_own(tiny: dict[str, Any]) -> None:
     assert len(token_heads) == sum(k.output == "denoise" for k in objectives_of(made)) == 15
     table = made.setup.encoder.get_parameter("body.embeddings.word_embeddings.weight")
     for head in token_heads:
-        assert isinstance(head.decoder, nn.Linear)
+        assert isinstance(head.decoder, OwnDecoder)
         assert torch.equal(head.decoder.weight, table), "a copy at the start"
     assert len({head.decoder.weight.data_ptr() for head in token_heads} | {table.data_ptr()}) == 16
     shared = stepper(tiny_config(tiny, "n=all"))
