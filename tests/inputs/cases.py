@@ -254,7 +254,10 @@ RUN_FILES: Cases = (
     ("method:\n", "method: must be a name, or settings such as"),
     ("nothing: 1\nmore: 2\n", "(and 1 more)"),
     ("method: {jacobian: softmax}\n", "jacobian: softmax needs update: sgd"),
-    ("method: {jacobian: softmax, update: sgd}\nobjectives: {allocation: published}\n", "softmax does not go with objectives"),
+    (
+        "method: {jacobian: softmax, update: sgd}\nobjectives: {allocation: published}\n",
+        "softmax does not go with objectives",
+    ),
     ("\ufeffnothing: 1\n", "unknown key nothing"),
     ("n: 1 \x00\n", "not valid YAML"),
     ("seed: 0x1ffffffff\n", "seed: must be less than 4294967296"),
