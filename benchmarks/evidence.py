@@ -115,7 +115,16 @@ METHODS: Mapping[str, Any] = {
     "upgrad": {"name": "upgrad"},
     "tapt": {"name": "tapt", "tapt_steps": 150, "batch": 48},
     "dapt": {"name": "dapt", "dapt_steps": 150, "batch": 48},
-    "published": {"name": "aang", "dev_sample": "published", "auxiliary_score": "published"},
+    "published": {
+        "name": "aang",
+        "aux_lr": 0.1,
+        "update": "sgd",
+        "dev_head": "refit",
+        "dev_calibration": False,
+        "dev_memory": 0.0,
+        "dev_sample": "published",
+        "auxiliary_score": "published",
+    },
 }
 ROWS: Mapping[str, tuple[str, ...]] = {
     "neighbours": ("finetune", "static", "pooled", "halving", "aang", "upgrad", "searched"),

@@ -344,21 +344,26 @@ def table(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(found: Mapping[Cell, CellRecord], domain: str, path: Path) -> None:
-    """Draw the weights of the space `one` over the steps, published and new, one line for each seed and set."""
+    """Draw the weights of the space `one` over the steps, one line for each seed and set, for the rows that search."""
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
     matplotlib.rcParams["svg.hashsalt"] = "needle"
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
-    for axis, row in zip(axes, ("published", "evidence"), strict=True):
+    of_space = {cell.row for cell in found if (cell.domain, cell.space, cell.n) == (domain, "one", "all")}
+    rows = [row for row in ("published", "evidence", "halving") if row in of_space]
+    if not rows:
+        return
+    figure, (axes,) = plt.subplots(1, len(rows), figsize=(4 * len(rows), 3), sharey=True, squeeze=False)
+    for axis, row in zip(axes, rows, strict=True):
         for cell, record in found.items():
             if (cell.domain, cell.space, cell.n, cell.row) != (domain, "one", "all", row):
                 continue
             names = set_names(cell)
             steps = [0, *(logged.step for logged in record.weights)]
-            curves = np.stack([np.full(len(names), 1 / len(names)), *(weights_of(w, names) for w in record.weights)])
+            logged = [np.nan_to_num(weights_of(w, names)) for w in record.weights]  # dropped: no weight
+            curves = np.stack([np.full(len(names), 1 / len(names)), *logged])
             axis.plot(steps, curves[:, 1:], color="0.75", linewidth=0.5)
             axis.plot(steps, curves[:, 0], color="C0", linewidth=1.2)
         axis.set(title=f"{domain}: {row}", xlabel="step", ylim=(0, 1))

@@ -233,6 +233,8 @@ class Trainer:
         progress.history.append(row)
         # In a trial the only objective has all of the weight, which says nothing.
         weights = None if self.stage.name == "search" else setup.method.describe(prepared.sampled)
+        if weights is not None:
+            weights = replace(weights, step=progress.steps)  # the method counts the steps of its stage
         self.weights = weights
         if weights is not None:
             if setup.config.gradients.local_distances:

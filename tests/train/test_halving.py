@@ -165,7 +165,8 @@ def test_what_a_search_logs(tiny: dict[str, Any], same: list[str]) -> None:
     assert searching == [(step, None) for step in (1, 2, 3, 5, 7, 9)]
     assert [row.step for row in record.history if row.stage == "train"] == [11, 13]
     assert record.result.steps == 13
-    assert [row.step for row in record.weights[:2]] == [3, 9]
+    assert [row.step for row in record.weights][:2] == [3, 9]
+    assert {row.step for row in record.weights[2:]} <= {11, 13}
     assert sorted(record.weights[0].weights.values()) == [0.0, 0.5, 0.5]
 
 
