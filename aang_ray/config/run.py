@@ -206,8 +206,6 @@ def published_switches(config: RunConfig) -> Iterator[tuple[str, bool]]:
         for name, field in type(section).model_fields.items():
             if "published" in get_args(field.annotation):
                 yield name, getattr(section, name) == "published"
-    if isinstance(config.method, AangConfig) and config.method.uses_dev:
-        yield "update", config.method.update == "sgd"
 
 
 def _digest(value: dict[str, Any]) -> str:

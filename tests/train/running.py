@@ -17,9 +17,25 @@ from aang_ray.train.setup import build
 from aang_ray.train.step import Stepper
 
 
+PAPER = {
+    "name": "aang",
+    "aux_lr": 0.1,
+    "update": "sgd",
+    "dev_head": "refit",
+    "dev_calibration": False,
+    "dev_memory": 0.0,
+}
+"""The search of the paper."""
+
+
 def tiny_config(tiny: dict[str, Any], *settings: str) -> RunConfig:
-    """The small run with settings changed, resolved."""
-    return resolve(parse_config(override(copy.deepcopy(tiny), settings), "test"))
+    """The small run with settings changed, resolved. AANG searches as in the paper, unless a setting says otherwise."""
+    mapping = override(copy.deepcopy(tiny), settings)
+    method = mapping.get("method", {})
+    method = {"name": method} if isinstance(method, str) else method
+    if method.get("name", "aang") == "aang":
+        mapping["method"] = PAPER | method
+    return resolve(parse_config(mapping, "test"))
 
 
 def stepper(config: RunConfig, dtype: torch.dtype = torch.float32) -> Stepper:

@@ -141,7 +141,7 @@ def test_truth_values_and_pairs_that_do_not_go_together() -> None:
         ("objectives.allocation=published", "does not go with"),
     ):
         with pytest.raises(UserError, match=fragment):
-            load_config(None, ["method.jacobian=softmax", setting])
+            load_config(None, ["method.update=sgd", "method.jacobian=softmax", setting])
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_with_adapters(tiny: dict[str, Any], name: str, tmp_path: Path) -> None:
     plain = run_cell(config)
     assert plain.result.status == "done", plain.result.error
     with pytest.raises(Interrupted):
-        run_cell(config, checkpoints=tmp_path, on_evaluation=lambda _: signal.raise_signal(signal.SIGTERM))
+        run_cell(config, checkpoints=tmp_path, on_evaluation=lambda *_: signal.raise_signal(signal.SIGTERM))
     assert numbers(run_cell(config, checkpoints=tmp_path)) == numbers(plain)
 
 
