@@ -16,7 +16,6 @@ from aang_ray.train.plan import resolve
 from aang_ray.train.setup import build
 from aang_ray.train.step import Stepper
 
-
 PAPER = {
     "name": "aang",
     "aux_lr": 0.1,
