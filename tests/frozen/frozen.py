@@ -163,8 +163,15 @@ def printed(*arguments: str) -> str:
 
 
 def outcome(record: CellRecord) -> Settings:
-    """What a run computes: all of its record but clocks, versions and the machine."""
+    """What a run computes: all of its record but clocks, versions and the machine.
+
+    A row states the settings that AANG has had since release 0.1 where they are no defaults; the rows of 0.1 do not.
+    """
     value = record_of(record)
+    method = value["result"]["config"]["method"]
+    for name in ("update", "dev_calibration", "dev_memory"):
+        if method["name"] == "aang" and method.get(name) == RELEASED[name]:
+            del method[name]
     for name in ("seconds", "finished_at", "versions", "device"):
         del value["result"][name]
     for row in value["history"]:
