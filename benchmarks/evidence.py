@@ -12,7 +12,7 @@ Claims:
 - `converged`: two tasks of scientific texts in `--data`, until dev stops to improve, then on the end task alone;
 - `published`: the research code's reading of the method against the default one, on the first of these tasks.
 
-Rows: `finetune` sees as many examples as a multitask row does (tied compute). `pooled` trains on the other labelled
+Rows: `finetune` may see as many examples as a multitask row does (tied compute). `pooled` trains on the other labelled
 sets first. `static` has equal weights, `aang` learned ones, `halving` chooses sets by short trials, `searched` is a
 fresh run with the weights that `aang` found on the same data, `upgrad` aggregates gradients. `…-td` rows use the task's
 own texts without labels.
