@@ -76,9 +76,13 @@ def test_where_no_store_is_or_a_remote_one_nothing_is_offered(
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_installation(shell: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(Path.cwd())}
+    # The shell is found among the parent processes, and a test may have none; with this it is an argument.
+    detection = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(Path.cwd()), **detection}
     command = [sys.executable, "-m", "aang_ray"]
-    shown = subprocess.run([*command, "--show-completion", shell], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [*command, "--show-completion", shell], capture_output=True, text=True, check=True, env=environment
+    )
     assert "_AANG_COMPLETE" in shown.stdout
     subprocess.run([*command, "--install-completion", shell], capture_output=True, check=True, env=environment)
     assert any("_AANG_COMPLETE" in path.read_text() for path in tmp_path.rglob("*") if path.is_file())

@@ -12,7 +12,7 @@ import torch
 
 from aang_ray.config.sections import ResourcesConfig
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 """Numbers of parameters of glibc's `mallopt`, from malloc.h."""
 
 
@@ -20,7 +20,8 @@ def set_up_process(resources: ResourcesConfig) -> str:
     """Prepare this process for training, and return what was done, as one line.
 
     - Freed memory stays with the process (glibc only). By default glibc returns tensors of more than 32 MB at once, and
-      a step requests the same memory again, page by page.
+      a step requests the same memory again, page by page. Before version 2.38, glibc cannot always put an aligned block,
+  such as a tensor, where one of the same size was; so this saves most of the page faults, and not all.
     - Numbers below 1e-38 in fp32 (1e-308 in fp64) count as 0: processors compute with them many times slower.
 
     `resources.keep_memory: false` leaves glibc as it is.
@@ -36,7 +37,9 @@ def _keep_memory(resources: ResourcesConfig) -> str:
     if platform.libc_ver()[0] != "glibc":
         return "the C library, which is not glibc, manages memory"
     mallopt = ctypes.CDLL(None).mallopt
-    # No block gets a mapping of its own, which would be returned when it is freed; -1 keeps the top of the heap.
-    if not (mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1)):
+    # No block gets a mapping of its own, which would be returned when it is freed; -1 keeps the top of the heap. Ray
+    # runs a trial in a thread, and the heaps that glibc gives to threads hold no block of more than 64 MB: one heap for
+    # all, for threads that start after this.
+    if not (mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1) and mallopt(_M_ARENA_MAX, 1)):
         return "glibc refused mallopt and manages memory"
     return "freed memory is kept for the next step (resources.keep_memory=false changes that)"
