@@ -184,7 +184,7 @@ def test_what_is_found_is_trained_as_if_it_had_been_given(tiny: dict[str, Any], 
 
 
 def test_what_a_search_logs(tiny: dict[str, Any], same: list[str]) -> None:
-    """3 candidates, 2 finalists: 3 trials of 1 step, 3 of 2 steps, one with both finalists, then 4 steps of training."""
+    """3 candidates, 2 finalists: 3 trials of 1 step, 3 of 2 steps, one with both finalists, then 4 training steps."""
     config = tiny_config(tiny, *same, *SEARCH, "method.least_z=-1000")
     assert config.total_steps == 3 * 1 + 3 * 2 + 2 + 4
     record = run_cell(config)
