@@ -34,7 +34,7 @@ from aang_ray.objectives.source import END_TASK_HEAD
 from aang_ray.objectives.space import Space, enumerate_space, read_space
 from aang_ray.train.domain import DOMAINS, DomainKind, DomainParts
 from aang_ray.train.images import FINGERPRINT, LENET, ImageDomain, check_image_settings
-from aang_ray.train.plan import sampled_count, source_settings
+from aang_ray.train.plan import sampled_count, source_settings, weighted
 
 NAME: Final = "planted-digits"
 ENCODER: Final = "planted-lenet"
@@ -132,6 +132,7 @@ def build_planted_run(config: RunConfig, device: torch.device) -> DomainParts:
         space = None
         if config.method.auxiliary:
             space = enumerate_space(config.space, read_space(config.space), config.objectives.legality)
+            space = weighted(config, space)
         n = sampled_count(config, space)
         source = PlantedSource(task, pool, space, n, source_settings(config), config.data.split_seed)
         return space, ImageDomain(encoder, source)
