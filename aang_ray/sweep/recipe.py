@@ -38,7 +38,7 @@ from aang_ray.objectives.objective import EXTERNAL
 from aang_ray.store import CellRecord, Store
 from aang_ray.store.files import open_location, publish
 from aang_ray.sweep.cluster import own_cluster
-from aang_ray.sweep.command import SweepOutcome, sweep_file, train_once
+from aang_ray.sweep.command import SweepOutcome, export_run, sweep_file
 from aang_ray.sweep.plan import START_SECONDS, Need, PlannedCell, duration, plan, trials_at_once
 from aang_ray.sweep.spec import SweepOverrides, expand, load_sweep
 
@@ -188,7 +188,7 @@ def try_task(
         _print(console, *check_runs(groups.values(), here=own_cluster()))
         size = trial.choose(console, math.inf if whole else 60 * (minutes or MINUTES), keep=not dry_run)
         cells = trial.cells(size)
-        outcome = sweep_file(trial.file, overrides, store, console, dry_run=dry_run, described=True)
+        outcome = sweep_file(trial.file, overrides, store, console, dry_run=dry_run, keep_models=True, described=True)
     if outcome is None or outcome.exit_code:
         return outcome
     records = [store.record(cell.cell) for cell in cells]
@@ -198,19 +198,9 @@ def try_task(
         _print(console, f"The runs were cut ({cut}): the whole recipe, --whole, may give another answer.")
     chosen = max(best, key=lambda record: _score(record, "dev"))
     model = (Path("models") if "://" in store.uri else Path(store.uri) / "models") / cells[0].config.task_name
-    config = next(cell.config for cell in cells if cell.cell == chosen.result.cell)
-    _print(
-        console,
-        f"{chosen.result.row}, seed {chosen.result.seed}, is trained once more to write its model, because the store "
-        f"keeps none (it took {duration(chosen.result.seconds)})",
-    )
-    train_once(config, store, console, model)
-    _print(
-        console,
-        f"The model of {chosen.result.row}, seed {chosen.result.seed}, is in {model}. To use it: "
-        f"`aang predict {model} --input FILE`, or in Python "
-        f'aang_ray.load_classifier("{model}").predict(["a text", "another"])',
-    )
+    _print(console, f"The best model is that of {chosen.result.row}, seed {chosen.result.seed}.")
+    export_run(chosen.result.cell, store, console, model)
+    _print(console, f"`aang predict {model} --input FILE` says the label of each text in a file.")
     return outcome
 
 
@@ -320,7 +310,7 @@ class _Trial:
         return size
 
     def _seconds(self, cells: Sequence[PlannedCell], console: Console) -> float:
-        """Estimate how long the cells that are not done take, and the run after them that writes the model."""
+        """Estimate how long the cells that are not done take."""
         left = [cell.config for cell in cells if cell.state != "done"]
         if not left:
             return 0.0
@@ -332,7 +322,7 @@ class _Trial:
                 _print(console, f"timing up to three steps of {config.row_name} with {depth}, {at_once} runs at once")
                 self.paces[kind] = next(paces)
         seconds = [self.paces[_kind(config)].seconds(config) for config in left]
-        return START_SECONDS + max(sum(seconds) / at_once, *seconds) + max(seconds)
+        return START_SECONDS + max(sum(seconds) / at_once, *seconds)
 
 
 def _longest(config: RunConfig) -> int:
