@@ -1,5 +1,6 @@
 # A machine needs Python and make; each target sets up .venv if it is not there.
-#   make try TASK=folder [METRIC=macro_f1] [SEEDS=0,1,2] [STORE=results] [MINUTES=30|WHOLE=1]: the answer for your own data
+#   make try TASK=folder [METRIC=macro_f1] [SEEDS=0,1,2] [STORE=results] [WITH="set set"] [MINUTES=30|WHOLE=1]:
+#                    the answer for your own data
 #   make sweep [SWEEP=jobs/demo.yaml, with TASK: jobs/own_data.yaml] [TASK=folder] [METRIC=macro_f1] [SEEDS=0,1,2] [STORE=results]
 #   make check: format, lint, types, import contract, and the fast tests
 #   make test: the same with all tests
@@ -23,7 +24,7 @@ PICTURES = $(if $(findstring ://,$(STORE)),.,$(STORE))
 .PHONY: try sweep check lint test test-gpu docs
 
 try: .venv/.demo
-	@.venv/bin/aang try "$(TASK)" --store "$(STORE)" $(if $(METRIC),--metric "$(METRIC)") $(if $(SEEDS),--seeds "$(SEEDS)") \
+	@.venv/bin/aang try "$(TASK)" $(foreach set,$(WITH),--with "$(set)") --store "$(STORE)" $(if $(METRIC),--metric "$(METRIC)") $(if $(SEEDS),--seeds "$(SEEDS)") \
 		$(if $(MINUTES),--minutes "$(MINUTES)") $(if $(WHOLE),--whole)
 
 sweep: .venv/.demo

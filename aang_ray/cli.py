@@ -180,6 +180,9 @@ def sweep(
 @app.command("try")
 def try_(
     task: Annotated[str, typer.Argument(help="A folder, a labelled file, or anything else that `--task` takes.")],
+    sets: Annotated[
+        list[str] | None, typer.Option("--with", help="Another labelled set that may help; may be given again.")
+    ] = None,
     metric: Annotated[str | None, typer.Option("--metric", help="accuracy or macro_f1.")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", help="0,1,2 or 0-4; more seeds, more certainty.")] = None,
     settings: Settings = None,
@@ -197,7 +200,8 @@ def try_(
 
     chosen = () if seeds is None else parse_seeds(seeds)
     opened, changes = open_store(store), SweepOverrides((), metric, chosen, tuple(settings or ()))
-    outcome = try_task(task, changes, opened, Console(), minutes=minutes, whole=whole, dry_run=dry_run)
+    given = tuple(sets or ())
+    outcome = try_task(task, changes, opened, Console(), sets=given, minutes=minutes, whole=whole, dry_run=dry_run)
     if outcome is not None:
         if outcome.done:
             typer.echo("")

@@ -28,11 +28,13 @@ from rich.console import Console
 from aang_ray.config import RunConfig
 from aang_ray.config.sections import DataConfig
 from aang_ray.data import load_end_task
+from aang_ray.data.corpora import external_sources
 from aang_ray.data.modalities import modality_of
 from aang_ray.data.pretrained import PACKAGED
 from aang_ray.data.sources import find_source
 from aang_ray.data.tasks import TEXT
 from aang_ray.errors import RunFailure, UserError
+from aang_ray.objectives.objective import EXTERNAL
 from aang_ray.store import CellRecord, Store
 from aang_ray.store.files import open_location, publish
 from aang_ray.sweep.cluster import own_cluster
@@ -79,7 +81,52 @@ RECIPE: Mapping[str, Any] = {
     "methods": ["finetune", "static", "aang"],
     "seeds": [0, 1, 2],
 }
-"""What is tried; the size is added, and `space`, by the text that is given."""
+"""What is tried without other labelled sets; the size is added, and `space`, by the text that is given."""
+
+
+def recipe_with(sets: Sequence[str], size: Size) -> dict[str, Any]:
+    """Return what is tried beside other labelled sets, with the settings that docs/evidence.md was measured with.
+
+    Args:
+        sets: The sets, as in `data.external`.
+        size: The size of the runs.
+
+    """
+    auxiliary = max(48, 8 * len(sets))
+    return {
+        "base": {
+            "data": {"external": list(sets)},
+            "n": "all",
+            "batch": {"end_task": 16, "auxiliary": auxiliary},
+            "optim": {"body_lr": 2e-4, "head_lr": 1e-3},
+        },
+        "methods": [
+            # It may see as many texts as the others do.
+            {"method": {"name": "finetune", "tied_compute": True}, "optim": {"body_lr": 5e-5}},
+            {"method": {"name": "pooled", "pooled_steps": size.steps, "batch": auxiliary}},
+            "static",
+            {"method": {"name": "halving", "batch": 48}},
+        ],
+        "seeds": RECIPE["seeds"],
+    }
+
+
+def labels_of(sets: Sequence[str], folder: Path) -> Path:
+    """Write the space that has the labels of each set as an objective, and return its path.
+
+    Args:
+        sets: The sets, as in `data.external`.
+        folder: Where the file is written.
+
+    Raises:
+        UserError: A set does not exist, is not of texts, or has the same name as another.
+    """
+    data = [f"{EXTERNAL}{name}" for name in external_sources(DataConfig(external=tuple(sets)))]
+    block = {"data": data, "transform": ["no-op"], "representation": ["bidirectional"], "output": ["supervised"]}
+    file = folder / "other_labels.yaml"
+    file.write_text(yaml.safe_dump({"blocks": [block]}), encoding="utf-8")
+    return file
+
 
 FORWARD = 1 / 3
 """Time to score a text, as a share of the time to train on it: the backward pass takes twice as long as the forward."""
@@ -94,6 +141,7 @@ def try_task(
     store: Store,
     console: Console,
     *,
+    sets: Sequence[str] = (),
     minutes: float | None = None,
     whole: bool = False,
     dry_run: bool = False,
@@ -108,6 +156,7 @@ def try_task(
         overrides: What the command line changes about the recipe.
         store: Where rows, checkpoints and the model are.
         console: Where all is printed.
+        sets: Other labelled sets that may help, as in `data.external`: then their labels are the objectives.
         minutes: How long the answer may take; None: `MINUTES`.
         whole: Run the whole recipe, however long it takes.
         dry_run: Only say what would be done.
@@ -126,9 +175,12 @@ def try_task(
     data = DataConfig(task=task)
     if (modality := modality_of(data)) != TEXT:
         raise UserError(f"try: {task} is a task of {modality}; use `aang sweep jobs/digits.yaml`")
-    space = "td_ed" if "in_domain" in find_source(data).corpora else "td"
     with tempfile.TemporaryDirectory() as folder:
-        trial = _Trial(task, space, overrides, store, Path(folder) / "try.yaml")
+        if sets:
+            space = str(labels_of(sets, Path(folder)))
+        else:
+            space = "td_ed" if "in_domain" in find_source(data).corpora else "td"
+        trial = _Trial(task, sets, space, overrides, store, Path(folder) / "try.yaml")
         full = trial.cells(SIZES[0])
         from aang_ray.train.check import check_runs
 
@@ -170,8 +222,8 @@ def _print(console: Console, *lines: str) -> None:
 def describe_cut(cut: RunConfig, whole: RunConfig) -> str:
     """Say what a run of the recipe has less than the whole recipe: `100 of 150 steps, 2 of 3 layers`; or nothing."""
     parts = []
-    if cut.total_steps < whole.total_steps:
-        parts.append(f"{cut.total_steps} of {whole.total_steps} steps")
+    if (steps := cut.schedule.steps or 0) < (whole_steps := whole.schedule.steps or 0):
+        parts.append(f"{steps} of {whole_steps} steps")
     if cut.encoder.layers != whole.encoder.layers:
         parts.append(f"{cut.encoder.layers} of {whole.encoder.layers} layers")
     if cut.data.max_tokens != whole.data.max_tokens:
@@ -200,6 +252,7 @@ class _Trial:
     """The runs of the recipe on one task, in the sizes that were looked at."""
 
     task: str
+    sets: Sequence[str]
     space: str
     overrides: SweepOverrides
     store: Store
@@ -212,8 +265,11 @@ class _Trial:
         """Write the sweep file of a size, and plan it."""
         from aang_ray.train.plan import resolve
 
-        base = {**RECIPE["base"], **size.settings, "space": self.space}
-        self.file.write_text(yaml.safe_dump({**RECIPE, "base": base, "tasks": [self.task]}), encoding="utf-8")
+        recipe = recipe_with(self.sets, size) if self.sets else RECIPE
+        base = {"space": self.space, **recipe["base"]}
+        for section, values in size.settings.items():
+            base[section] = {**base.get(section, {}), **values}
+        self.file.write_text(yaml.safe_dump({**recipe, "base": base, "tasks": [self.task]}), encoding="utf-8")
         spec = load_sweep(self.file, self.overrides)
         return plan(expand(spec, self.overrides, "try"), spec.seeds, self.store.done(), resolve)
 
@@ -373,7 +429,8 @@ def _mean_dev(records: Sequence[CellRecord]) -> float:
 def _answer(records: Sequence[CellRecord], best: Sequence[CellRecord]) -> list[str]:
     """Say in words which row is best by dev, and how it compares with fine-tuning on test, seed by seed."""
     rows = _rows(records)
-    plain = {record.result.seed: record for record in rows.pop("finetune")}
+    plain_row = next(row for row, runs in rows.items() if runs[0].result.method == "finetune")
+    plain = {record.result.seed: record for record in rows.pop(plain_row)}
     other = best if best[0].result.method != "finetune" else max(rows.values(), key=_mean_dev)
     result = other[0].result
     differences = [_score(record, "test") - _score(plain[record.result.seed], "test") for record in other]
@@ -388,7 +445,12 @@ def _answer(records: Sequence[CellRecord], best: Sequence[CellRecord]) -> list[s
 
 
 def _objectives(records: Sequence[CellRecord]) -> list[str]:
-    """Say which objectives the learned weights favoured: their mean weight over time and seeds."""
+    """Say what the methods that choose among objectives favoured."""
+    return [*_favoured(records), *_kept(records)]
+
+
+def _favoured(records: Sequence[CellRecord]) -> list[str]:
+    """Say which objectives learned weights favoured: their mean weight over time and seeds."""
     weights: dict[str, list[float]] = defaultdict(list)
     for record in records:
         for row in record.weights if record.result.method == "aang" else ():
@@ -401,3 +463,13 @@ def _objectives(records: Sequence[CellRecord]) -> list[str]:
         [f"{name} ({mean(weights[name]):.3f})" for name in part] for part in (order[:_SHOWN], order[-_SHOWN:])
     )
     return [f"The learned weights favoured {', '.join(most)}; least weight had {', '.join(reversed(least))}."]
+
+
+def _kept(records: Sequence[CellRecord]) -> list[str]:
+    """Say which sets the searches by short trials kept, and in how many seeds."""
+    searches = [record.weights[-1].weights for record in records if record.result.method == "halving"]
+    if not searches:
+        return []
+    kept = {name: sum(search.get(name, 0.0) > 0 for search in searches) for name in searches[0]}
+    sets = [f"{name.split('/')[0].removeprefix(EXTERNAL)} in {count}" for name, count in kept.items() if count]
+    return [f"In {len(searches)} searches by short trials, these sets helped: {', '.join(sets) or 'none'}."]

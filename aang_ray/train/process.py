@@ -20,8 +20,8 @@ def set_up_process(resources: ResourcesConfig) -> str:
     """Prepare this process for training, and return what was done, as one line.
 
     - Freed memory stays with the process (glibc only). By default glibc returns tensors of more than 32 MB at once, and
-      a step requests the same memory again, page by page. Before version 2.38, glibc cannot always put an aligned block,
-  such as a tensor, where one of the same size was; so this saves most of the page faults, and not all.
+      a step requests the same memory again, page by page. Before version 2.38, glibc cannot always put an aligned
+      block, such as a tensor, where one of the same size was; so this saves most of the page faults, and not all.
     - Numbers below 1e-38 in fp32 (1e-308 in fp64) count as 0: processors compute with them many times slower.
 
     `resources.keep_memory: false` leaves glibc as it is.

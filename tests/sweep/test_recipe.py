@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from aang_ray.cli import main
@@ -27,10 +28,16 @@ def scores(value: float) -> Scores:
 @pytest.fixture
 def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Stands for training: scores by method and seed, and what was exported."""
-    world: dict[str, Any] = {"dev": {"finetune": 0.6, "static": 0.7, "aang": 0.8}, "exported": [], "files": []}
+    world: dict[str, Any] = {
+        "dev": {"finetune": 0.6, "static": 0.7, "aang": 0.8},
+        "exported": [],
+        "files": [],
+        "spaces": [],
+    }
 
     def sweep_file(path: Path, overrides: SweepOverrides, store: Store, console: Console, **more: Any) -> Any:
         world["files"].append(path.read_text())
+        world["spaces"] += [file.read_text() for file in path.parent.glob("other_labels.yaml")]
         spec = recipe.load_sweep(path, overrides)
         cells = recipe.plan(recipe.expand(spec, overrides, "try"), spec.seeds, {}, fake_resolve)
         done = store.done()
@@ -40,7 +47,9 @@ def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             method, seed = cell.config.method.name, cell.config.seed
             score = world["dev"][method] + 0.01 * seed
             made = done_record(cell.config, dev=scores(score), test=scores(score - 0.1 - 0.02 * seed))
-            weights = [WeightRow(30, 0.5, {"a": 0.6, "b": 0.3, "c": 0.1}, {}, {})] if method == "aang" else []
+            chosen = {"external:tweets/no-op": 0.5, "external:maybe/no-op": 0.5 if seed == 1 else 0.0}
+            learned = {"aang": {"a": 0.6, "b": 0.3, "c": 0.1}, "halving": chosen}
+            weights = [WeightRow(30, 0.5, learned[method], {}, {})] if method in learned else []
             store.write(CellRecord(made.result, made.history, tuple(weights)))
         return recipe.SweepOutcome(len(cells), len(cells), 0, {})
 
@@ -204,3 +213,27 @@ def test_the_pace_of_a_real_run(tmp_path: Path) -> None:
     # Two evaluations of 20 dev texts and 20 test texts, each a third of one of the 8 texts of a step.
     assert pace.score == pytest.approx(pace.step * 60 / 8 / 3)
     assert pace.seconds(resolve(config)) == pytest.approx(pace.start + 20 * pace.step + pace.score)
+
+
+def test_other_labelled_sets_are_the_objectives(tried: dict[str, Any], tmp_path: Path) -> None:
+    """Fine-tuning may see as many texts as the others; the answer says which sets the short trials kept."""
+    (tmp_path / "maybe.csv").write_text("text,label\na,x\n")
+    tried["dev"] |= {"pooled": 0.65, "halving": 0.75}
+    said = run(tried, tmp_path / "store", sets=["tweets", str(tmp_path / "maybe.csv")])
+    rows = "finetune-tied, pooled, static-other_labels n=all, halving-other_labels n=all"
+    assert f"12 runs ({rows}; seeds 0, 1, 2), 12 to do" in said
+    assert "by dev, halving-other_labels n=all is worth it: its accuracy on test is 64.00 %, that of plain" in said
+    assert "In 3 searches by short trials, these sets helped: tweets in 3, maybe in 1." in said
+    (space,) = tried["spaces"]
+    assert yaml.safe_load(space)["blocks"][0]["data"] == ["external:tweets", "external:maybe"]
+    sweep = yaml.safe_load(tried["files"][0])
+    assert sweep["base"]["data"] == {"external": ["tweets", str(tmp_path / "maybe.csv")]}
+    assert sweep["methods"][1]["method"]["pooled_steps"] == sweep["base"]["schedule"]["steps"]
+
+
+def test_a_set_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["try", "movie", "--with", str(tmp_path / "no.csv"), "--store", str(tmp_path / "store")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: data.external: ")
+    assert "no.csv" in line
+    assert not (tmp_path / "store").exists()
