@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 NAME = "aang_ray"
 """Name of this attention in Hugging Face's registry."""
@@ -180,6 +181,7 @@ def _serves(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, settings: d
 
 
 AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)  # without it, models would ignore a padding mask
 
 
 def use_training_attention(body: nn.Module) -> None:
