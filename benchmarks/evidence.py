@@ -19,7 +19,7 @@ own texts without labels.
 
 One setting is chosen, for each row alike: the body's learning rate, by the mean dev score on `movie` with the seeds
 100 and 101 (`--tune` does that again). All figures are of other seeds, 0 to 7. A seed also chooses the labelled texts.
-Every run is a cell of the store, so the benchmark can be stopped and typed again. It writes
+Every run is a cell of the store, so the benchmark can be stopped and typed again. It adds its rows to
 `benchmarks/results/evidence.json` and ends with its content as one line of JSON. Each entry compares a row with
 `finetune`, and a learned one with `static`, on matching seeds: difference, 95 % interval, p of the paired t-test, and
 p by Holm's method over the rows of the group.
@@ -313,9 +313,12 @@ def values(runs: Mapping[int, CellRecord], split: str = "test") -> dict[str, Any
     return {"seeds": sorted(runs), "test_values": scores}
 
 
-def against(runs: Mapping[int, CellRecord], other: Mapping[int, CellRecord]) -> dict[str, Any] | None:
+def against(row: Mapping[str, Any], other: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return the difference of two rows over the seeds that both have; None with fewer than three."""
-    found = compare(values(runs), values(other), thorough=True)
+    if other is None:
+        return None
+    pair = [{"seeds": one["seeds"], "test_values": one["tests"]} for one in (row, other)]
+    found = compare(*pair, thorough=True)
     if found["p_value"] is None:
         return None
     return {
@@ -327,47 +330,82 @@ def against(runs: Mapping[int, CellRecord], other: Mapping[int, CellRecord]) -> 
     }
 
 
-def entries(found: Mapping[Cell, CellRecord]) -> list[dict[str, Any]]:
-    """Return one entry for each row of each group, in the order in which the groups were run."""
-    report: list[dict[str, Any]] = []
-    for group in dict.fromkeys(cell.group for cell in found):
-        of_row: dict[str, dict[int, CellRecord]] = {}
-        for cell, record in found.items():
-            if cell.group == group:
-                of_row.setdefault(cell.row, {})[cell.seed] = record
-        rows = [entry(group, row, of_row) for row in of_row]
-        for key in ("against_finetune", "against_static"):
-            compared = [row[key] for row in rows if row[key] is not None]
-            for comparison, p in zip(compared, holm([one["p"] for one in compared]), strict=True):
-                comparison["p_holm"] = p
-        report += rows
-    return report
+def rows_of(found: Mapping[Cell, CellRecord]) -> list[dict[str, Any]]:
+    """Return the figures of every row of every group, without comparisons."""
+    runs_of: dict[tuple[Any, ...], dict[int, CellRecord]] = {}
+    for cell, record in found.items():
+        runs_of.setdefault((*cell.group, cell.row), {})[cell.seed] = record
+    rows = []
+    for (claim, task, labels, row), runs in runs_of.items():
+        tests = values(runs)["test_values"]
+        results = [run.result for run in runs.values()]
+        rows.append(
+            {
+                "claim": claim,
+                "task": task,
+                "labels": labels,
+                "row": row,
+                "seeds": sorted(runs),
+                "dev": round(statistics.mean(values(runs, "dev")["test_values"]), 2),
+                "test": round(statistics.mean(tests), 2),
+                "test_sd": round(statistics.stdev(tests), 2) if len(tests) > 1 else None,
+                "tests": [round(value, 2) for value in tests],
+                "tokens": round(statistics.mean(result.tokens for result in results)),
+                "seconds": round(statistics.mean(result.seconds for result in results), 1),
+            }
+        )
+    return rows
 
 
-def entry(
-    group: tuple[str, str, int | None], row: str, of_row: Mapping[str, Mapping[int, CellRecord]]
-) -> dict[str, Any]:
-    """Return the figures of a row, and its comparisons with fine-tuning and with equal weights."""
-    claim, task, labels = group
-    runs = of_row[row]
-    tests = values(runs)["test_values"]
-    static = of_row.get("static-td" if row.endswith("-td") else "static", {})
-    results = [run.result for run in runs.values()]
-    return {
-        "claim": claim,
-        "task": task,
-        "labels": labels,
-        "row": row,
-        "seeds": sorted(runs),
-        "dev": round(statistics.mean(values(runs, "dev")["test_values"]), 2),
-        "test": round(statistics.mean(tests), 2),
-        "test_sd": round(statistics.stdev(tests), 2) if len(tests) > 1 else None,
-        "tests": [round(value, 2) for value in tests],
-        "against_finetune": against(runs, of_row.get("finetune", {})) if row != "finetune" else None,
-        "against_static": against(runs, static) if row in LEARNED else None,
-        "tokens": round(statistics.mean(result.tokens for result in results)),
-        "seconds": round(statistics.mean(result.seconds for result in results), 1),
+def with_earlier(rows: Sequence[dict[str, Any]], earlier: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of this store and of an earlier report; of two that are the same row, the one with more seeds.
+
+    So the store need not be kept: its configurations hold places of this machine's data sets.
+    """
+    merged = {identity(row): row for row in earlier}
+    for row in rows:
+        old = merged.get(identity(row))
+        if old is None or len(row["seeds"]) >= len(old["seeds"]):
+            merged[identity(row)] = row
+    place = {
+        (claim, task, labels, row): place
+        for place, (claim, task, labels, row) in enumerate(
+            (claim, task, labels, row)
+            for claim in ROWS
+            for task in TASKS[claim]
+            for labels in sorted(LABELS[claim], key=lambda labels: labels or 0)
+            for row in ROWS[claim]
+        )
     }
+    return sorted((row for key, row in merged.items() if key in place), key=lambda row: place[identity(row)])
+
+
+def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what makes a row of the report this one."""
+    return tuple(row[key] for key in ("claim", "task", "labels", "row"))
+
+
+def compared(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with their differences from fine-tuning and, where they are learned, from equal weights."""
+    report: list[dict[str, Any]] = []
+    for _, members in itertools.groupby(rows, key=lambda row: identity(row)[:3]):
+        group = {row["row"]: row for row in members}
+        added = []
+        for name, row in group.items():
+            static = group.get("static-td" if name.endswith("-td") else "static")
+            added.append(
+                {
+                    **row,
+                    "against_finetune": against(row, group.get("finetune")) if name != "finetune" else None,
+                    "against_static": against(row, static) if name in LEARNED else None,
+                }
+            )
+        for key in ("against_finetune", "against_static"):
+            tested = [row[key] for row in added if row[key] is not None]
+            for comparison, p in zip(tested, holm([one["p"] for one in tested]), strict=True):
+                comparison["p_holm"] = p
+        report += added
+    return report
 
 
 def table(report: Sequence[Mapping[str, Any]]) -> str:
@@ -440,8 +478,10 @@ def main() -> None:
         and (not options.rows or cell.row in options.rows)
     ]
     run_all(wanted, store.uri, options.data, options.jobs, deadline)
-    report = entries(records(grid, store, options.data))
-    (RESULTS / "evidence.json").write_text(json.dumps(report, indent=1) + "\n")
+    file = RESULTS / "evidence.json"
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    report = compared(with_earlier(rows_of(records(grid, store, options.data)), earlier))
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(table(report))
     print(json.dumps(report))
 

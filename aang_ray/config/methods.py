@@ -257,8 +257,10 @@ class HalvingConfig(MethodSection):
 
     @property
     def pretraining_steps(self) -> int:
+        """At most: trials of several objectives are for those that help alone."""
         rungs = self.rungs(self.candidates or 1)
-        return sum(size * steps for size, steps in rungs) + rungs[-1][1]
+        finalists, steps = rungs[-1]
+        return sum(size * steps for size, steps in rungs) + finalists * steps  # 1 alone, finalists - 1 of several
 
 
 class AttittudConfig(MethodSection):

@@ -4,12 +4,14 @@ A *trial* trains the end task and one objective, with weights 1/2 and 1/2, for a
 parameters. Its loss is the calibrated dev loss (objectives/calibration.py) of the model that results. All trials have
 the same end-task batches, so their losses differ by what the objective did. A *rung* has a trial of every objective
 that is left; the better half goes on to the next rung, which has trials of twice as many steps (Karnin et al. 2013).
-The last rung has `finalists` objectives, and a trial of the end task alone. An objective is kept if
+The last rung has `finalists` objectives, and a trial of the end task alone. An objective helps if
 
-    z = mean(d) / (sd(d) / sqrt(E)) > least_z,        d_e = loss of the end task alone - loss of the trial, example e
+    z = mean(d) / (sd(d) / sqrt(E)) > least_z,        d_e = loss of the end task alone - loss of the trial, example e.
 
-and if it is within one standard error of the best one, by the same formula (Breiman et al. 1984). The kept objectives
-have equal weights in the training that follows; if there is none, it is on the end task alone.
+If several help, trials of the same length follow with the best two of them, the best three, and so on, as many as there
+are (checkpoints to average are chosen in the same way: Wortsman et al. 2022). Of these sets of objectives, the largest
+is kept that is within one standard error of the best one, by the same formula: what trials cannot tell apart, a longer
+training can use. The kept objectives have equal weights in it; if none helps, it is on the end task alone.
 
 docs/methods/halving.md says when this pays. Shape suffix: E dev examples.
 """
@@ -32,8 +34,8 @@ from aang_ray.store.schema import WeightRow
 from aang_ray.train.evaluate import Predictions
 
 Float64 = npt.NDArray[np.float64]
-ALONE = "end-task"
-"""The trial without an objective."""
+Trial = tuple[str, ...]
+"""The objectives of a trial; none for that of the end task alone."""
 
 
 def example_losses(predictions: Predictions, class_weights_C: torch.Tensor | None) -> Float64:
@@ -71,9 +73,10 @@ class Search:
         self._keys, self._config = tuple(keys), config
         self._rungs = config.rungs(len(keys))
         self.rung = 0
+        """Number of the current rung; that of the trials with several objectives comes after the last one."""
         self.left: tuple[str, ...] = self._keys
-        """The objectives of the current rung."""
-        self._losses: dict[str, Float64] = {}
+        """The objectives of the current rung, after the first one from best to worst."""
+        self._losses: dict[Trial, Float64] = {}
         """Losses of the current rung's finished trials, [E] each."""
         self.kept: tuple[str, ...] | None = None
         """The result; None while the search runs."""
@@ -84,20 +87,23 @@ class Search:
         return self.kept is not None
 
     @property
-    def _trials(self) -> tuple[str, ...]:
+    def _trials(self) -> list[Trial]:
         """The trials of the current rung, in order."""
-        return (*self.left, ALONE) if self.rung == len(self._rungs) - 1 else self.left
+        if self.rung == len(self._rungs):
+            return [self.left[:size] for size in range(1, len(self.left) + 1)]
+        alone: list[Trial] = [()] if self.rung == len(self._rungs) - 1 else []
+        return [(key,) for key in self.left] + alone
 
     @property
-    def next(self) -> str:
-        """The objective of the next trial, or `ALONE`."""
-        return next(key for key in self._trials if key not in self._losses)
+    def next(self) -> Trial:
+        """The objectives of the next trial; none: the end task alone."""
+        return next(trial for trial in self._trials if trial not in self._losses)
 
     def stage_config(self, config: RunConfig) -> RunConfig:
         """Return the configuration of the next trial."""
-        steps = self._rungs[self.rung][1]
+        steps = self._rungs[min(self.rung, len(self._rungs) - 1)][1]
         schedule = config.schedule.changed(steps=steps, eval_every=steps, until="steps")
-        method = trained_with([] if self.next == ALONE else [self.next])
+        method = trained_with(self.next)
         batch = config.batch.changed(auxiliary=self._config.batch or config.batch.auxiliary)
         return config.changed(method=method, n="all", schedule=schedule, batch=batch)
 
@@ -112,23 +118,22 @@ class Search:
         self._losses[self.next] = losses_E
         if len(self._losses) < len(self._trials):
             return None
-        means = {key: float(losses.mean()) for key, losses in self._losses.items()}
-        health = {f"dev_loss/{key}": mean for key, mean in means.items()}
-        ranked = sorted(self.left, key=means.__getitem__)
-        if self.rung + 1 < len(self._rungs):
-            self.rung += 1
-            self.left = tuple(ranked[: self._rungs[self.rung][0]])
-        else:
-            best, alone = self._losses[ranked[0]], self._losses[ALONE]
-            z = {key: z_of(self._losses[key], alone) for key in ranked}
+        means = {trial: float(losses.mean()) for trial, losses in self._losses.items()}
+        health = {f"dev_loss/{' + '.join(trial) or 'end-task'}": mean for trial, mean in means.items()}
+        best_first = sorted((trial for trial in means if trial), key=means.__getitem__)
+        finished, self._losses = self._losses, {}
+        self.rung += 1
+        if self.rung > len(self._rungs):
+            behind = {trial: z_of(finished[best_first[0]], finished[trial]) for trial in best_first}
+            self.left = self.kept = max((trial for trial in best_first if behind[trial] <= 1), key=len)
+        elif self.rung == len(self._rungs):
+            z = {key: z_of(finished[(key,)], finished[()]) for (key,) in best_first}
             health |= {f"z/{key}": min(max(value, -1e6), 1e6) for key, value in z.items()}
-            self.kept = tuple(
-                key
-                for key in ranked
-                if z[key] > self._config.least_z and (key == ranked[0] or z_of(best, self._losses[key]) <= 1)
-            )
-            self.left = self.kept
-        self._losses = {}
+            self.left = tuple(key for key in z if z[key] > self._config.least_z)
+            self.kept = self.left if len(self.left) < 2 else None
+            self._losses = {trial: finished[trial] for trial in [self.left[:1]] if trial}  # the best alone is done
+        else:
+            self.left = tuple(key for (key,) in best_first[: self._rungs[self.rung][0]])
         share = 1 / max(len(self.left), 1)
         return WeightRow(
             step=step,
@@ -140,14 +145,14 @@ class Search:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint, as plain values."""
-        losses = {key: values.tolist() for key, values in self._losses.items()}
+        losses = [[list(trial), values.tolist()] for trial, values in self._losses.items()]
         kept = None if self.kept is None else list(self.kept)
         return {"rung": self.rung, "left": list(self.left), "losses": losses, "kept": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.rung, self.left = int(state["rung"]), tuple(state["left"])
-        self._losses = {key: np.asarray(values, dtype=np.float64) for key, values in state["losses"].items()}
+        self._losses = {tuple(trial): np.asarray(values, dtype=np.float64) for trial, values in state["losses"]}
         self.kept = None if state["kept"] is None else tuple(state["kept"])
 
 
