@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -115,7 +116,7 @@ def ray_cluster() -> Iterator[Path | None]:
             options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
             options |= {"object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(scratch)}
         with _temporary_files_in(scratch):
-            ray.init(**options)
+            _connect(**options)
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         before = signal.signal(signal.SIGTERM, stop) if main else None
         try:
@@ -127,6 +128,24 @@ def ray_cluster() -> Iterator[Path | None]:
         ray.shutdown()
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _connect(**options: Any) -> None:
+    """Connect to a cluster or start one.
+
+    Raises:
+        RunFailure: One of Ray's processes ended while it started, or the cluster of RAY_ADDRESS cannot be reached.
+    """
+    import ray
+
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises `Exception` itself, with the last lines of a log
+        log = re.match(r"\s*The last \d+ lines of \S*?(\w+)\.(log|out|err)", str(error))
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = f"its {log[1]} ended while it started" if log else lines[0][:300].rstrip(".")
+        what = "be started" if own_cluster() else f"be reached at {os.environ['RAY_ADDRESS']}"
+        raise RunFailure(f"Ray could not {what}: {reason}; the same command tries again") from error
 
 
 @contextmanager

@@ -146,3 +146,33 @@ def test_logs_are_kept_in_the_store_or_beside_a_remote_one(tmp_path: Path, monke
         folder = keep_logs(tmp_path / "ray", store)
         assert folder.parent == parent
         assert (folder / "worker.err").read_text() == "the reason"
+
+
+@pytest.mark.parametrize(
+    ("address", "message", "line"),
+    [
+        (
+            "",
+            "\nThe last 20 lines of /tmp/ray/session/logs/dashboard.log (it contains the error message):\nINFO loading",
+            "Ray could not be started: its dashboard ended while it started; the same command tries again",
+        ),
+        (
+            "10.0.0.1:6379",
+            "Failed to connect to GCS.\nmore",
+            "Ray could not be reached at 10.0.0.1:6379: Failed to connect to GCS; the same command tries again",
+        ),
+    ],
+)
+def test_ray_that_does_not_start_is_one_line(
+    address: str, message: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray raises a bare `Exception` with lines of a log when one of its processes is killed during the start."""
+
+    def init(**options: object) -> None:
+        raise Exception(message)
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(RunFailure) as caught, module.ray_cluster():
+        pass
+    assert str(caught.value) == line
