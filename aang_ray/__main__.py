@@ -1,8 +1,6 @@
 """`python -m aang_ray`: the same as the command `aang`."""
 
-import sys
-
-from aang_ray.cli import main
+from aang_ray.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -328,6 +328,18 @@ def preset_show(
     from aang_ray.sweep.presets import preset
 
     typer.echo(yaml.safe_dump(preset(name), sort_keys=False), nl=False)
+
+
+def run(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line, and end the process with its exit code."""
+    code = main(arguments)
+    files = sys.modules.get("aang_ray.store.files")  # not imported: no store was opened
+    if files is not None and files.still_asking():
+        # Python's own way to end a process would wait for the store that does not answer.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """SIGKILL at random moments to every kind of process of a sweep: is a row lost, doubled or different at the end?
 
-    python benchmarks/chaos.py [--kills 100] [--minutes 120] [--seed 0] [--folder FOLDER]
+    python benchmarks/chaos.py [--kills 100] [--minutes 120] [--seed 0] [--pairs] [--folder FOLDER]
 
 The sweep has runs of one process and of two workers (W = 2). One sweep is left alone. Others, on stores of their own,
 have processes killed at random moments: the driver, the raylet, the control service (gcs), the dashboard, a trial or a
@@ -30,8 +30,8 @@ from aang_ray.store import Store
 
 ROLES = ("driver", "raylet", "gcs", "dashboard", "trial", "worker")
 TIMES = {"seconds", "finished_at", "log_tail"}
-METHODS = ("aang", {"method": "static", "resources": {"workers": 2}})
 SEEDS, STEPS, CELLS = 2, 40, 4
+TWO_WORKERS = {"workers": 2}
 LONGEST = 10.0
 """Seconds from the appearance of a process to its end, at most."""
 SILENT = 90.0
@@ -110,6 +110,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=120, help="end after so many")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and of the victims")
+    parser.add_argument("--pairs", action="store_true", help="all runs have two workers, not only half of them")
     parser.add_argument("--folder", type=Path, help="keep all files here, also the sweep left alone for a next call")
     given = parser.parse_args()
     adopt_orphans()
@@ -117,7 +118,9 @@ def main() -> int:
     lost = doubled = different = stores = 0
     with ExitStack() as stack:
         folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp")))
-        chaos = Chaos(folder, write_sweep(folder, METHODS, SEEDS, STEPS), given.seed, given.minutes)
+        aang = {"method": "aang", "resources": TWO_WORKERS if given.pairs else {}}
+        methods = (aang, {"method": "static", "resources": TWO_WORKERS})
+        chaos = Chaos(folder, write_sweep(folder, methods, SEEDS, STEPS), given.seed, given.minutes)
         in_time = chaos.finish(folder / "alone")
         expected = rows(folder / "alone")
         print(f"left alone: {len(expected)} cells in {time.monotonic() - started:.0f} s", flush=True)

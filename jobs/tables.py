@@ -2,7 +2,7 @@
 
 import sys
 
-from aang_ray.cli import main
+from aang_ray.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(["table", *sys.argv[1:]]))
+    run(["table", *sys.argv[1:]])

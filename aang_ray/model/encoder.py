@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from aang_ray.errors import UserError
 from aang_ray.model.attention import TokenInputs, adapter_for, position_offset
+from aang_ray.model.training_attention import use_training_attention
 
 Pooling = Literal["first", "mean"]
 
@@ -62,6 +63,7 @@ class Encoder(nn.Module):
         self.initializer_range: float = getattr(settings, "initializer_range", 0.02)
         """Standard deviation of the family's weight initialisation."""
         self._adapter = adapter_for(body)
+        use_training_attention(body)
 
     @property
     def word_embeddings(self) -> nn.Embedding:

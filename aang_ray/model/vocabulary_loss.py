@@ -28,6 +28,10 @@ ROWS = {"cpu": 512, "cuda": 4096}
 """Rows of a block: enough for the matrix products to reach their rate."""
 ROWS_IN_CACHE = {"cpu": 32, "cuda": 4096}
 """Rows whose softmax is computed at once: on a CPU their logits fit into its cache."""
+ENTRIES_IN_CACHE = {"cpu": 1024, "cuda": 2**20}
+"""Entries of the vocabulary whose half-precision products are added to an fp32 sum at once. PyTorch adds an fp32 copy
+of them, which on a CPU then stays in its cache.
+"""
 
 
 def compute_type(x_MW: Tensor, weight_VW: Tensor) -> torch.dtype:
@@ -100,7 +104,10 @@ class WeightSum:
         if self._product_VW is None:
             self._sum_VW.addmm_(gradient_BV.t(), scaled_BW)
         else:
-            self._sum_VW.add_(torch.mm(gradient_BV.t(), scaled_BW, out=self._product_VW))
+            torch.mm(gradient_BV.t(), scaled_BW, out=self._product_VW)
+            entries = ENTRIES_IN_CACHE.get(self._sum_VW.device.type, 2**20)
+            for first in range(0, len(self._sum_VW), entries):
+                self._sum_VW[first : first + entries].add_(self._product_VW[first : first + entries])
 
 
 class Saved(NamedTuple):

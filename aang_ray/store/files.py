@@ -34,12 +34,14 @@ _OBJECT_STORES = {"s3", "s3a", "gcs", "gs", "abfs", "abfss", "adl", "az", "oss",
 
 TEMPORARY = ".tmp-"
 """Names of unfinished files begin with this."""
-ANSWER_SECONDS = 30.0
-"""How long a remote store may take to answer for the first time."""
-RETRY_SECONDS = 15.0
+ANSWER_SECONDS = 20.0
+"""How long a remote store may take to answer for the first time: with the start of the program, under half a minute."""
+RETRY_SECONDS = 10.0
 """How long the driver of Google Cloud Storage tries again, unless the URI says otherwise. Its own choice is 15 min."""
 LEFTOVER_AGE = timedelta(hours=1)
 """Unfinished files that are older belong to processes that were killed."""
+_ASKING = "asks a store"
+"""Name of the threads that open remote stores."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
@@ -104,13 +106,21 @@ def open_location(uri: str | Path) -> Location:
         except BaseException as error:  # noqa: BLE001 (raised again by the thread that waits for the answer)
             answer.set_exception(error)
 
-    threading.Thread(target=ask, name="store", daemon=True).start()
+    threading.Thread(target=ask, name=_ASKING, daemon=True).start()
     try:
         return answer.result(ANSWER_SECONDS)
     except TimeoutError:
         raise UserError(
             f"store {uri} does not answer within {ANSWER_SECONDS:g} s; check the network and the credentials"
         ) from None
+
+
+def still_asking() -> bool:
+    """Return whether a driver still waits for a store that nobody waits for any more.
+
+    The driver of S3 then waits at the end of the process, too, for minutes.
+    """
+    return any(thread.name == _ASKING for thread in threading.enumerate())
 
 
 def _checked(location: Location) -> Location:
@@ -165,8 +175,10 @@ def _fsspec(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def _line(error: Exception) -> str:
-    """Return the first line of an error's message, cut where it is longer than anybody reads."""
+    """Return the first line of an error's message; of one that is longer than anybody reads, the first sentence."""
     line = str(error).strip().partition("\n")[0].rstrip(".")
+    if len(line) > 300:
+        line = line.partition(". ")[0]
     return line if len(line) <= 300 else f"{line[:300]} ..."
 
 

@@ -59,7 +59,7 @@ class HistoryRow:
     dev: Scores | None
     """None in a stage that dev is not scored in: a stage before the end-task head is trained."""
     losses: Mapping[str, float]
-    """Mean training loss since the last evaluation, of the `end_task` and of each objective by name."""
+    """Mean training loss since the last evaluation, of the `end-task` and of each objective by name."""
     seconds: float
     examples: int
     """End-task examples so far."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -22,6 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
+
+import psutil
 
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.sweep.plan import Need, amounts, duration
@@ -56,6 +60,16 @@ AUTOSCALER_STARTS_SECONDS = 20.0
 
 VERDICT_SECONDS = 45.0
 """How long to wait for the autoscaler's answer; it looks at demands every five seconds."""
+
+DEATH_SECONDS = 0.5
+"""Time between two looks whether our own cluster lives."""
+
+STOPPED = "stopped by SIGTERM; what has finished is in the store, the same command continues from there"
+
+RAY_ENDED = (
+    "Ray has ended (a signal to the whole process group, or no memory?); what has finished is in the "
+    "store, the same command continues from the last checkpoints"
+)
 
 ASK_SECONDS = 5.0
 """How long the control service may take to answer; it usually takes milliseconds."""
@@ -100,9 +114,7 @@ def ray_cluster() -> Iterator[Path | None]:
     import ray
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(
-            "stopped by SIGTERM; what has finished is in the store, the same command continues from there"
-        )
+        raise Interrupted(STOPPED)
 
     scratch: Path | None = None
     options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
@@ -114,12 +126,15 @@ def ray_cluster() -> Iterator[Path | None]:
             scratch = Path(tempfile.mkdtemp(prefix="aang-", dir=short))
             options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
             options |= {"object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(scratch)}
-        with _temporary_files_in(scratch):
-            ray.init(**options)
-        logging.getLogger("ray").setLevel(logging.CRITICAL)
         before = signal.signal(signal.SIGTERM, stop) if main else None
+        with _temporary_files_in(scratch):
+            _connect(**options)
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        if main:
+            signal.signal(signal.SIGTERM, stop)  # Ray has installed its own
         try:
-            yield scratch
+            with _ending_with(scratch):
+                yield scratch
         finally:
             if main:  # None stands for a handler that was not installed from Python and cannot be put back
                 signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
@@ -127,6 +142,75 @@ def ray_cluster() -> Iterator[Path | None]:
         ray.shutdown()
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _connect(**options: Any) -> None:
+    """Connect to a cluster or start one.
+
+    Raises:
+        RunFailure: One of Ray's processes ended while it started, or the cluster of RAY_ADDRESS cannot be reached.
+        Interrupted: After SIGTERM.
+    """
+    import ray
+
+    try:
+        ray.init(**options)
+    except Interrupted:
+        raise
+    except SystemExit as stop:  # from Ray's own handler of SIGTERM
+        raise Interrupted(STOPPED) from stop
+    except Exception as error:  # Ray raises `Exception` itself, with the last lines of a log
+        log = re.match(r"\s*The last \d+ lines of \S*?(\w+)\.(log|out|err)", str(error))
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = f"its {log[1]} ended while it started" if log else lines[0][:300].rstrip(".")
+        what = "be started" if own_cluster() else f"be reached at {os.environ['RAY_ADDRESS']}"
+        raise RunFailure(f"Ray could not {what}: {reason}; the same command tries again") from error
+
+
+@contextmanager
+def _ending_with(scratch: Path | None) -> Iterator[None]:
+    """End this process, with one line, soon after the control service or the raylet of our own cluster has died.
+
+    A signal to the whole process group (`timeout` and some schedulers send SIGTERM so) ends them, or the kernel for
+    want of memory. Ray would end this process as well, after 20 s of silence and with messages of its own, and leave
+    its folder.
+
+    Args:
+        scratch: The folder of a cluster of our own; None: do nothing.
+    """
+    if scratch is None:
+        yield
+        return
+    started = [process for process in psutil.Process().children() if str(scratch) in " ".join(process.cmdline())]
+    # After SIGTERM the control service itself may live on for long, deaf.
+    needed = [process for process in started if process.name() in ("gcs_server", "raylet")]
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(DEATH_SECONDS):
+            if all(map(_lives, needed)):
+                continue
+            for process in started:
+                with suppress(psutil.NoSuchProcess):
+                    for member in (*process.children(recursive=True), process):  # trials are the raylet's children
+                        member.kill()
+            shutil.rmtree(scratch, ignore_errors=True)
+            sys.stderr.write(f"error: {RAY_ENDED}\n")
+            sys.stderr.flush()
+            os._exit(1)
+
+    threading.Thread(target=watch, name="watches Ray", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager

@@ -14,12 +14,13 @@ from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import yaml
 from pyarrow import fs
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -38,7 +39,7 @@ from aang_ray.objectives.objective import EXTERNAL
 from aang_ray.store import CellRecord, Store
 from aang_ray.store.files import open_location, publish
 from aang_ray.sweep.cluster import own_cluster
-from aang_ray.sweep.command import SweepOutcome, sweep_file, train_once
+from aang_ray.sweep.command import SweepOutcome, export_run, sweep_file
 from aang_ray.sweep.plan import START_SECONDS, Need, PlannedCell, duration, plan, trials_at_once
 from aang_ray.sweep.spec import SweepOverrides, expand, load_sweep
 
@@ -188,7 +189,7 @@ def try_task(
         _print(console, *check_runs(groups.values(), here=own_cluster()))
         size = trial.choose(console, math.inf if whole else 60 * (minutes or MINUTES), keep=not dry_run)
         cells = trial.cells(size)
-        outcome = sweep_file(trial.file, overrides, store, console, dry_run=dry_run, described=True)
+        outcome = sweep_file(trial.file, overrides, store, console, dry_run=dry_run, keep_models=True, described=True)
     if outcome is None or outcome.exit_code:
         return outcome
     records = [store.record(cell.cell) for cell in cells]
@@ -198,19 +199,9 @@ def try_task(
         _print(console, f"The runs were cut ({cut}): the whole recipe, --whole, may give another answer.")
     chosen = max(best, key=lambda record: _score(record, "dev"))
     model = (Path("models") if "://" in store.uri else Path(store.uri) / "models") / cells[0].config.task_name
-    config = next(cell.config for cell in cells if cell.cell == chosen.result.cell)
-    _print(
-        console,
-        f"{chosen.result.row}, seed {chosen.result.seed}, is trained once more to write its model, because the store "
-        f"keeps none (it took {duration(chosen.result.seconds)})",
-    )
-    train_once(config, store, console, model)
-    _print(
-        console,
-        f"The model of {chosen.result.row}, seed {chosen.result.seed}, is in {model}. To use it: "
-        f"`aang predict {model} --input FILE`, or in Python "
-        f'aang_ray.load_classifier("{model}").predict(["a text", "another"])',
-    )
+    _print(console, f"The best model is that of {chosen.result.row}, seed {chosen.result.seed}.")
+    export_run(chosen.result.cell, store, console, model)
+    _print(console, f"`aang predict {model} --input FILE` says the label of each text in a file.")
     return outcome
 
 
@@ -258,8 +249,8 @@ class _Trial:
     store: Store
     file: Path
     """The sweep file of the size that was looked at last."""
-    paces: dict[tuple[Any, ...], Pace] = field(default_factory=dict)
-    """By data, encoder and row: what was measured."""
+    timed: dict[str, tuple[RunConfig, Pace]] = field(default_factory=dict)
+    """By row: the run that was timed, and its pace."""
 
     def cells(self, size: Size) -> list[PlannedCell]:
         """Write the sweep file of a size, and plan it."""
@@ -301,13 +292,17 @@ class _Trial:
         if not left or not own_cluster():
             return size
         if kept is None:
+            began = time.monotonic()
             seconds = whole_seconds = self._seconds(whole, console)
-            longest = _longest(whole[0].config)
+            left_over = limit - (time.monotonic() - began)
+            longest = int(_lengths(whole[0].config).max(initial=0))
             for size in (one for one in SIZES if one.max_tokens is None or one.max_tokens < longest):
                 cells = self.cells(size)
                 seconds = self._seconds(cells, console)
-                if seconds <= limit:
+                if seconds <= left_over:
                     break
+            else:
+                _print(console, f"also the smallest size takes longer than the {duration(limit)} that it may")
             if keep:
                 publish(location, path, size.model_dump_json().encode())
         else:
@@ -320,33 +315,49 @@ class _Trial:
         return size
 
     def _seconds(self, cells: Sequence[PlannedCell], console: Console) -> float:
-        """Estimate how long the cells that are not done take, and the run after them that writes the model."""
+        """Estimate how long the cells that are not done take.
+
+        Each row is timed once, in the first size that is looked at; the pace of a smaller size is a share of that. To
+        time every size took longer than ten minutes on a busy machine.
+        """
         left = [cell.config for cell in cells if cell.state != "done"]
         if not left:
             return 0.0
         at_once = trials_at_once([Need.of(config) for config in left], [{"CPU": float(_cores())}])
-        new = {_kind(config): config for config in left if _kind(config) not in self.paces}
+        new = {config.row_name: config for config in left if config.row_name not in self.timed}
         with closing(measure(list(new.values()), at_once, max(_cores() // at_once, 1))) as paces:
-            for kind, config in new.items():
+            for row, config in new.items():
                 depth = f"{config.encoder.layers} layers" if config.encoder.layers else "all layers"
-                _print(console, f"timing up to three steps of {config.row_name} with {depth}, {at_once} runs at once")
-                self.paces[kind] = next(paces)
-        seconds = [self.paces[_kind(config)].seconds(config) for config in left]
-        return START_SECONDS + max(sum(seconds) / at_once, *seconds) + max(seconds)
+                _print(console, f"timing up to three steps of {row} with {depth}, {at_once} runs at once")
+                self.timed[row] = (config, next(paces))
+        seconds = []
+        for config in left:
+            timed, pace = self.timed[config.row_name]
+            seconds.append(replace(pace, step=pace.step * _share(config, timed)).seconds(config))
+        return START_SECONDS + max(sum(seconds) / at_once, *seconds)
 
 
-def _longest(config: RunConfig) -> int:
-    """Return the number of tokens of the longest text that runs train on."""
+def _share(config: RunConfig, timed: RunConfig) -> float:
+    """Return how long a step takes, as a share of one of the same row in the size that was timed.
+
+    Time goes with the layers, the embeddings and heads counted as one more, and with the tokens of a text.
+    """
+    layers, timed_layers = config.encoder.layers, timed.encoder.layers
+    share = (layers + 1) / (timed_layers + 1) if layers and timed_layers else 1.0
+    if (most := config.data.max_tokens) is not None and most != timed.data.max_tokens:
+        lengths = _lengths(timed)
+        share *= float(np.minimum(lengths, most).mean() / lengths.mean())
+    return share
+
+
+def _lengths(config: RunConfig) -> np.ndarray:
+    """Return the numbers of tokens of all texts that runs train on."""
     task = load_end_task(config.data, config.encoder)
-    return max(int(part.lengths.max(initial=0)) for part in (task.train.tokens, *task.corpora.values()))
+    return np.concatenate([part.lengths for part in (task.train.tokens, *task.corpora.values())])
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def _kind(config: RunConfig) -> tuple[Any, ...]:
-    return (config.data, config.encoder, config.row_name)
 
 
 def measure(configs: Sequence[RunConfig], at_once: int, threads: int) -> Generator[Pace]:

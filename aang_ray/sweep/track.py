@@ -123,7 +123,7 @@ def numbers(evaluation: Evaluation) -> dict[str, float]:
 
 def name_of(objective: str) -> str:
     """Return a readable name of an objective that every tracker takes: `mask - bidirectional - denoise`."""
-    name = "end task" if objective == "end_task" else readable(objective).replace("·", "-")
+    name = "end task" if objective == "end-task" else readable(objective).replace("·", "-")
     return re.sub(r"[^\w\-. :]", "_", name)
 
 

@@ -132,8 +132,8 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def predicting(encoder: nn.Module, head: nn.Module, compute: Compute) -> Iterator[None]:
-    """Use eval mode, no gradients and the run's precision inside the block."""
-    with evaluating(encoder, head), torch.no_grad(), compute.autocast():
+    """Use eval mode, inference mode and the run's precision inside the block."""
+    with evaluating(encoder, head), torch.inference_mode(), compute.autocast():
         yield
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -196,3 +197,39 @@ def test_a_sweep_and_its_status(
     assert "sweep: 2 cells: 2 done" in status.output
     left = [name for name in names(uri) if name.startswith(".")]
     assert left == [name for name in left if name.startswith(".progress/sweeps/")], "no checkpoints"
+
+
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_the_command_ends_although_the_store_never_answers(interrupt: bool) -> None:
+    """A server that takes connections and says nothing: one line, half a minute at most, at once after Ctrl-C.
+
+    The driver itself goes on for minutes, and Python's own way to end the process waits for it.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = f"s3://bucket/x?endpoint_override=127.0.0.1:{server.getsockname()[1]}&scheme=http"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "aang_ray", "table", "--store", uri],
+            env=os.environ | CREDENTIALS,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=PROJECT,
+        )
+        try:
+            connection, _ = server.accept()
+            began = time.monotonic()
+            if interrupt:
+                process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+            seconds = time.monotonic() - began
+            connection.close()
+        finally:
+            process.kill()
+            process.wait()
+    assert errors.count("\n") == 1
+    if interrupt:
+        assert (process.returncode, errors[:18]) == (130, "error: interrupted")
+        assert seconds < 10
+    else:
+        assert process.returncode == 2
+        assert "does not answer within 20 s" in errors or "cannot be read" in errors
+        assert seconds < 40

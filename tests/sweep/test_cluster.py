@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
@@ -146,3 +152,71 @@ def test_logs_are_kept_in_the_store_or_beside_a_remote_one(tmp_path: Path, monke
         folder = keep_logs(tmp_path / "ray", store)
         assert folder.parent == parent
         assert (folder / "worker.err").read_text() == "the reason"
+
+
+@pytest.mark.parametrize(
+    ("address", "message", "line"),
+    [
+        (
+            "",
+            "\nThe last 20 lines of /tmp/ray/session/logs/dashboard.log (it contains the error message):\nINFO loading",
+            "Ray could not be started: its dashboard ended while it started; the same command tries again",
+        ),
+        (
+            "10.0.0.1:6379",
+            "Failed to connect to GCS.\nmore",
+            "Ray could not be reached at 10.0.0.1:6379: Failed to connect to GCS; the same command tries again",
+        ),
+    ],
+)
+def test_ray_that_does_not_start_is_one_line(
+    address: str, message: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray raises a bare `Exception` with lines of a log when one of its processes is killed during the start."""
+
+    def init(**options: object) -> None:
+        raise Exception(message)
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(RunFailure) as caught, module.ray_cluster():
+        pass
+    assert str(caught.value) == line
+
+
+SCRIPT = """
+import subprocess, sys, time
+from pathlib import Path
+from aang_ray.sweep.cluster import _ending_with
+
+scratch = Path(sys.argv[1])
+started = [subprocess.Popen([scratch / name, "600"]) for name in ("gcs_server", "raylet", "dashboard")]
+other = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+with _ending_with(scratch):
+    print(*[process.pid for process in started], other.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_process_ends_soon_after_its_ray(victim: int, tmp_path: Path) -> None:
+    """SIGTERM to the process group ends Ray first. One line; nothing of Ray's is left, what others started stays."""
+    scratch = tmp_path / "aang-x"
+    scratch.mkdir()
+    for name in ("gcs_server", "raylet", "dashboard"):
+        shutil.copy(shutil.which("sleep") or "sleep", scratch / name)
+    command = [sys.executable, "-c", SCRIPT, str(scratch)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        try:
+            os.kill(pids[victim], signal.SIGKILL)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+            alive = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+            for pid in alive:
+                os.kill(pid, signal.SIGKILL)
+    assert (process.returncode, errors) == (1, f"error: {module.RAY_ENDED}\n")
+    assert alive == pids[-1:]
+    assert not scratch.exists()

@@ -29,16 +29,16 @@ DONE = {"status": "done", "dev": 0.75, "test": 0.5, "seconds": 9.0, "step": 30}
 
 
 def evaluation(step: int, score: float) -> Evaluation:
-    return Evaluation(step, 0.5 * step, score, {"end_task": 0.5, MASKED: 2.5}, 0.6, {MASKED: 1.0})
+    return Evaluation(step, 0.5 * step, score, {"end-task": 0.5, MASKED: 2.5}, 0.6, {MASKED: 1.0})
 
 
 def track_two(tracker: str) -> None:
     """Track two runs that go on at the same time."""
     lines: list[str] = []
     tracking = Tracking([tracker], lines.append)
-    tracking.evaluated(FINETUNE, Evaluation(15, 7.5, 0.6, {"end_task": 0.7}, None, {}))
+    tracking.evaluated(FINETUNE, Evaluation(15, 7.5, 0.6, {"end-task": 0.7}, None, {}))
     tracking.evaluated(AANG, evaluation(15, 0.65))
-    tracking.evaluated(FINETUNE, Evaluation(30, 15.0, 0.62, {"end_task": 0.6}, None, {}))
+    tracking.evaluated(FINETUNE, Evaluation(30, 15.0, 0.62, {"end-task": 0.6}, None, {}))
     tracking.evaluated(AANG, evaluation(30, 0.7))
     tracking.ended(AANG, DONE)
     tracking.ended(FINETUNE, {"status": "failed", "error": "out of memory"})
@@ -200,5 +200,5 @@ def test_names_are_those_that_every_tracker_takes() -> None:
         name_of("external:tweets/no-op/bidirectional/supervised")
         == "external:tweets - no-op - bidirectional - supervised"
     )
-    assert name_of("end_task") == "end task"
+    assert name_of("end-task") == "end task"
     assert numbers(Evaluation(1, 2.0, None, {}, None, {})) == {"seconds": 2.0}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ray import train
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train.v2._internal.exceptions import (  # what Ray Train reports of workers that are gone
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
@@ -76,6 +76,15 @@ def test_a_loss_is_described_by_the_kinds_of_its_errors() -> None:
     assert describe_loss(group(WorkerLost("gone"), DEAD, WorkerLost("gone"))) == "ActorDiedError, WorkerLost"
     assert describe_loss(train.ControllerError(ActorDiedError())) == "ActorDiedError"
     assert describe_loss(ActorDiedError()) == "ActorDiedError"
+
+
+def test_a_loss_without_a_dead_process_says_what_happened() -> None:
+    """What the controller cannot unpickle counts as a loss of the worker: its name alone would explain nothing."""
+    cannot = "Can't get attribute 'HistoryRow' on <module 'aang_ray.store.schema'>"
+    sent = RayTaskError("poll_status", "Traceback", AttributeError(cannot))
+    for failure in (sent, sent.as_instanceof_cause(), AttributeError(cannot)):
+        error = group(DEAD, WorkerHealthCheckFailedError("worker 1", failure))
+        assert describe_loss(error) == f"ActorDiedError, AttributeError: {cannot}"
 
 
 @pytest.mark.parametrize("bug", [WorkerError("ZeroDivisionError: by nothing"), UserError("data: no such file")])

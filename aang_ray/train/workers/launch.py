@@ -23,7 +23,7 @@ from typing import Any
 
 import ray
 from ray import train
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -264,12 +264,23 @@ def error_of_run(error: Exception, config: RunConfig) -> Exception | None:
 
 
 def describe_loss(error: Exception) -> str:
-    """Return the types of the errors of lost workers, separated by commas. The workers' logs have the details."""
+    """Return the errors of lost workers, separated by commas: their types, and what they say if no process died.
+
+    Anything may be among them: what a worker sends is unpickled by Ray Train's controller, and what fails there counts
+    as a loss of the worker.
+    """
     failures = [getattr(error, "controller_failure", error)]
     if isinstance(error, train.WorkerGroupError):
         failures = list(error.worker_failures.values())
     # Ray Train wraps the error of a worker that no longer responds.
-    return ", ".join(sorted({type(getattr(failure, "health_check_failure", failure)).__name__ for failure in failures}))
+    causes = [getattr(failure, "health_check_failure", failure) for failure in failures]
+    return ", ".join(sorted(set(map(_in_words, causes))))
+
+
+def _in_words(error: BaseException) -> str:
+    error = error.cause if isinstance(error, RayTaskError) else error
+    name, said = type(error).__name__, str(error).strip()
+    return name if isinstance(error, (RayActorError, WorkerLost)) or not said else f"{name}: {said.splitlines()[-1]}"
 
 
 def _train_group(job: Job, on_evaluation: OnEvaluation) -> CellRecord:
