@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -115,10 +115,14 @@ def test_weights_of_sampled_steps_are_averaged(needle: ModuleType) -> None:
             self.step, self.weights, self.factors = step, weights, {}
 
     class Record:
+        result = SimpleNamespace(method="aang")
         weights = (Logged(25, {"a": 1.0}), Logged(75, {"a": 0.5, "b": 0.5}), Logged(100, {"a": 0.25, "c": 0.75}))
 
     found: Any = needle.weights_at(Record(), ["a", "b", "c"], 100)
     assert found.tolist() == pytest.approx([0.375 / 1.625, 0.5 / 1.625, 0.75 / 1.625])
+    Record.result = SimpleNamespace(method="halving")  # what it kept in the end counts, not what was in the last rungs
+    found = needle.weights_at(Record(), ["a", "c"], 100)
+    assert found.tolist() == pytest.approx([0.25, 0.75])
 
 
 def test_p_values_are_corrected_within_a_space(needle: ModuleType) -> None:

@@ -179,6 +179,7 @@ def test_ray_that_does_not_start_is_one_line(
 
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(module, "set_environment", lambda: None)  # it would stay for the tests that follow
     with pytest.raises(RunFailure) as caught, module.ray_cluster():
         pass
     assert str(caught.value) == line
