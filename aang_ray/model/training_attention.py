@@ -1,4 +1,4 @@
-"""Attention of training steps in half precision on a CPU: what PyTorch computes, in a third less time.
+"""Attention of training steps in half precision on a CPU: what PyTorch computes, in less time.
 
 PyTorch trains such attention with dropout in a dozen passes over fp32 matrices [R, A, L, L], which are larger than the
 caches, and without dropout in a kernel whose backward pass takes longer still. Here a few rows are taken through the

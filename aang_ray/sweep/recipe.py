@@ -84,6 +84,12 @@ RECIPE: Mapping[str, Any] = {
 }
 """What is tried without other labelled sets; the size is added, and `space`, by the text that is given."""
 
+FORWARD = 1 / 3
+"""Time to score a text, as a share of the time to train on it: the backward pass takes twice as long as the forward."""
+LONG_STEP = 5.0
+"""Seconds of a first step from which on no further step is timed."""
+_SHOWN = 3
+
 
 def recipe_with(sets: Sequence[str], size: Size) -> dict[str, Any]:
     """Return what is tried beside other labelled sets, with the settings that docs/evidence.md was measured with.
@@ -91,7 +97,6 @@ def recipe_with(sets: Sequence[str], size: Size) -> dict[str, Any]:
     Args:
         sets: The sets, as in `data.external`.
         size: The size of the runs.
-
     """
     auxiliary = max(48, 8 * len(sets))
     return {
@@ -127,13 +132,6 @@ def labels_of(sets: Sequence[str], folder: Path) -> Path:
     file = folder / "other_labels.yaml"
     file.write_text(yaml.safe_dump({"blocks": [block]}), encoding="utf-8")
     return file
-
-
-FORWARD = 1 / 3
-"""Time to score a text, as a share of the time to train on it: the backward pass takes twice as long as the forward."""
-LONG_STEP = 5.0
-"""Seconds of a first step from which on no further step is timed."""
-_SHOWN = 3
 
 
 def try_task(
