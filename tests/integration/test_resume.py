@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -48,9 +50,12 @@ class Sweeps:
         """Step of the newest checkpoint of the cells that have one and no row, by cell."""
         done = Store(self.store).done()
         found: dict[str, int] = {}
-        for path in self.store.glob(".checkpoints/*/last-*.pt"):
-            if path.parent.name not in done:
-                found[path.parent.name] = max(found.get(path.parent.name, 0), int(path.name.split("-")[1]))
+        for folder in self.store.glob(".checkpoints/*"):
+            if folder.name in done:
+                continue
+            with suppress(FileNotFoundError):  # the cell ends at this moment, and its checkpoints go
+                steps = [int(name.split("-")[1]) for name in os.listdir(folder) if fnmatch(name, "last-*.pt")]
+                found |= {folder.name: max(steps)} if steps else {}
         return found
 
     def running(self, what: str = "pid") -> dict[str, int]:
