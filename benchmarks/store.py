@@ -21,12 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.store import CellRecord, HistoryRow, ResultRow, Scores, Store
 from aang_ray.store.schema import to_tables
-from aang_ray.store.store import cell_path
+from aang_ray.store.store import cell_path, serialise
 from aang_ray.store.upkeep import compact
 
 METHODS = (
@@ -138,7 +137,7 @@ def main() -> None:
             for name, table in to_tables(one).items():
                 path = Path(cell_path(store._location, name, one.result.task, one.result.method, one.result.cell))
                 path.parent.mkdir(parents=True, exist_ok=True)
-                pq.write_table(table, path, compression="zstd")
+                path.write_bytes(serialise(table))
             scores = {"dev_score": 0.0 if one.result.dev is None else one.result.dev.accuracy, "test_score": 0.5}
             lines.append({"method": one.result.method, "task": one.result.task, "group": one.result.group, **scores})
         pd.DataFrame(lines).to_csv(csv, index=False)

@@ -77,7 +77,7 @@ def find_run(store: Store, name: str) -> str:
 def _rows(store: Store) -> list[dict[str, Any]]:
     """All result rows of a store by task, row and seed."""
     names = ["cell", "row", "task", "seed", "status", "error"]
-    rows: list[dict[str, Any]] = store.results().select(names).to_pylist() if store.exists() else []
+    rows: list[dict[str, Any]] = store.results(names).to_pylist() if store.exists() else []
     if not rows:
         raise UserError(f"there are no runs in store {store.uri}; run a sweep first, or name another with --store")
     return sorted(rows, key=lambda row: (row["task"], row["row"], row["seed"], row["cell"]))

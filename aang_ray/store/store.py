@@ -379,7 +379,17 @@ def _files_of(location: Location, cell: str) -> list[CellFile]:
 
 def serialise(table: pa.Table) -> bytes:
     """Return a table as a Parquet file, made in memory: a table that cannot be written never touches the store."""
+    # One row gains nothing from dictionaries, statistics and compression: they double its file, and its reading takes
+    # three times as long, which counts where a store holds 100,000 of them (benchmarks/store.py).
+    several = table.num_rows > 1
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd" if several else "none",
+        use_dictionary=several,
+        write_statistics=several,
+        write_page_checksum=True,
+    )
     data: bytes = sink.getvalue().to_pybytes()
     return data

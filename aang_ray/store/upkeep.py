@@ -60,7 +60,7 @@ def compact(uri: str) -> tuple[int, int]:
 def compact_if_many(uri: str, loose: int = LOOSE) -> tuple[int, int] | None:
     """Pack a local store whose table `results` has very many files of single runs; return what `compact` returns.
 
-    Reading a file takes about 1.5 ms, however small it is, so that tables of many thousand loose runs take minutes.
+    Reading a file takes about 1 ms, however small it is, so that tables of many thousand loose runs take minutes.
     A remote store is left as it is: there every file that is moved costs two requests.
     """
     location = open_location(uri)

@@ -218,7 +218,8 @@ def preview(cells: Sequence[PlannedCell], store: Store, console: Console, *, kee
     console.print(f"{len(cells)} cells, {len(left)} to run: {steps:,} steps at most, {texts:,} texts through the body")
     if not left:
         return
-    rows = (row for row in store.results().to_pylist() if row["status"] == "done")
+    columns = ["status", "row", "config", "steps", "seconds"]
+    rows = (row for row in store.results(columns).to_pylist() if row["status"] == "done")
     finished = [{**row, "config": json.loads(row["config"])} for row in rows]
     seconds = 0.0
     for cell in left:

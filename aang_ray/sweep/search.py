@@ -58,7 +58,7 @@ class Searches(Searcher):  # type: ignore[misc]  # Ray has no type information
             keep_failed: Whether cells that failed before are not run again; they count as failed.
         """
         super().__init__()
-        rows = store.results().select(["cell", "status", "dev_score"]).to_pylist()
+        rows = store.results(["cell", "status", "dev_score"]).to_pylist()
         self._status = {row["cell"]: row["status"] for row in rows}
         self._scores: dict[str, float] = {
             row["cell"]: row["dev_score"] for row in rows if row["status"] == "done" and row["dev_score"] is not None

@@ -65,7 +65,7 @@ def found_weights(config: RunConfig, wanted: WeightsConfig) -> WeightsConfig:
 def _chosen(store: Store, config: RunConfig, row: str) -> list[str]:
     """Return the cells of the row's best configuration on the run's data: most seeds first, then the best mean dev."""
     names = ["cell", "group", "row", "n", "task", "status", "config", "dev_score"]
-    done = [line for line in store.results().select(names).to_pylist() if line["status"] == "done"]
+    done = [line for line in store.results(names).to_pylist() if line["status"] == "done"]
     task = config.task_name
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in done:

@@ -94,15 +94,16 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> 
 
 
 def leveldb_records(data: bytes) -> Iterator[bytes]:
-    """Yield the records of W&B's offline file: LevelDB's log format, blocks of 32 KiB, after a header of 7 bytes."""
-    at, parts = 7, b""  # positions count from the start of the file
-    while at - 7 + 7 <= len(data):
+    """Yield the records of W&B's offline file: a header of 7 bytes, then LevelDB's log format, in blocks of 32 KiB."""
+    at, parts = 7, b""
+    while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:  # a block ends with zeros where no header fits
             at += 32768 - at % 32768
             continue
-        _, length, kind = struct.unpack_from("<IHB", data, at - 7)
-        parts += data[at : at + length]
+        _, length, kind = struct.unpack_from("<IHB", data, at)
         at += 7 + length
+        assert at <= len(data), "the file ends within a record"
+        parts += data[at - length : at]
         if kind in (1, 4):  # a whole record, or its last part
             yield parts
             parts = b""
@@ -110,17 +111,19 @@ def leveldb_records(data: bytes) -> Iterator[bytes]:
 
 def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     track_two("wandb=project")
+    wandb.teardown()  # waits for the process that writes the files: `finish` alone may return before their last block
     files = list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for file in files:
         name, points = "", {}
-        for data in leveldb_records(file.read_bytes()[7:]):
+        for data in leveldb_records(file.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "run":
