@@ -55,7 +55,7 @@ WAYS = ("static", "segments", "loop", "script")
 RARE = ("loop", "script")
 """Measured at every second step."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-AANG = {
+AANG: dict[str, Any] = {
     "name": "aang",
     "update": "evidence",
     "dev_head": "live",
