@@ -254,8 +254,8 @@ def resident_bytes(field: str) -> int:
 
 def ratio(above: list[float], below: list[float], together: int = 1) -> float:
     """Median of the ratios of neighbouring measurements, or of the sums of so many neighbours `together`."""
-    sums = [[sum(row[i : i + together]) for i in range(0, len(row), together)] for row in (above, below)]
-    return statistics.median(a / b for a, b in zip(*sums, strict=False))
+    starts = range(0, min(len(above), len(below)), together)
+    return statistics.median(sum(above[i : i + together]) / sum(below[i : i + together]) for i in starts)
 
 
 class Child:
