@@ -135,7 +135,8 @@ def test_captions_stay_in_view(page: Any) -> None:
     assert len(captions) == 3
     for caption in captions:
         box = caption.bounding_box()
-        assert 0 <= box["x"] and box["x"] + box["width"] <= page.viewport_size["width"]
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= page.viewport_size["width"]
 
 
 def test_every_line_has_its_name(page: Any) -> None:
