@@ -139,6 +139,9 @@ def _weights(logged: Logged, figure: Figure) -> None:
         for axes, stage in zip(line, stages, strict=True):
             names = list(frame[frame["stage"] == stage]["name"].unique())
             _lines(axes, part[part["stage"] == stage], names)
+            if stage not in set(part["stage"]):  # nothing of this stage moved in this row
+                axes.set_axis_off()
+                continue
             for step in best:
                 axes.axvline(step, color="#444444", linewidth=0.8, alpha=0.7)
         line[0].set_ylabel(f"{row} on\n{_short(column)}")
@@ -310,11 +313,12 @@ def _distances(logged: Logged, figure: Figure) -> None:
 
 
 def _losses(logged: Logged, figure: Figure) -> None:
-    """Each objective's own training loss over steps, one panel an output of each row and column."""
+    """Each objective's own training loss over steps, one panel an output (of each data) of each row and column."""
     frame = logged.losses()
     frame = _needs(frame[frame["objective"].str.count("/") == 3], "losses of auxiliary objectives")
     stages = frame["objective"].str.split("/", expand=True)
-    frame = frame.assign(transform=stages[1], representation=stages[2], output=stages[3])
+    output = stages[3] if stages[0].nunique() < 2 else stages[0] + ": " + stages[3]
+    frame = frame.assign(transform=stages[1], representation=stages[2], output=output)
     places: list[Any] = list(frame.groupby(["row", "column", "output"]).groups)
     panels = _panels(figure, len(places), 3, (3.4, 2.4))
     transforms, representations = list(frame["transform"].unique()), list(frame["representation"].unique())

@@ -197,11 +197,12 @@ def _label_parts(key: str, group: Mapping[str, Any], groups: Sequence[Mapping[st
     by_names = {tuple(other["settings"].get(name) for name in names) for other in groups}
     # The content of a file may change and its name stay. Then only the digits tell the columns apart.
     if names and len(by_names) == len({other["facts"].get(key) for other in groups}):
-        return [f"{name.rpartition('.')[2]}={_value(name, group['settings'].get(name, ''))}" for name in names]
-    return [f"{key.rpartition('.')[2]}={_value(key, group['facts'].get(key, ''))[:_DIGITS]}"]
+        return [f"{name.rpartition('.')[2]}={value_text(name, group['settings'].get(name, ''))}" for name in names]
+    return [f"{key.rpartition('.')[2]}={value_text(key, group['facts'].get(key, ''))[:_DIGITS]}"]
 
 
-def _value(key: str, text: str) -> str:
+def value_text(key: str, text: str) -> str:
+    """Return the value of a setting as people read it: null has a word."""
     return _NULLS.get(key, "none") if text == "null" else text
 
 

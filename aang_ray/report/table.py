@@ -11,7 +11,7 @@ import pandas as pd
 
 from aang_ray.config.methods import AlphavilConfig, DiwConfig
 from aang_ray.errors import UserError
-from aang_ray.report.select import read_runs, select
+from aang_ray.report.select import read_runs, select, value_text
 from aang_ray.report.significance import COMPARED, THOROUGH, compare, holm
 from aang_ray.store import Store
 
@@ -153,7 +153,7 @@ def trace(store: Store, place: str, **options: Any) -> str:
 
     Args:
         store: The store.
-        place: `ROW@COLUMN`, or `ROW` where the table has one column.
+        place: `ROW@COLUMN`, `ROW@TASK` for all columns of a task, or `ROW` for all columns.
         options: `metric`, `rows` and `cols` of `build_table`.
 
     Raises:
@@ -161,10 +161,15 @@ def trace(store: Store, place: str, **options: Any) -> str:
     """
     _, entries = _places(store, options.get("metric"), options.get("rows", ("method",)), options.get("cols", ("task",)))
     row, _, column = place.partition("@")
-    found = [e for e in entries if row in (e["row"], e["dev"]["label"]) and column in (e["column"], "")]
+    found = [
+        entry
+        for entry in entries
+        if row in (entry["row"], entry["dev"]["label"])
+        and column in (entry["column"], entry["runs"]["task"].iloc[0], "")
+    ]
     if not found:
         there = ", ".join(sorted(f"{entry['row']}@{entry['column']}" for entry in entries))
-        raise UserError(f"the table has no place {place}; it has {there}")
+        raise UserError(f"the table has no place {place!r}; it has {there}")
     return "\n".join(_traced(entry) for entry in found)
 
 
@@ -228,7 +233,7 @@ def _axis(run: Mapping[Any, Any], keys: Sequence[str]) -> tuple[str, tuple[Any, 
         if value is None:
             order.append((0, 0.0, ""))
             continue
-        texts.append(value if key in ("task", "method") else f"{key.rpartition('.')[2]}={value}")
+        texts.append(value if key in ("task", "method") else f"{key.rpartition('.')[2]}={value_text(key, value)}")
         if key == "method":  # rows without auxiliary objectives first, AANG last, as in Table 2 of the AANG paper
             order.append((1, float(run["auxiliary"]) + float(run["method"] == "aang"), value))
         else:

@@ -426,6 +426,8 @@ def test_a_learning_curve_has_a_column_for_each_size(store: Store, write: Write)
     assert list(table["column"].cat.categories) == ["train_size=100", "train_size=300", "train_size=1000"]
     assert set(table["block"]) == {"movie"}
     assert line(table, "aang-td", "train_size=300").difference == pytest.approx(0.02)
+    write(store)
+    assert "train_size=all" in set(build_table(store, cols=("data.train_size",))["column"])
 
 
 def test_any_row_can_be_the_baseline(store: Store, write: Write) -> None:
@@ -473,7 +475,12 @@ def test_a_number_is_traced_to_its_runs(store: Store, write: Write) -> None:
         result = store.record(cell).result
         assert (f"cell {cell}" in text) == (result.dev is not None and result.dev.accuracy == 0.8)
     assert re.search(r"not chosen: \w{16}, mean dev 60.00 over 2 seeds; method.aux_lr=1.0", text)
-    with pytest.raises(UserError, match="the table has no place static; it has aang-td@movie"):
+    write(store, method="aang", test=0.5, data__train_size=100)
+    both = trace(store, "aang-td@movie")
+    assert "aang-td on movie (train_size=100):" in both
+    assert "aang-td on movie (train_size=all):" in both
+    assert "train_size=100" not in trace(store, "aang-td@movie (train_size=all)")
+    with pytest.raises(UserError, match="the table has no place 'static'; it has aang-td@movie"):
         trace(store, "static")
 
 
