@@ -20,18 +20,23 @@ ARGUMENTS = $(if $(TASK),--task "$(TASK)") $(if $(METRIC),--metric "$(METRIC)") 
 
 # Where figures and the page go: into the store, if that is a folder.
 PICTURES = $(if $(findstring ://,$(STORE)),.,$(STORE))
+# There may be no learned weights.
+define DRAW
+@.venv/bin/aang plot bars "$(STORE)" -o "$(PICTURES)/bars.png"
+@.venv/bin/aang plot weights "$(STORE)" -o "$(PICTURES)/weights.png" 2> /dev/null || true
+@.venv/bin/aang report "$(STORE)" -o "$(PICTURES)/report.html"
+endef
 
 .PHONY: try sweep check lint test test-gpu docs
 
 try: .venv/.demo
 	@.venv/bin/aang try "$(TASK)" $(foreach set,$(WITH),--with "$(set)") --store "$(STORE)" $(if $(METRIC),--metric "$(METRIC)") $(if $(SEEDS),--seeds "$(SEEDS)") \
 		$(if $(MINUTES),--minutes "$(MINUTES)") $(if $(WHOLE),--whole)
+	$(DRAW)
 
 sweep: .venv/.demo
 	@.venv/bin/aang sweep "$(SWEEP)" --store "$(STORE)" $(ARGUMENTS)
-	@.venv/bin/aang plot bars "$(STORE)" -o "$(PICTURES)/bars.png"
-	@.venv/bin/aang plot weights "$(STORE)" -o "$(PICTURES)/weights.png" || true # a sweep may have no learned weights
-	@.venv/bin/aang report "$(STORE)" -o "$(PICTURES)/report.html"
+	$(DRAW)
 
 lint: .venv/.dev
 	.venv/bin/ruff format --check $(ALL)

@@ -36,6 +36,7 @@ from aang_ray.data.sources import find_source
 from aang_ray.data.tasks import TEXT
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.objectives.objective import EXTERNAL
+from aang_ray.report.logged import readable
 from aang_ray.store import CellRecord, Store
 from aang_ray.store.files import open_location, publish
 from aang_ray.sweep.cluster import own_cluster
@@ -199,7 +200,11 @@ def try_task(
     model = (Path("models") if "://" in store.uri else Path(store.uri) / "models") / cells[0].config.task_name
     _print(console, f"The best model is that of {chosen.result.row}, seed {chosen.result.seed}.")
     export_run(chosen.result.cell, store, console, model)
-    _print(console, f"`aang predict {model} --input FILE` says the label of each text in a file.")
+    _print(
+        console,
+        f"`aang predict {model} --input FILE` says the label of each text in a file; `aang report {store.uri} -o FILE` "
+        "shows all runs as one page.",
+    )
     return outcome
 
 
@@ -469,7 +474,7 @@ def _favoured(records: Sequence[CellRecord]) -> list[str]:
         return []
     order = sorted(weights, key=lambda name: -mean(weights[name]))
     most, least = (
-        [f"{name} ({mean(weights[name]):.3f})" for name in part] for part in (order[:_SHOWN], order[-_SHOWN:])
+        [f"{readable(name)} ({mean(weights[name]):.3f})" for name in part] for part in (order[:_SHOWN], order[-_SHOWN:])
     )
     return [f"The learned weights favoured {', '.join(most)}; least weight had {', '.join(reversed(least))}."]
 
