@@ -128,6 +128,22 @@ def test_it_fits_sorts_filters_and_opens_a_run(page: Any) -> None:
     assert "mask · bidirectional · denoise" in dialog.inner_text()
 
 
+def test_captions_stay_in_view(page: Any) -> None:
+    """Also where the table is wider than the window, and while it is scrolled."""
+    page.locator("#runs").evaluate("table => table.parentElement.scrollTo(80, 0)")
+    captions = page.locator("caption span").all()
+    assert len(captions) == 3
+    for caption in captions:
+        box = caption.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= page.viewport_size["width"]
+
+
+def test_every_line_has_its_name(page: Any) -> None:
+    drawn = page.locator("#learned figure", has_text="Factors of the transform").locator("svg")
+    assert {"mask", "no-op"} <= set(drawn.locator("text").all_text_contents())
+
+
 def test_the_reading_is_in_words(page: Any) -> None:
     text = page.locator("section").first.inner_text()
     assert re.search(r"aang-td is 2\.10 points above finetune on .* p (= 0\.\d{3}|< 0\.001) with 3 seeds", text)
