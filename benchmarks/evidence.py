@@ -7,7 +7,8 @@ Claims:
 
 - `neighbours`: `movie`, `tweets` or `amazon` with few labels, and the other labelled sets (these and `nyt`) beside it;
 - `junk`: the same with eight more sets whose labels are random;
-- `unlabelled`: `movie` with few labels; its other train texts have no labels and are text of the domain;
+- `unlabelled`: `movie` with few labels; its other train texts have no labels and are text of the domain; other snippets
+  on films and on things that are sold are a pool, which is searched for what is near to the labelled texts;
 - `digits`: which digit is at the upper left, with 100 labels and unlabelled images;
 - `converged`: two tasks of scientific texts in `--data`, until dev stops to improve, then on the end task alone;
 - `published`: the research code's reading of the method against the default one, on the first of these tasks.
@@ -15,12 +16,14 @@ Claims:
 Rows: `finetune` may see as many examples as a multitask row does (tied compute). `pooled` trains on the other labelled
 sets first. `static` has equal weights, `aang` learned ones, `halving` chooses sets by short trials, `searched` is a
 fresh run with the weights that `aang` found on the same data, `upgrad` aggregates gradients. `…-td` rows use the task's
-own texts without labels.
+own texts without labels, `…-td+ed` rows text of the domain, too; `…-retrieved` the texts that BM25 finds in the pool.
+`bert` and `xyz` learn the weights of the named spaces.
 
 One setting is chosen, for each row alike: the body's learning rate, by the mean dev score on `movie` with the seeds
 100 and 101 (`--tune` does that again). All figures are of other seeds, 0 to 7. A seed also chooses the labelled texts.
 Every run is a cell of the store, so the benchmark can be stopped and typed again. It adds its rows to
-`benchmarks/results/evidence.json` and ends with its content as one line of JSON. Each entry compares a row with
+`benchmarks/results/evidence.json`, draws `evidence.svg` beside it (what equal weights gain against the number of
+labels), and ends with the rows as one line of JSON. Each entry compares a row with
 `finetune`, and a learned one with `static`, on matching seeds: difference, 95 % interval, p of the paired t-test, and
 p by Holm's method over the rows of the group.
 """
@@ -40,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from needle_text import labelled_texts, write_set
+from needle_text import FILES, labelled_texts, write_set
 
 from aang_ray.config import RunConfig, parse_config
 from aang_ray.data.cache import cache_folder
@@ -115,6 +118,8 @@ METHODS: Mapping[str, Any] = {
     "upgrad": {"name": "upgrad"},
     "tapt": {"name": "tapt", "tapt_steps": 150, "batch": 48},
     "dapt": {"name": "dapt", "dapt_steps": 150, "batch": 48},
+    "bert": EVIDENCE,
+    "xyz": EVIDENCE,
     "published": {
         "name": "aang",
         "aux_lr": 0.1,
@@ -129,9 +134,9 @@ METHODS: Mapping[str, Any] = {
 ROWS: Mapping[str, tuple[str, ...]] = {
     "neighbours": ("finetune", "static", "pooled", "halving", "aang", "upgrad", "searched"),
     "junk": ("finetune", "static", "halving", "aang", "upgrad", "searched"),
-    "unlabelled": ("finetune", "tapt", "static-td", "aang-td", "static-in-domain"),
+    "unlabelled": ("finetune", "tapt", "static-td", "aang-td", "static-in-domain", "static-retrieved"),
     "digits": ("finetune", "static", "aang"),
-    "converged": ("finetune", "tapt", "static-td", "aang-td"),
+    "converged": ("finetune", "tapt", "dapt", "bert", "xyz", "static-td", "aang-td", "static-td+ed", "aang-td+ed"),
     "published": ("aang-td", "published-td"),
 }
 TASKS: Mapping[str, tuple[str, ...]] = {
@@ -184,6 +189,23 @@ def junk_sets(seed: int) -> list[str]:
     return [str(folder) for folder in folders]
 
 
+def pool_of_texts() -> str:
+    """Write the pool that is searched for near texts, a passage a line, and return its path."""
+    path = cache_folder() / "evidence-pool.txt"
+    passages = sorted({" ".join(text.split()) for name in FILES for text, _ in labelled_texts(name)})
+    path.write_text("\n".join(passages) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def retrieved_space() -> str:
+    """Return the path of a space of masked tokens of the task's own and of retrieved texts."""
+    block = "{data: [end-task, retrieved], transform: [bert-op], representation: [bidirectional], output: [denoise]}"
+    path = cache_folder() / "evidence-spaces" / "retrieved.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"blocks:\n  - {block}\n", encoding="utf-8")
+    return str(path)
+
+
 def labelled_space(names: Sequence[str]) -> str:
     """Return the path of a space that holds the supervised objectives of labelled sets."""
     text = json.dumps([f"external:{name}" for name in names])
@@ -205,12 +227,16 @@ def settings_of(cell: Cell, data_folder: Path) -> dict[str, Any]:
     rate = cell.rate or (CHOSEN[cell.row] if labelled else 1e-4)
     if cell.claim in ("converged", "published"):
         data |= {"task": str(data_folder / cell.task), "max_tokens": 96, "metric": "macro_f1"}
-        return {**with_rate(ABSTRACTS, rate), "data": data, "space": "td", "n": 6}
+        space = {"bert": "bert", "xyz": "xyz"}.get(cell.row, "td_ed" if cell.row.endswith("-td+ed") else "td")
+        n: int | str = 6 if space in ("td", "td_ed") else "all"
+        return {**with_rate(ABSTRACTS, rate), "data": data, "space": space, "n": n}
     data["max_tokens"] = 40
     if cell.claim == "unlabelled":
-        space = "tapt_dapt" if cell.row == "static-in-domain" else "td"
+        space = {"static-in-domain": "tapt_dapt", "static-retrieved": retrieved_space()}.get(cell.row, "td")
+        if cell.row == "static-retrieved":
+            data["retrieve_from"] = pool_of_texts()
         batch = {"end_task": 16, "auxiliary": 48, "dev": 32}
-        n: int | str = 6 if space == "td" else "all"
+        n = 6 if space == "td" else "all"
         return {**with_rate(SNIPPETS, rate), "data": data, "space": space, "n": n, "batch": batch}
     sets = [name for name in SETS if name != cell.task]
     named = list(sets)
@@ -303,7 +329,7 @@ def records(cells: Iterable[Cell], store: Store, data_folder: Path) -> dict[Cell
 
 # Figures
 
-LEARNED = ("aang", "halving", "searched", "upgrad", "pooled", "aang-td")
+LEARNED = ("aang", "halving", "searched", "upgrad", "pooled", "aang-td", "aang-td+ed")
 """Rows that are compared with equal weights, too."""
 
 
@@ -392,7 +418,7 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         group = {row["row"]: row for row in members}
         added = []
         for name, row in group.items():
-            static = group.get("static-td" if name.endswith("-td") else "static")
+            static = group.get(name.replace("aang", "static") if name.startswith("aang-") else "static")
             added.append(
                 {
                     **row,
@@ -403,7 +429,7 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for key in ("against_finetune", "against_static"):
             tested = [row[key] for row in added if row[key] is not None]
             for comparison, p in zip(tested, holm([one["p"] for one in tested]), strict=True):
-                comparison["p_holm"] = p
+                comparison["p_holm"] = float(f"{p:.2g}")
         report += added
     return report
 
@@ -425,6 +451,38 @@ def table(report: Sequence[Mapping[str, Any]]) -> str:
         cells = [*head, f"{e['test']:.1f}{spread}", *compared, f"{e['tokens']:,}", f"{e['seconds']:.0f}"]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def draw(report: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what equal weights gain over fine-tuning against the number of labels, a line for each task."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["svg.hashsalt"] = "evidence"
+    figure, axis = plt.subplots(figsize=(4.5, 3))
+    for i, task in enumerate(TASKS["neighbours"]):
+        points = {
+            e["labels"]: e["against_finetune"]
+            for e in report
+            if (e["claim"], e["task"], e["row"]) == ("neighbours", task, "static") and e["against_finetune"]
+        }
+        if not points:
+            continue
+        labels = sorted(points)
+        middle, low, high = (np.array([points[k][key] for k in labels]) for key in ("difference", "low", "high"))
+        # The tasks' intervals stand side by side.
+        at = np.array(labels) * 1.04 ** (i - 1)
+        axis.errorbar(at, middle, yerr=(middle - low, high - middle), label=task, marker="o", capsize=3, linewidth=1)
+    axis.axhline(0, color="0.5", linewidth=0.8)
+    axis.set(xscale="log", xlabel="labels of the end task", ylabel="points over fine-tuning")
+    axis.set_xticks(ticks := sorted(label for label in LABELS["neighbours"] if label), [str(label) for label in ticks])
+    axis.minorticks_off()
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 def tuned(store: Store, data_folder: Path, jobs: int, deadline: float) -> None:
@@ -482,6 +540,7 @@ def main() -> None:
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     report = compared(with_earlier(rows_of(records(grid, store, options.data)), earlier))
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    draw(report, RESULTS / "evidence.svg")
     print(table(report))
     print(json.dumps(report))
 

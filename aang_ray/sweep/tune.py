@@ -19,6 +19,7 @@ from signal import Signals
 from types import SimpleNamespace
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
@@ -152,7 +153,8 @@ class Engine:
 
         with (
             StopSignals() as signals,
-            tempfile.TemporaryDirectory(prefix="aang-tune-", ignore_cleanup_errors=True) as folder,
+            # In the folder of our own cluster, which goes away even if this process is ended with Ray.
+            tempfile.TemporaryDirectory(prefix="aang-tune-", dir=self.scratch, ignore_cleanup_errors=True) as folder,
         ):
             stopper = SweepStopper(self.callback, self.progress, tell_trials, signals, self.max_hours)
             tune.Tuner(
@@ -345,7 +347,9 @@ def _last_lines(actor: str | None) -> list[str]:
     if actor is None:
         return ["its process never started"]
     try:
-        return "".join(get_log(actor_id=actor, suffix="err", tail=LOG_LINES)).splitlines()
+        # By the address of this cluster: without one Ray refuses where another instance runs on the machine.
+        address = ray.get_runtime_context().gcs_address
+        return "".join(get_log(address, actor_id=actor, suffix="err", tail=LOG_LINES)).splitlines()
     except (RayStateApiException, OSError, TimeoutError) as error:
         return [f"its log could not be read: {type(error).__name__}: {error}"]
 
