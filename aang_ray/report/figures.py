@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from aang_ray.errors import UserError
-from aang_ray.report.logged import STAGES, Logged, early_and_late, readable
+from aang_ray.report.logged import STAGES, TOP, Logged, early_and_late, often_on_top, readable
 from aang_ray.report.significance import p_text
 from aang_ray.report.table import build_table
 from aang_ray.store import Store
@@ -38,8 +38,6 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "aang",
     "pdf.fonttype": 42,
 }
-TOP, SHOWN = 5, 12
-"""`objectives`: an objective is at the top if it is among the first 5 of a run; at most 12 are shown."""
 
 
 def plot(
@@ -164,9 +162,7 @@ def _objectives(logged: Logged, figure: Figure) -> None:
     for axes, (when, title) in zip(
         panels, {"early": "first 10 % of the steps", "late": "last 50 % of the steps"}.items(), strict=True
     ):
-        rank = means.groupby(["row", "column", "seed"])[when].rank(ascending=False, method="first")
-        counts = means[rank <= TOP].groupby(["objective", "column"]).size().unstack(fill_value=0) / runs
-        counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index[:SHOWN]]
+        counts = often_on_top(means, when)
         left = pd.Series(0.0, counts.index)
         for column, colour in zip(columns, COLOURS, strict=False):
             if column in counts:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from aang_ray.errors import UserError
 from aang_ray.report.select import read_runs
@@ -20,6 +22,8 @@ STAGES = {"λ": "end task (λ)", "D": "data", "T": "transform", "R": "representa
 """What the factors are of, by the letters of the store."""
 EARLY, LATE = 0.1, 0.5
 """Early is the first tenth of the steps, late the last half, as in Figure 5 of the AANG paper."""
+TOP, SHOWN = 5, 12
+"""An objective is at the top if it is among the first 5 of a run; at most 12 are shown."""
 _DISTANCE = "distance2/"
 
 
@@ -82,23 +86,31 @@ class Logged:
 
     def distances(self) -> pd.DataFrame:
         """Return `objective` and `distance`: estimates of the squared distance to the gradient of the end task."""
-
-        def lines(log: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-            for name, value in log["health"].items():
-                if name.startswith(_DISTANCE):
-                    yield {"objective": name.removeprefix(_DISTANCE), "distance": value}
-
-        return self._frame(self.store.weights, lines, ["objective", "distance"])
+        frame = self._map(self.store.weights, "health", "distance")
+        frame = frame[frame["objective"].str.startswith(_DISTANCE)]
+        return frame.assign(objective=frame["objective"].str.removeprefix(_DISTANCE))
 
     def losses(self) -> pd.DataFrame:
         """Return `objective` and `loss`: each objective's own mean training loss since the last evaluation."""
+        frame = self._map(self.store.history, "losses", "loss")
+        return frame[frame["objective"] != "dev"]
 
-        def lines(log: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-            for name, loss in log["losses"].items():
-                if name != "dev":
-                    yield {"objective": name, "loss": loss}
-
-        return self._frame(self.store.history, lines, ["objective", "loss"])
+    def _map(self, read: Callable[[set[str]], pa.Table], column: str, value: str) -> pd.DataFrame:
+        """Return the entries of a column of maps, name by name, without a Python object for each."""
+        places = self.runs.set_index("cell")[["row", "column", "task", "seed", "steps"]]
+        log = read(set(places.index)).select(["cell", "step", column])
+        maps = log.column(column).combine_chunks()
+        ends = maps.offsets.to_numpy()
+        inside = slice(int(ends[0]), int(ends[-1])) if len(ends) else slice(0)
+        frame = log.select(["cell", "step"]).to_pandas()
+        frame = frame.iloc[np.repeat(np.arange(len(frame)), np.diff(ends))].join(places, on="cell")
+        frame = frame.reset_index(drop=True)
+        names, values = (
+            pd.Series(maps.keys[inside].to_pylist(), dtype=str),
+            maps.items[inside].to_numpy(zero_copy_only=False),
+        )
+        frame = frame.assign(part=frame["step"] / frame["steps"], objective=names, **{value: values})
+        return frame[["row", "column", "task", "seed", "step", "part", "objective", value]]
 
     def _frame(
         self,
@@ -170,6 +182,23 @@ def early_and_late(weights: pd.DataFrame) -> pd.DataFrame:
     parts = {"early": early, "late": late}
     means = {name: part.groupby([*run, "objective"])["weight"].mean() for name, part in parts.items()}
     return pd.DataFrame(means).reset_index()
+
+
+def often_on_top(means: pd.DataFrame, when: str) -> pd.DataFrame:
+    """Return in which fraction of the runs an objective is among the first `TOP` by weight (Figure 5 of the AANG paper).
+
+    Args:
+        means: The lines of `early_and_late`.
+        when: `early` or `late`.
+
+    Returns:
+        A line for each of the `SHOWN` objectives that are most often there, a column for each column of the table.
+    """
+    run = ["row", "column", "seed"]
+    rank = means.groupby(run)[when].rank(ascending=False, method="first")
+    counts = means[rank <= TOP].groupby(["objective", "column"]).size().unstack(fill_value=0)
+    counts /= means.groupby(run).ngroups
+    return counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index[:SHOWN]]
 
 
 def readable(objective: str) -> str:

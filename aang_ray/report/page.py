@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 
 from aang_ray.config import RunConfig
 from aang_ray.errors import UserError
-from aang_ray.report.logged import STAGES, Logged, early_and_late, readable
+from aang_ray.report.logged import STAGES, TOP, Logged, early_and_late, often_on_top, readable
 from aang_ray.report.select import flatten
 from aang_ray.report.significance import LEVEL, p_text
 from aang_ray.report.table import build_table
@@ -43,12 +44,13 @@ def build_page(store: Store, metric: str | None = None) -> str:
         raise UserError("the page needs Vega-Lite: pip install 'aang-ray[page]'") from error
     table = build_table(store, metric=metric, tests=True)
     logged = Logged(store, metric=metric)
-    runs, learned = _runs(store), _learned(logged)
+    runs, (learned, top) = _runs(store), _learned(logged)
     found = summary(table)
     data = {
         "entries": [_entry(line) for line in table.to_dict("records")],
         "runs": runs,
         "learned": learned,
+        "top": top,
         "curves": _curves(logged),
         "stages": STAGES,
     }
@@ -121,7 +123,15 @@ def _equals(p: float) -> str:
 def _entry(line: Mapping[Any, Any]) -> dict[str, Any]:
     names = ("column", "row", "label", "metric", "chosen_by", "test_mean", "test_sd", "test_clean_mean", "dev_mean")
     more = ("pairs", "p_value", "p_holm", "difference", "seconds", "tokens", "steps", "group")
-    return {name: line[name] for name in (*names, *more)} | {"seeds": len(line["seeds"])}
+    labels, curve = _labels(str(line["column"]))
+    entry = {name: line[name] for name in (*names, *more)}
+    return entry | {"seeds": len(line["seeds"]), "labels": labels, "curve": curve}
+
+
+def _labels(column: str) -> tuple[int | None, str]:
+    """Return the number of labelled texts that the label of a column tells, and the label without it."""
+    found = re.search(r"(?<= \()(.*, )?train_size=(\d+)(, .*)?(?=\)$)", column)
+    return (int(found[2]), column.replace(f"train_size={found[2]}", "train_size")) if found else (None, column)
 
 
 def _runs(store: Store) -> list[dict[str, Any]]:
@@ -163,14 +173,23 @@ def _runs(store: Store) -> list[dict[str, Any]]:
     return found
 
 
-def _learned(logged: Logged) -> list[dict[str, Any]]:
-    """λ, factors and weights of the rows whose weights move: means and deviations over the seeds."""
+def _learned(logged: Logged) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What the figures of the objectives show of the rows whose weights move: means and deviations over the seeds.
+
+    Returns:
+        λ, factors, weights, losses and distances of each place; and what is often at the top in all of them.
+    """
     factors, means = logged.factors(), early_and_late(logged.weights())
-    found = []
+    losses, distances = logged.losses(), logged.distances()
+    found, several = [], []
     for (row, column), part in means.groupby(["row", "column"]):
         if part["objective"].nunique() < 2 or not part["late"].max() - part["late"].min() > 1e-6:
             continue
-        own = factors[(factors["row"] == row) & (factors["column"] == column)]
+        own, loss, distance = (
+            frame[(frame["row"] == row) & (frame["column"] == column)] for frame in (factors, losses, distances)
+        )
+        if part["objective"].nunique() > TOP:
+            several.append(part)
         steps = own.groupby(["stage", "name", "step"])["value"].agg(["mean", "std"]).fillna(0.0).reset_index()
         late = part.groupby("objective")[["early", "late"]].mean().sort_values("late", ascending=False)
         found.append(
@@ -183,9 +202,57 @@ def _learned(logged: Logged) -> list[dict[str, Any]]:
                     [readable(str(k)), _short(v[0]), _short(v[1])]
                     for k, v in zip(late.index, late.to_numpy(), strict=True)
                 ],
+                "space": [
+                    [*stages, _short(weight * len(late))]
+                    for stages, weight in zip(_stages(late.index), late["late"], strict=True)
+                    if stages
+                ],
+                "losses": _losses(loss),
+                "distances": [
+                    [readable(str(name)), _short(line["mean"]), _short(line["std"])]
+                    for name, line in _over_seeds(distance).iterrows()
+                ],
             }
         )
-    return found
+    top = {
+        when: [
+            [readable(str(name)), column, _short(value)]
+            for name, line in often_on_top(pd.concat(several), when).iterrows()
+            for column, value in line.items()
+            if value
+        ]
+        for when in (("early", "late") if several else ())
+    }
+    return found, top
+
+
+def _stages(objectives: Sequence[str]) -> list[list[str]]:
+    """Return output, transform and representation of objectives; the output names the data where there are several."""
+    split = [name.split("/") for name in objectives]
+    several = len({parts[0] for parts in split if len(parts) == len(STAGES) - 1}) > 1
+    return [
+        [f"{parts[0]}: {parts[3]}" if several else parts[3], parts[1], parts[2]] if len(parts) == 4 else []
+        for parts in split
+    ]
+
+
+def _losses(losses: pd.DataFrame) -> list[list[Any]]:
+    """Output, transform, representation, step and mean loss over the seeds of the auxiliary objectives."""
+    losses = losses[losses["objective"].str.count("/") == 3]
+    steps = sorted(losses["step"].unique())
+    kept = losses[losses["step"].isin(steps[:: -(math.ceil(len(steps) / _POINTS) or 1)])]
+    means = kept.groupby(["objective", "step"])["loss"].mean().reset_index()
+    stages = _stages(means["objective"].tolist())
+    return [
+        [*names, int(step), _short(loss)]
+        for names, step, loss in zip(stages, means["step"], means["loss"], strict=True)
+    ]
+
+
+def _over_seeds(distances: pd.DataFrame) -> pd.DataFrame:
+    """Mean over the steps, then mean and deviation over the seeds, of each objective; the closest first."""
+    runs = distances.groupby(["objective", "seed"])["distance"].mean()
+    return runs.groupby("objective").agg(["mean", "std"]).sort_values("mean")
 
 
 def _curves(logged: Logged) -> list[list[Any]]:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from tests.report.conftest import write_cell
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "<script>document.title='hit'</script><img src=x onerror=\"document.title='hit'\">"
-NAMES = [f"end-task/{t}/{r}/denoise" for t in ("mask", "no-op") for r in ("bidirectional", "left-to-right")]
+STAGES = {"T": ("mask", "no-op"), "R": ("bidirectional", "left-to-right"), "O": ("denoise", "end-task")}
+NAMES = ["/".join(("end-task", *choices)) for choices in product(*STAGES.values())]
 
 pytestmark = [
     pytest.mark.integration,
@@ -37,9 +39,11 @@ def fill(folder: Path, runs: int = 3) -> Store:
     scores = Scores(0.7, 0.6, 10, {HOSTILE: 5, "b": 5}, 0.5)
     for cell in plain.done():
         record = plain.record(cell)
-        history = tuple(HistoryRow(s, scores, {"end-task": 1.0}, 1.0, s, s, "train") for s in range(10, 60, 10))
+        losses = {"end-task": 1.0, **dict.fromkeys(NAMES, 2.0)}
+        history = tuple(HistoryRow(s, scores, losses, 1.0, s, s, "train") for s in range(10, 60, 10))
+        health = {f"distance2/{name}": 1.0 + i for i, name in enumerate(NAMES)}
         rows = tuple(
-            WeightRow(s, 0.5, dict.fromkeys(NAMES, 0.25), {"A": {n: s * i / 100 for i, n in enumerate(NAMES)}}, {})
+            WeightRow(s, 0.5, dict.fromkeys(NAMES, 0.25), {"A": {n: s * i / 100 for i, n in enumerate(NAMES)}}, health)
             for s in range(10, 60, 10)
         )
         rows = tuple(
@@ -50,7 +54,7 @@ def fill(folder: Path, runs: int = 3) -> Store:
                     "D": {"end-task": 0.0},
                     "T": {"mask": row.step / 50, "no-op": 0.0},
                     "R": {"bidirectional": 0.0, "left-to-right": 0.1},
-                    "O": {"denoise": 0.0},
+                    "O": {"denoise": 0.0, "end-task": 0.0},
                 },
             )
             for row in rows
@@ -142,6 +146,18 @@ def test_captions_stay_in_view(page: Any) -> None:
 def test_every_line_has_its_name(page: Any) -> None:
     drawn = page.locator("#learned figure", has_text="Factors of the transform").locator("svg")
     assert {"mask", "no-op"} <= set(drawn.locator("text").all_text_contents())
+
+
+def test_every_figure_is_there(page: Any) -> None:
+    page.wait_for_function("[...document.querySelectorAll('figure')].every(one => one.querySelector('svg'))")
+    shown = page.locator("figure:has(svg) figcaption").all_inner_texts()
+    for start in (
+        *("Test score on", "What a run costs on", "Mean dev score on", "Early (first 10 %", "Late (last 50 %"),
+        *("Factors of the transform", "Mean weight of the 8 objectives"),
+        *("Late weight of the objectives with output denoise", "Training loss of the objectives with output end-task"),
+        "Squared distance of the gradient of each objective",
+    ):
+        assert any(caption.startswith(start) for caption in shown), start
 
 
 def test_the_reading_is_in_words(page: Any) -> None:
