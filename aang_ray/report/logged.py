@@ -110,7 +110,8 @@ class Logged:
             maps.items[inside].to_numpy(zero_copy_only=False),
         )
         frame = frame.assign(part=frame["step"] / frame["steps"], objective=names, **{value: values})
-        return frame[["row", "column", "task", "seed", "step", "part", "objective", value]]
+        tidy: pd.DataFrame = frame[["row", "column", "task", "seed", "step", "part", "objective", value]]
+        return tidy
 
     def _frame(
         self,
@@ -185,7 +186,7 @@ def early_and_late(weights: pd.DataFrame) -> pd.DataFrame:
 
 
 def often_on_top(means: pd.DataFrame, when: str) -> pd.DataFrame:
-    """Return in which fraction of the runs an objective is among the first `TOP` by weight (Figure 5 of the AANG paper).
+    """Return in which fraction of the runs an objective is among the first `TOP` by weight (the paper's Figure 5).
 
     Args:
         means: The lines of `early_and_late`.

@@ -204,7 +204,7 @@ def _learned(logged: Logged) -> tuple[list[dict[str, Any]], dict[str, Any]]:
                 ],
                 "space": [
                     [*stages, _short(weight * len(late))]
-                    for stages, weight in zip(_stages(late.index), late["late"], strict=True)
+                    for stages, weight in zip(_stages(late.index.tolist()), late["late"], strict=True)
                     if stages
                 ],
                 "losses": _losses(loss),
