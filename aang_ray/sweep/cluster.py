@@ -7,6 +7,7 @@ only file of the sweep that uses Ray's private modules.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -23,7 +24,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import psutil
 
@@ -60,6 +61,9 @@ AUTOSCALER_STARTS_SECONDS = 20.0
 
 VERDICT_SECONDS = 45.0
 """How long to wait for the autoscaler's answer; it looks at demands every five seconds."""
+
+HELD = "driver.lock"
+"""File in the folder of a cluster of our own that its driver has locked."""
 
 DEATH_SECONDS = 0.5
 """Time between two looks whether our own cluster lives."""
@@ -117,13 +121,16 @@ def ray_cluster() -> Iterator[Path | None]:
         raise Interrupted(STOPPED)
 
     scratch: Path | None = None
+    held: IO[str] | None = None
     options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
     main = threading.current_thread() is threading.main_thread()
     try:
         if own_cluster():
             usual = tempfile.gettempdir()
             short = usual if len(usual) <= LONGEST_TEMP or not Path("/tmp").is_dir() else "/tmp"
+            remove_left_folders(Path(short))
             scratch = Path(tempfile.mkdtemp(prefix="aang-", dir=short))
+            held = hold_folder(scratch)
             options |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
             options |= {"object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(scratch)}
         before = signal.signal(signal.SIGTERM, stop) if main else None
@@ -142,6 +149,29 @@ def ray_cluster() -> Iterator[Path | None]:
         ray.shutdown()
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+        if held is not None:
+            held.close()
+
+
+def hold_folder(folder: Path) -> IO[str]:
+    """Lock a cluster's folder as long as this process lives or until the returned file is closed.
+
+    The kernel gives a lock back however a process ends. A process number would say nothing to another container.
+    """
+    draft = folder / f"{HELD}.new"
+    stream = draft.open("w")
+    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    draft.rename(folder / HELD)  # nobody sees the file before it is locked
+    return stream
+
+
+def remove_left_folders(root: Path) -> None:
+    """Remove the folders of clusters whose driver was killed, which could not remove them."""
+    for file in root.glob(f"aang-*/{HELD}"):
+        with suppress(OSError):  # another user's, or one that goes away or is locked
+            with file.open("r+") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(file.parent, ignore_errors=True)
 
 
 def _connect(**options: Any) -> None:
