@@ -20,10 +20,10 @@ ARGUMENTS = $(if $(TASK),--task "$(TASK)") $(if $(METRIC),--metric "$(METRIC)") 
 
 # Where figures and the page go: into the store, if that is a folder.
 PICTURES = $(if $(findstring ://,$(STORE)),.,$(STORE))
-# There may be no learned weights.
+# There may be no learned weights; `aang plot` says so, and the page is made all the same.
 define DRAW
 @.venv/bin/aang plot bars "$(STORE)" -o "$(PICTURES)/bars.png"
-@.venv/bin/aang plot weights "$(STORE)" -o "$(PICTURES)/weights.png" 2> /dev/null || true
+@.venv/bin/aang plot weights "$(STORE)" -o "$(PICTURES)/weights.png" || true
 @.venv/bin/aang report "$(STORE)" -o "$(PICTURES)/report.html"
 endef
 

@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from default_search import EVIDENCE
 from needle_text import FILES, labelled_texts, write_set
 
 from aang_ray.config import RunConfig, parse_config
@@ -68,15 +69,6 @@ CHOSEN: Mapping[str, float] = {
 """The body's learning rate of every row with labelled sets, as `--tune` chose it; those of static multitask also serve
 `searched` and `halving`, which end with it. All other rows: 1e-4."""
 
-EVIDENCE = {
-    "name": "aang",
-    "update": "evidence",
-    "dev_head": "live",
-    "dev_calibration": True,
-    "dev_memory": 0.95,
-    "aux_lr": 1.0,
-    "sopt_lr": 0.1,
-}
 SETS = ("movie", "tweets", "amazon", "nyt")
 JUNK = 8
 JUNK_TEXTS = 500

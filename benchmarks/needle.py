@@ -34,6 +34,7 @@ from typing import Any
 
 import needle_digits
 import numpy as np
+from default_search import EVIDENCE
 from needle_text import write_text_sets
 from scipy.stats import spearmanr, ttest_rel
 
@@ -78,16 +79,6 @@ PUBLISHED = {
     "dev_memory": 0.0,
 }
 """AANG as in the paper, with the larger of its two rates for the factors."""
-EVIDENCE = {
-    "name": "aang",
-    "aux_lr": 1.0,
-    "sopt_lr": 0.1,
-    "update": "evidence",
-    "dev_head": "live",
-    "dev_calibration": True,
-    "dev_memory": 0.95,
-}
-"""AANG with weights that move on evidence only."""
 ROWS: Mapping[str, dict[str, Any]] = {
     "halving": {"name": "halving", "batch": 48},
     "evidence": EVIDENCE,

@@ -7,7 +7,6 @@ only file of the sweep that uses Ray's private modules.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -30,6 +29,7 @@ import psutil
 
 from aang_ray.errors import RunFailure, UserError
 from aang_ray.sweep.plan import Need, amounts, duration
+from aang_ray.sweep.scratch import hold_folder, remove_left_folders
 from aang_ray.train.control import Interrupted
 
 SETTINGS = {
@@ -61,9 +61,6 @@ AUTOSCALER_STARTS_SECONDS = 20.0
 
 VERDICT_SECONDS = 45.0
 """How long to wait for the autoscaler's answer; it looks at demands every five seconds."""
-
-HELD = "driver.lock"
-"""File in the folder of a cluster of our own that its driver has locked."""
 
 DEATH_SECONDS = 0.5
 """Time between two looks whether our own cluster lives."""
@@ -151,27 +148,6 @@ def ray_cluster() -> Iterator[Path | None]:
             shutil.rmtree(scratch, ignore_errors=True)
         if held is not None:
             held.close()
-
-
-def hold_folder(folder: Path) -> IO[str]:
-    """Lock a cluster's folder as long as this process lives or until the returned file is closed.
-
-    The kernel gives a lock back however a process ends. A process number would say nothing to another container.
-    """
-    draft = folder / f"{HELD}.new"
-    stream = draft.open("w")
-    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    draft.rename(folder / HELD)  # nobody sees the file before it is locked
-    return stream
-
-
-def remove_left_folders(root: Path) -> None:
-    """Remove the folders of clusters whose driver was killed, which could not remove them."""
-    for file in root.glob(f"aang-*/{HELD}"):
-        with suppress(OSError):  # another user's, or one that goes away or is locked
-            with file.open("r+") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(file.parent, ignore_errors=True)
 
 
 def _connect(**options: Any) -> None:

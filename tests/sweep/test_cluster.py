@@ -221,24 +221,3 @@ def test_the_process_ends_soon_after_its_ray(victim: int, tmp_path: Path) -> Non
     assert (process.returncode, errors) == (1, f"error: {module.RAY_ENDED}\n")
     assert alive == pids[-1:]
     assert not scratch.exists()
-
-
-def test_folders_of_killed_drivers_are_removed(tmp_path: Path) -> None:
-    alive, dead, other = (tmp_path / name for name in ("aang-alive", "aang-dead", "aang-other"))
-    for folder in (alive, dead, other):
-        (folder / "session").mkdir(parents=True)
-    held = module.hold_folder(alive)
-    code = "import pathlib, sys, time\nfrom aang_ray.sweep.cluster import hold_folder\n"
-    code += "held = hold_folder(pathlib.Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(60)"
-    driver = subprocess.Popen([sys.executable, "-c", code, str(dead)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert driver.stdout is not None
-        assert driver.stdout.readline() == "held\n"
-        module.remove_left_folders(tmp_path)
-        assert {folder.name for folder in tmp_path.iterdir()} == {"aang-alive", "aang-dead", "aang-other"}
-    finally:
-        driver.kill()
-        driver.wait()
-    module.remove_left_folders(tmp_path)
-    assert {folder.name for folder in tmp_path.iterdir()} == {"aang-alive", "aang-other"}
-    held.close()
